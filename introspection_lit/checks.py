@@ -1,0 +1,186 @@
+"""Finds everything that is wrong with a configuration before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from introspection_lit.contexts import shared_messages
+from introspection_lit.conversations import repeated_questions
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.model import SAFE_PRECISIONS, BaseModel, Lora
+from introspection_lit.steering import BAND_NAMES, check_band, named_band
+from introspection_lit.trials import SOURCES
+
+if TYPE_CHECKING:
+    from introspection_lit.contexts import Context
+
+T = TypeVar("T")
+Band = tuple[int, int]
+
+
+class Problems:
+    """Collects problems, so that a user sees them all at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, problems: Iterable[str | None]) -> None:
+        """Add those that are not None."""
+        self.found += [problem for problem in problems if problem is not None]
+
+    def attempt(self, action: Callable[..., T], *args: Any) -> T | None:  # noqa: ANN401
+        """Run something that may raise; its problems are added and None comes back."""
+        try:
+            return action(*args)
+        except ConfigurationError as error:
+            self.found += error.problems
+        except ValueError as error:
+            self.found.append(str(error))
+        return None
+
+    def raise_if_any(self) -> None:
+        """Raise them all.
+
+        Raises:
+            ConfigurationError: There is at least one.
+        """
+        if self.found:
+            raise ConfigurationError(self.found)
+
+
+def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int) -> tuple[Band, ...]:
+    """Turn the bands of a configuration into layer numbers.
+
+    Args:
+        bands: ``early``, ``middle``, ``late``, ``all``, or [first, last], both inclusive.
+        n_layers: Decoder layers of the model.
+
+    Raises:
+        ConfigurationError: A band is no band, outside the model, or cannot reach the cache.
+    """
+    problems = [] if bands else ["data.bands: got none. Expected at least one, such as 'middle' or [21, 42]."]
+    resolved = []
+    for band in bands:
+        if isinstance(band, str):
+            if band not in BAND_NAMES:
+                problems.append(f"data.bands: got {band!r}. Expected one of {', '.join(BAND_NAMES)}, or [first, last].")
+                continue
+            if n_layers < 4:
+                problems.append(f"data.bands: {band!r} needs a model of at least 4 layers; it has {n_layers}.")
+                continue
+            resolved.append(named_band(band, n_layers))
+        elif len(band) != 2:
+            problems.append(f"data.bands: got {list(band)}. Expected [first, last], both inclusive.")
+        else:
+            first_last = (int(band[0]), int(band[1]))
+            problem = check_band(first_last, n_layers)
+            if problem:
+                problems.append(f"data.bands: {problem}")
+            resolved.append(first_last)
+    if problems:
+        raise ConfigurationError(problems)
+    return tuple(resolved)
+
+
+def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
+    """Check a range of strengths: 0 < lowest <= highest."""
+    low, high = strengths
+    if not 0 < low <= high < float("inf"):
+        return [
+            f"data.{option}: got {[low, high]}. Expected [lowest, highest] with 0 < lowest <= highest: a strength of "
+            "zero is a clean trial with the wrong label."
+        ]
+    return []
+
+
+def count_problems(counts: dict[str, int], sizes: dict[str, int], test_trials: dict[str, int]) -> list[str]:
+    """Check the numbers of vectors, trials and rows.
+
+    Args:
+        counts: Numbers that must be at least 1, by option.
+        sizes: Numbers of trials or rows that must be even and at least 2, by option.
+        test_trials: Trials by test set.
+    """
+    problems = [
+        f"data.{option}: got {count}. Expected at least 1." for option, count in counts.items() if count < 1
+    ]
+    problems += [
+        f"data.{option}: got {size}. Expected an even number, at least 2: half of every batch is steered."
+        for option, size in sizes.items()
+        if size < 2 or size % 2
+    ]
+    problems += [
+        f"data.test_trials: {name!r} is no test set. Expected some of: {', '.join(list(SOURCES)[2:])}."
+        for name in test_trials
+        if name not in SOURCES or name in ("train", "validation")
+    ]
+    return problems
+
+
+def split_problems(splits: dict[str, list[Context]], needed: Iterable[str]) -> list[str]:
+    """Check that no text is shared by two splits and that none that is needed is empty.
+
+    Args:
+        splits: Contexts by split.
+        needed: The context splits that trials will be drawn from.
+    """
+    problems = [
+        f"data.contexts: the user message {user[:60]!r} is in more than one split: what is tested has been trained on."
+        for user in shared_messages(splits)[:5]
+    ]
+    sizes = ", ".join(f"{name} {len(contexts)}" for name, contexts in splits.items())
+    for name in sorted(set(needed)):
+        if not splits[name]:
+            hint = "Name some kinds in data.test_kinds." if name == "newkinds" else "Give more contexts of each kind."
+            problems.append(f"data.contexts: no context is left for {name!r} (there are: {sizes}). {hint}")
+    return problems
+
+
+def question_problems(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
+    """Check that there are questions, and that held-out ones are not trained on."""
+    problems = [] if train else ["data.questions: got none. Expected at least one question."]
+    return problems + [
+        f"data.heldout_questions: {question!r} is in data.questions too: what is tested has been trained on."
+        for question in repeated_questions(train, heldout)
+    ]
+
+
+def precision_problems(base: BaseModel, precision: str) -> list[str]:
+    """Check that the trainer's precision leaves packed NF4 bytes alone.
+
+    Args:
+        base: The model.
+        precision: The trainer's, such as ``bf16-mixed``.
+    """
+    if base.quantization != "nf4" or base.quant_storage == "uint8":
+        return []
+    safe = SAFE_PRECISIONS[base.quant_storage]
+    if precision in safe:
+        return []
+    return [
+        f"base.quant_storage: {base.quant_storage!r} with trainer.precision {precision!r} would cast the packed NF4 bytes "
+        f"and destroy the weights. Expected trainer.precision {' or '.join(safe)}, or base.quant_storage 'uint8'."
+    ]
+
+
+def lora_problems(lora: Lora, n_layers: int) -> list[str]:
+    """Check the adapter's settings against the model."""
+    problems = []
+    if lora.r < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
+        problems.append(
+            f"model.lora: got r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}. Expected r >= 1, alpha > 0 and "
+            "0 <= dropout < 1."
+        )
+    outside = [layer for layer in lora.layers if not 0 <= layer < n_layers]
+    if outside:
+        problems.append(f"model.lora.layers: {outside} are outside the model's layers 0..{n_layers - 1}.")
+    return problems
+
+
+def checkpoint_problems(path: str | Path | None) -> list[str]:
+    """Check that a checkpoint exists, if one is to be loaded."""
+    if path is None or "://" in str(path) or Path(path).is_file():
+        return []
+    return [f"ckpt_path: no such file: {path}. Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt."]

@@ -1,0 +1,82 @@
+"""The command line: LightningCLI around the module and the data module."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from introspection_lit.callbacks import AdapterExport, LogOddsFigure, PredictionWriter, ResultsWriter, TrialsPerSecond
+from introspection_lit.data import IntrospectionDataModule
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.module import IntrospectionModule
+
+
+class IntrospectionCLI(LightningCLI):
+    """LightningCLI with the project's callbacks, and a test right after ``fit`` on request."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the checkpoint callback as an option of its own, and ``--test_after_fit``."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "validation/selection",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best-step{step}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=False, help="Test the best checkpoint when fit is done (fit only)."
+        )
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, if asked to."""
+        if self._get(self.config, "test_after_fit"):
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+
+
+def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
+    """Run ``python -m introspection_lit``.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+
+    Returns:
+        The CLI after its subcommand has run, with ``trainer``, ``model`` and ``datamodule``.
+
+    Raises:
+        SystemExit: 2, with the problems on stderr, if the configuration cannot work.
+    """
+    try:
+        return IntrospectionCLI(
+            IntrospectionModule,
+            IntrospectionDataModule,
+            seed_everything_default=0,
+            trainer_defaults={
+                "gradient_clip_val": 1.0,
+                "callbacks": [
+                    RichProgressBar(),
+                    LearningRateMonitor("step"),
+                    TrialsPerSecond(),
+                    LogOddsFigure(),
+                    AdapterExport(),
+                    ResultsWriter(),
+                    PredictionWriter(),
+                ],
+                "logger": {
+                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                    "init_args": {"save_dir": "lightning_logs", "name": "default", "default_hp_metric": False},
+                },
+                "use_distributed_sampler": False,
+            },
+            auto_configure_optimizers=False,
+            parser_kwargs={"parser_mode": "yaml"},
+            args=args,
+        )
+    except ConfigurationError as error:
+        sys.stderr.write(f"error: the configuration cannot work. {error}\n")
+        raise SystemExit(2) from error

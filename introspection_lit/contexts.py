@@ -1,0 +1,208 @@
+"""Contexts: the first turns that get steered, their kinds, and how they are split.
+
+A context is one user message and one assistant reply. Contexts come in *kinds* (chat, Python, French, ...), because an
+adapter trained on one kind of text takes any other kind for steering. Every split has contexts of its own, and the
+split ``newkinds`` has kinds of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.seeds import generator
+
+BUILTIN = "builtin"
+# The share of the contexts of each trained kind that goes to each split.
+SHARES = {"train": 0.6, "validation": 0.1, "seen": 0.1, "heldout": 0.1, "concept": 0.1}
+
+
+@dataclass(frozen=True)
+class Context:
+    """Turn 1 of a conversation.
+
+    Attributes:
+        kind: What sort of text it is, such as ``python`` or ``french``.
+        user: The user's message.
+        assistant: The assistant's reply.
+    """
+
+    kind: str
+    user: str
+    assistant: str
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of the text, blind to case and white space: equal keys are the same context."""
+        return fingerprint(self.user, self.assistant)
+
+
+def fingerprint(*texts: str) -> str:
+    """Hash texts after folding case and white space, as 16 hexadecimal digits."""
+    folded = "\0".join(" ".join(text.casefold().split()) for text in texts)
+    return hashlib.sha256(folded.encode()).hexdigest()[:16]
+
+
+def load_contexts(source: str) -> list[Context]:
+    """Load contexts.
+
+    Args:
+        source: ``builtin`` for the set that comes with the package; a ``.jsonl`` file; or ``hub:NAME``, a data set's name
+            on the Hugging Face hub (or a local folder of one), optionally ``hub:NAME:SPLIT``. A row has ``user`` and
+            ``assistant``, or ``messages`` (role and content; the first user message and the reply to it are taken), and
+            may have ``kind``; without one its kind is ``unlabelled``.
+
+    Returns:
+        The contexts in the order of the source, exact repeats dropped.
+
+    Raises:
+        ConfigurationError: The file does not exist, is empty, or has a row that is not a context; all bad rows are named.
+    """
+    rows: Iterable[tuple[str, Any]]
+    if source.startswith("hub:"):
+        rows = _hub_rows(source.removeprefix("hub:"))
+    elif source == BUILTIN:
+        rows = _jsonl_rows((files("introspection_lit") / "assets" / "contexts.jsonl").read_text(encoding="utf-8"), BUILTIN)
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(
+                [f"data.contexts: no such file: {source}. Expected 'builtin', a .jsonl file, or 'hub:NAME'."]
+            )
+        try:
+            rows = _jsonl_rows(path.read_text(encoding="utf-8"), source)
+        except UnicodeDecodeError as error:
+            raise ConfigurationError([f"data.contexts: {source} is not UTF-8 text ({error})."]) from error
+    contexts: dict[str, Context] = {}
+    problems = []
+    for place, row in rows:
+        context = _as_context(row)
+        if isinstance(context, str):
+            problems.append(f"data.contexts: {place}: {context}")
+        else:
+            contexts.setdefault(context.key, context)
+    if not contexts and not problems:
+        problems.append(f"data.contexts: {source} holds no context.")
+    if len(problems) > 10:
+        problems = [*problems[:10], f"data.contexts: and {len(problems) - 10} more bad rows in {source}."]
+    if problems:
+        raise ConfigurationError(problems)
+    return list(contexts.values())
+
+
+def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"{name}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                yield f"{name}, line {number}", f"not JSON ({error})"
+
+
+def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigurationError(
+            [f"data.contexts: 'hub:{name}' needs the datasets package: pip install 'introspection_lit[hub]'."]
+        ) from error
+    name, _, split = name.partition(":")
+    try:
+        rows = load_dataset(name, split=split or "train")
+    except Exception as error:
+        raise ConfigurationError([f"data.contexts: the data set {name!r} could not be loaded: {error}"]) from error
+    return ((f"hub:{name}, row {index}", row) for index, row in enumerate(rows))
+
+
+def _as_context(row: Any) -> Context | str:  # noqa: ANN401 - a row is whatever the file holds
+    """Read a row as a context, or say why it is not one."""
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, dict):
+        return f"expected an object, got {type(row).__name__}."
+    fields = dict(row)
+    messages = fields.get("messages")
+    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        turns = [message for message in messages if message.get("role") != "system"][:2]
+        fields |= {str(turn.get("role")): turn.get("content") for turn in turns}
+    kind = fields.get("kind", "unlabelled")
+    user, assistant = fields.get("user"), fields.get("assistant")
+    if not all(isinstance(text, str) and text.strip() for text in (kind, user, assistant)):
+        return "expected non-empty strings 'user' and 'assistant' (or 'messages'), and 'kind' if given."
+    return Context(kind, user, assistant)
+
+
+def split_contexts(
+    contexts: Sequence[Context], seed: int, validation_kinds: Sequence[str], test_kinds: Sequence[str]
+) -> dict[str, list[Context]]:
+    """Deal the contexts out to the splits.
+
+    Kinds in ``test_kinds`` go to ``newkinds`` as a whole and kinds in ``validation_kinds`` to ``validation``; of every
+    other kind each split gets the share in ``SHARES``. Contexts with the same user message stay together; if kinds share
+    a user message, the alphabetically first kind keeps it and the others lose it.
+
+    Args:
+        contexts: All contexts.
+        seed: Decides who goes where; the order of ``contexts`` does not matter.
+        validation_kinds: Kinds kept for validation, so that the threshold is set on text unlike the training text too.
+        test_kinds: Kinds that neither training nor validation sees.
+
+    Returns:
+        Contexts by split: ``train``, ``validation``, ``seen``, ``heldout``, ``concept``, ``newkinds``.
+
+    Raises:
+        ConfigurationError: A kind is named that does not exist, or is named twice.
+    """
+    by_kind: dict[str, dict[str, list[Context]]] = defaultdict(lambda: defaultdict(list))
+    owner: dict[str, str] = {}
+    for context in sorted(contexts, key=lambda context: (context.kind, context.key)):
+        message = fingerprint(context.user)
+        if owner.setdefault(message, context.kind) == context.kind:
+            by_kind[context.kind][message].append(context)
+    problems = [
+        f"data.{option}: no context is of kind {kind!r}. Kinds there are: {', '.join(sorted(by_kind))}."
+        for option, kinds in (("validation_kinds", validation_kinds), ("test_kinds", test_kinds))
+        for kind in kinds
+        if kind not in by_kind
+    ]
+    problems += [
+        f"data.test_kinds: {kind!r} is in validation_kinds too. A kind can be held out for one of them only."
+        for kind in sorted(set(validation_kinds) & set(test_kinds))
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+
+    splits: dict[str, list[Context]] = {name: [] for name in (*SHARES, "newkinds")}
+    for kind in sorted(by_kind):
+        groups = [by_kind[kind][key] for key in sorted(by_kind[kind])]
+        generator(seed, "contexts", kind).shuffle(groups)
+        if kind in test_kinds:
+            parts = {"newkinds": groups}
+        elif kind in validation_kinds:
+            parts = {"validation": groups}
+        else:
+            edges = np.round(np.cumsum([0, *SHARES.values()]) * len(groups)).astype(int)
+            parts = {name: groups[edges[i] : edges[i + 1]] for i, name in enumerate(SHARES)}
+        for name, members in parts.items():
+            splits[name] += [context for group in members for context in group]
+    return splits
+
+
+def shared_messages(splits: dict[str, list[Context]]) -> list[str]:
+    """List the user messages that more than one split holds: each is a leak."""
+    owners: Counter[str] = Counter()
+    text = {}
+    for contexts in splits.values():
+        for key, user in {fingerprint(context.user): context.user for context in contexts}.items():
+            owners[key] += 1
+            text[key] = user
+    return [text[key] for key, count in owners.items() if count > 1]

@@ -1,0 +1,109 @@
+"""Writes the adapter as a plain PEFT folder, with one JSON of ours and a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from introspection_lit.data import IntrospectionDataModule
+    from introspection_lit.module import IntrospectionModule
+
+DESCRIPTION = "introspection.json"
+
+CARD = """---
+base_model: {base_model}
+library_name: peft
+tags: [introspection, activation-steering, lora]
+---
+
+# An adapter that notices steering
+
+A LoRA adapter for `{base_model}` that answers whether the model's activations were steered while it read the first turn
+of a conversation. The first turn is processed by the clean base model, possibly with a direction added to its residual
+stream; the adapter only reads the KV cache that this leaves behind.
+
+- Question: "{question}" Answers: {answers}, after the assistant has begun with "{answer_prefix}".
+- Score: logit({yes}) - logit({no}). Steered if above {threshold:.4f}, the threshold chosen on validation data.
+- Trained on {train_vectors} random directions, bands {bands}, strengths {strengths} ({strength_unit}).
+- Validation AUROC {auroc:.4f} at step {step}. Tests: see `results.json` of the run, if there is one.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base_model}")
+model = PeftModel.from_pretrained(base, "this/folder")
+# Fill the cache with `model.disable_adapter()`; ask the question with the adapter on.
+```
+
+It was trained to answer one question and has not been tested for anything else: do not use it as a chat model.
+Everything that defines it is in `{description}`.
+"""
+
+
+def export_adapter(
+    folder: Path, module: IntrospectionModule, data: IntrospectionDataModule, checkpoint: dict[str, Any], auroc: float
+) -> None:
+    """Write an adapter folder that ``PeftModel.from_pretrained`` loads on its own.
+
+    The folder appears complete or not at all; an older one of the same name is replaced.
+
+    Args:
+        folder: Where to.
+        module: The module that was trained.
+        data: The data module it was trained on.
+        checkpoint: The checkpoint whose adapter is exported, as loaded from disk.
+        auroc: Its validation AUROC.
+    """
+    band_numbers = [list(band) for band in data.splits["train"].plan.bands]
+    description = {
+        "format": "introspection_lit/adapter/1",
+        **module.identity(),
+        "quantization": module.base.quantization,
+        "question": data.questions["train"],
+        "answers": list(data.phrasing.answers),
+        "answer_prefix": data.phrasing.answer_prefix,
+        "system_prompt": data.phrasing.system,
+        "threshold": checkpoint["introspection"]["threshold"],
+        "prefill_adapter": data.prefill_adapter,
+        "bands": band_numbers,
+        "strengths": list(data.strengths),
+        "strength_unit": data.strength_unit,
+        "train_vectors": data.vector_counts["train"],
+        "seed": data.seed,
+        "step": checkpoint["global_step"],
+        "validation_auroc": auroc,
+        "trained_on": data.state_dict(),
+    }
+    card = CARD.format(
+        **description | {"question": description["question"][0]},
+        yes=data.phrasing.answers[0],
+        no=data.phrasing.answers[1],
+        auroc=auroc,
+        description=DESCRIPTION,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+        module.model.save_pretrained(str(unfinished), state_dict=weights)
+        (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        unfinished.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without running anything that it contains."""
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint

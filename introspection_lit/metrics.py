@@ -1,0 +1,171 @@
+"""Detection metrics: pure functions of scores and labels, and the torchmetrics class that gathers them.
+
+Scores are log-odds; a trial counts as "steered" when its score is above the threshold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scipy.stats import binomtest, norm
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc, binary_roc
+from torchmetrics.utilities import dim_zero_cat
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Replace scores by their ranks scaled to [0, 1], ties kept.
+
+    torchmetrics squeezes scores outside [0, 1] through a sigmoid, which makes large log-odds equal; ranks order them
+    exactly.
+    """
+    _, inverse = torch.unique(scores.double(), return_inverse=True)
+    return inverse.double() / max(int(inverse.max()), 1)
+
+
+def auroc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve: how often a steered trial outscores a clean one. Chance .5, best 1; nan without both."""
+    if labels.all() or not labels.any():
+        return float("nan")
+    return float(binary_auroc(ranks(scores), labels.long()))
+
+
+def rate(decisions: Tensor) -> float:
+    """The share of decisions that are "steered", in [0, 1]; nan of none."""
+    return float(decisions.double().mean()) if len(decisions) else float("nan")
+
+
+def tpr_at_fpr(scores: Tensor, labels: Tensor, fpr: float = 0.01) -> float:
+    """The largest TPR of any threshold whose FPR is at most ``fpr``. Best 1; at chance it equals ``fpr``.
+
+    With n clean trials an FPR below 1/n only allows none of them to be called steered.
+    """
+    if labels.all() or not labels.any():
+        return float("nan")
+    false, true, _ = binary_roc(ranks(scores), labels.long())
+    return float(true[false <= fpr].max())
+
+
+def dprime(hits: int, n_steered: int, false_alarms: int, n_clean: int) -> float:
+    """Sensitivity d' = z(TPR) - z(FPR) with the log-linear correction.
+
+    Adds .5 to each count and 1 to each total (Hautus 1995, Behavior Research Methods 27, 46-51), so that rates of 0 and
+    1 give finite values that grow with the number of trials, instead of a clamped constant. Chance 0; higher is better.
+    """
+    true, false = (hits + 0.5) / (n_steered + 1), (false_alarms + 0.5) / (n_clean + 1)
+    return float(norm.ppf(true) - norm.ppf(false))
+
+
+def wilson_interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927), in [0, 1]; (0, 1) of nothing.
+
+    Args:
+        count: Successes.
+        total: Independent trials.
+        level: Confidence.
+    """
+    if total == 0:
+        return 0.0, 1.0
+    interval = binomtest(count, total).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def best_threshold(scores: Tensor, labels: Tensor) -> float:
+    """The threshold that maximises TPR - FPR (Youden's J), in the middle of the widest stretch that does.
+
+    Args:
+        scores: Log-odds, ``(n,)``.
+        labels: True where steered, ``(n,)``; both classes present.
+
+    Returns:
+        A threshold in nats; scores above it count as steered. 0 if one class is missing.
+    """
+    if labels.all() or not labels.any():
+        return 0.0
+    edges = torch.unique(scores.double())  # ascending
+    steered, clean = scores[labels.bool()].double(), scores[~labels.bool()].double()
+    # A threshold between edges[i] and edges[i + 1]; the outermost ones would call everything or nothing steered.
+    above = torch.cat([edges[:1] - 1, edges])
+    youden = (steered[None] > above[:, None]).double().mean(1) - (clean[None] > above[:, None]).double().mean(1)
+    upper = torch.cat([edges, edges[-1:] + 1])
+    widths = torch.where(youden >= youden.max() - 1e-12, upper - above, -1.0)
+    best = int(widths.argmax())
+    return float((above[best] + upper[best]) / 2)
+
+
+def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, threshold: float) -> dict[str, Any]:
+    """Everything that is reported of a set of trials.
+
+    Args:
+        scores: Log-odds, ``(n,)``.
+        labels: True where steered, ``(n,)``.
+        masses: P(yes) + P(no), ``(n,)``.
+        inputs: A number for each distinct context and question, ``(n,)``: a deterministic model answers equal clean
+            inputs equally, so intervals count distinct ones.
+        threshold: On the log-odds.
+
+    Returns:
+        ``auroc``, ``accuracy``, ``tpr``, ``fpr``, ``fpr_interval`` (95 %, Wilson, distinct clean inputs),
+        ``tpr_at_1pct_fpr``, ``dprime``, ``mass`` (mean), ``n_steered``, ``n_clean``, ``n_clean_distinct``, ``threshold``.
+    """
+    labels = labels.bool()
+    decisions = scores > threshold
+    distinct = torch.unique(inputs[~labels])
+    distinct_alarms = torch.unique(inputs[~labels & decisions])
+    hits, alarms = int(decisions[labels].sum()), int(decisions[~labels].sum())
+    n_steered, n_clean = int(labels.sum()), int((~labels).sum())
+    return {
+        "auroc": auroc(scores, labels),
+        "accuracy": rate(decisions == labels),
+        "tpr": rate(decisions[labels]),
+        "fpr": rate(decisions[~labels]),
+        "fpr_interval": list(wilson_interval(len(distinct_alarms), len(distinct))),
+        "tpr_at_1pct_fpr": tpr_at_fpr(scores, labels),
+        "dprime": dprime(hits, n_steered, alarms, n_clean),
+        "mass": float(masses.double().mean()),
+        "n_steered": n_steered,
+        "n_clean": n_clean,
+        "n_clean_distinct": len(distinct),
+        "threshold": threshold,
+    }
+
+
+class DetectionMetrics(Metric):
+    """Gathers the scores of a split over batches and processes, and summarises them.
+
+    Attributes:
+        threshold: What ``compute`` decides by; None: the best one for the gathered scores.
+    """
+
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
+    masses: list[Tensor]
+    inputs: list[Tensor]
+
+    def __init__(self, threshold: float | None = None) -> None:
+        super().__init__()
+        self.threshold = threshold
+        for name in ("scores", "labels", "masses", "inputs"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor) -> None:
+        """Add a batch; all ``(batch,)``, as in :func:`summarise`."""
+        self.scores.append(scores.detach().float())
+        self.labels.append(labels.bool())
+        self.masses.append(masses.detach().float())
+        self.inputs.append(inputs.long())
+
+    def gathered(self) -> tuple[Tensor, Tensor]:
+        """All scores and labels so far of this process, on the CPU."""
+        return dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.labels).cpu()
+
+    def compute(self) -> dict[str, Any]:
+        """Summarise what was gathered; see :func:`summarise`."""
+        scores, labels, masses, inputs = (
+            dim_zero_cat(state).cpu() for state in (self.scores, self.labels, self.masses, self.inputs)
+        )
+        threshold = best_threshold(scores, labels) if self.threshold is None else self.threshold
+        return summarise(scores, labels, masses, inputs, threshold)

@@ -1,0 +1,208 @@
+"""The Lightning module: the detection pass, its loss, its metrics and its optimiser."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from introspection_lit.batches import TrialBatch
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.metrics import DetectionMetrics
+from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
+from introspection_lit.prefill import fork, position_ids
+from introspection_lit.scoring import detection_loss, log_odds, mass
+from introspection_lit.trials import SOURCES
+
+
+class IntrospectionModule(LightningModule):
+    """A frozen model with a LoRA adapter that learns to tell steered from clean KV caches.
+
+    Args:
+        base: The model, and how to load it.
+        lora: The adapter.
+        loss: ``full``: cross-entropy over the whole vocabulary at the answer position. ``pairwise``: over the two answers
+            alone, which lets their mass drift.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Of AdamW.
+        warmup: Share of the steps over which the learning rate rises; over the rest it falls linearly to 0.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel = BaseModel(),  # noqa: B008 - frozen, and shown by --help
+        lora: Lora = Lora(),  # noqa: B008
+        loss: Literal["full", "pairwise"] = "full",
+        learning_rate: float = 2e-4,
+        weight_decay: float = 0.0,
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.base, self.lora = base, lora
+        self.loss = loss
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.threshold = 0.0
+        self.strict_loading = False  # checkpoints hold the adapter only
+        self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
+        self.layers: list[nn.Module] = []
+        self.model: PeftModel
+
+    def configure_model(self) -> None:
+        """Load the base model and put the adapter on it; a second call does nothing."""
+        if self.layers:
+            return
+        model = load_model(self.base, self.trainer.strategy.root_device)
+        # A plain list: the layers are found inside the model, not registered a second time.
+        self.layers = find_decoder_layers(model, self.base.decoder_layers)
+        self.model = add_lora(model, self.lora).train()
+
+    def forward(self, **inputs: Any) -> Any:  # noqa: ANN401 - transformers' own output types
+        """Run the language model; prefill and detection pass both come through here."""
+        return self.model(**inputs)
+
+    def answer_logits(self, batch: TrialBatch) -> Tensor:
+        """The detection pass: read the cache with the question and predict the answer. Hooks are off.
+
+        Args:
+            batch: With its cache, which stays as it was.
+
+        Returns:
+            Logits at the answer position, ``(batch, vocabulary)``.
+        """
+        assert batch.cache is not None, "the prefill has not run"
+        mask = torch.cat([batch.context_mask, batch.question_mask], dim=1)
+        positions = position_ids(mask)[:, batch.context_mask.shape[1] :]
+        last = batch.question_mask.sum(dim=1) - 1
+        kept, place = torch.unique(last, return_inverse=True)
+        outputs = self(
+            input_ids=batch.question_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=fork(batch.cache),
+            use_cache=True,
+            logits_to_keep=kept,
+        )
+        return outputs.logits[torch.arange(len(last), device=last.device), place]
+
+    def _step(self, batch: TrialBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of any split: scores and gathers a batch; returns loss, log-odds and mass."""
+        logits = self.answer_logits(batch)
+        loss = detection_loss(logits, batch.answer_ids, batch.labels, self.loss)
+        scores, masses = log_odds(logits, batch.answer_ids).detach(), mass(logits, batch.answer_ids).detach()
+        self.metrics_of(batch.split).update(scores, batch.labels, masses, batch.inputs)
+        return loss, scores, masses
+
+    def metrics_of(self, split: str) -> DetectionMetrics:
+        """What has been gathered of a split."""
+        metrics = self.metrics[f"{split}_trials"]
+        assert isinstance(metrics, DetectionMetrics)
+        return metrics
+
+    def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of a training batch."""
+        loss, _, masses = self._step(batch)
+        size = len(batch.trials)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log("train/mass_step", masses.mean(), batch_size=size)
+        return loss
+
+    def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Score a validation batch."""
+        loss, _, _ = self._step(batch)
+        self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(batch.trials))
+
+    def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        """Score a batch of one of the test sets."""
+        self._step(batch)
+
+    def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: ARG002
+        """Score a batch and say what each of its trials was.
+
+        Returns:
+            ``trials``, ``log_odds`` ``(batch,)``, ``mass`` ``(batch,)`` and ``steered``, the decisions ``(batch,)``.
+        """
+        _, scores, masses = self._step(batch)
+        return {"trials": batch.trials, "log_odds": scores, "mass": masses, "steered": scores > self.threshold}
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of the training trials since the last time, decided at 0."""
+        self._log_summary("train", threshold=0.0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Set the threshold while fitting, and log the validation metrics at the threshold."""
+        fitting = self.trainer.state.fn == "fit"
+        summary = self._log_summary("validation", None if fitting else self.threshold)
+        if fitting and not self.trainer.sanity_checking:
+            self.threshold = summary["threshold"]
+        # For choosing a checkpoint: the AUROC, and between equal ones (1.000 comes early) the lower loss.
+        loss = self.trainer.callback_metrics["validation/loss"]
+        self.log("validation/selection", summary["auroc"] + 1e-3 * torch.exp(-loss).item())
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of every test set at the stored threshold."""
+        for split in self.trainer.datamodule.test_sets:  # type: ignore[attr-defined]
+            self._log_summary(split, self.threshold, reset=False)
+
+    def _log_summary(self, split: str, threshold: float | None, reset: bool = True) -> dict[str, Any]:
+        metrics = self.metrics_of(split)
+        metrics.threshold = threshold
+        summary = metrics.compute()
+        for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
+            on_bar = split == "validation" and name in ("auroc", "fpr")
+            # float32 whatever the default dtype: under bf16-true an AUROC would be rounded to 1/256
+            self.log(f"{split}/{name}", torch.tensor(summary[name], dtype=torch.float32), prog_bar=on_bar, rank_zero_only=True)
+        if reset:
+            metrics.reset()
+        return summary
+
+    def on_fit_start(self) -> None:
+        """Turn dropout on: models come out of ``from_pretrained`` in eval mode, and Lightning leaves them so."""
+        self.model.train()
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union of forms
+        """AdamW on the adapter, with linear warm-up and decay."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, round(self.warmup * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the configuration it is loaded into."""
+        return {
+            "base_model": self.base.name_or_path,
+            "revision": self.base.revision,
+            "lora": {"r": self.lora.r, "alpha": self.lora.alpha, "target_modules": sorted(self.lora.target_modules)},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter, drop the base weights; add the threshold and what the adapter belongs to."""
+        adapter = {name: tensor for name, tensor in checkpoint["state_dict"].items() if "lora_" in name}
+        expected = sum("lora_" in name for name, _ in self.model.named_parameters())
+        assert len(adapter) == expected, f"{len(adapter)} of {expected} adapter tensors would be saved"
+        checkpoint["state_dict"] = adapter
+        checkpoint["introspection"] = {"threshold": self.threshold, **self.identity()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this model, and take its threshold.
+
+        Raises:
+            ConfigurationError: It was made by another program, for another base model or another adapter shape.
+        """
+        saved = dict(checkpoint.get("introspection", {}))
+        if not saved:
+            raise ConfigurationError(["ckpt_path: the file is a checkpoint, but not one of introspection_lit."])
+        threshold = saved.pop("threshold")
+        problems = [
+            f"ckpt_path: the checkpoint has {name} {saved.get(name)!r}, the configuration {value!r}. Use the configuration "
+            "saved beside the checkpoint (config.yaml)."
+            for name, value in self.identity().items()
+            if saved.get(name) != value
+        ]
+        if problems:
+            raise ConfigurationError(problems)
+        self.threshold = threshold

@@ -1,0 +1,150 @@
+"""Trials: which context, question and intervention trial ``i`` of a split has.
+
+Trial ``i`` is a pure function of (seed, split, i), so that any number of trials, workers or processes, in any order,
+sees the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from introspection_lit.seeds import generator
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the trials of a split are made of.
+
+    Attributes:
+        vectors: The split of the bank that directions come from.
+        contexts: The split of the contexts.
+        questions: ``train`` or ``heldout``.
+    """
+
+    vectors: str
+    contexts: str
+    questions: str = "train"
+
+
+# Every split that there is. The last one is not among the default test sets.
+SOURCES = {
+    "train": Source("train", "train"),
+    "validation": Source("validation", "validation"),
+    "seen": Source("train", "seen"),
+    "heldout": Source("heldout", "heldout"),
+    "concept": Source("concept", "concept"),
+    "newkinds": Source("heldout", "newkinds"),
+    "newquestions": Source("heldout", "heldout", "heldout"),
+}
+TEST_SETS = ("seen", "heldout", "concept", "newkinds")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Everything that defines a trial, by number.
+
+    Attributes:
+        split: The split it belongs to.
+        index: Its number in the split.
+        context: Number of the context among those of the split.
+        question: Number of the question among those of the split.
+        steered: The label.
+        vector: Number of the direction among those of the split; -1 if not steered.
+        band: First and last layer steered, inclusive; (-1, -1) if not steered.
+        strength: In the unit of the experiment; 0 if not steered.
+    """
+
+    split: str
+    index: int
+    context: int
+    question: int
+    steered: bool
+    vector: int = -1
+    band: tuple[int, int] = (-1, -1)
+    strength: float = 0.0
+
+    def as_row(self) -> dict[str, object]:
+        """The trial as plain values, for JSON."""
+        return {**asdict(self), "band": list(self.band)}
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """The trials of one split, without end.
+
+    Trials 2j and 2j + 1 share a context and a question; the first is clean and the second steered, so that half of any
+    even number of trials is steered, and nothing but the intervention tells the two apart. Contexts, questions and
+    directions come in shuffled rounds: none is used again before all have been used.
+
+    Attributes:
+        seed: The experiment's seed.
+        split: Names the random stream.
+        contexts: How many contexts there are.
+        questions: How many questions.
+        vectors: How many directions.
+        bands: Bands to draw from, first and last layer, inclusive.
+        strengths: Lowest and highest strength; drawn log-uniformly between them.
+    """
+
+    seed: int
+    split: str
+    contexts: int
+    questions: int
+    vectors: int
+    bands: tuple[tuple[int, int], ...]
+    strengths: tuple[float, float]
+
+    def trial(self, index: int) -> Trial:
+        """Make trial number ``index``."""
+        pair, steered = divmod(index, 2)
+        context = self._dealt("context", pair, self.contexts)
+        question = self._dealt("question", pair, self.questions)
+        if not steered:
+            return Trial(self.split, index, context, question, steered=False)
+        random = generator(self.seed, "trial", self.split, index)
+        low, high = np.log(self.strengths)
+        return Trial(
+            self.split,
+            index,
+            context,
+            question,
+            steered=True,
+            vector=self._dealt("vector", pair, self.vectors),
+            band=self.bands[int(random.integers(len(self.bands)))],
+            strength=float(np.exp(random.uniform(low, high))),
+        )
+
+    def _dealt(self, what: str, position: int, size: int) -> int:
+        round_number, place = divmod(position, size)
+        return int(_shuffled(self.seed, self.split, what, round_number, size)[place])
+
+    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+        """The trials of a batch, with contexts of similar length so that little is padded.
+
+        Batches are cut from pools of ``pool`` batches, sorted by the length of the context. Together they hold the same
+        trials as without sorting.
+
+        Args:
+            number: The batch's number.
+            size: Trials in a batch; even.
+            lengths: Tokens of each context of the split.
+            pool: Batches sorted together.
+
+        Returns:
+            ``size`` trials, half of them steered.
+        """
+        which, place = divmod(number, pool)
+        pairs = range(which * pool * size // 2, (which + 1) * pool * size // 2)
+        by_length = sorted(pairs, key=lambda pair: (lengths[self._dealt("context", pair, self.contexts)], pair))
+        slot = int(_shuffled(self.seed, self.split, "pool", which, pool)[place])
+        chosen = by_length[slot * size // 2 : (slot + 1) * size // 2]
+        return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
+
+
+@lru_cache(maxsize=64)
+def _shuffled(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
+    return generator(seed, "order", split, what, round_number).permutation(size)

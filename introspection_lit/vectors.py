@@ -1,0 +1,169 @@
+"""The vector bank: random directions by split, concept directions, and the norms that give strength its unit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.seeds import generator
+
+RANDOM_SPLITS = ("train", "validation", "heldout")
+# Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
+MAX_COSINE = 0.9
+FORMAT = "introspection_lit/vector-bank/1"
+
+
+@dataclass
+class VectorBank:
+    """Unit directions by split.
+
+    Attributes:
+        directions: ``train``, ``validation`` and ``heldout`` hold ``(n, hidden)``; ``concept`` holds
+            ``(n, layers, hidden)``, a direction for each layer's output. All float32, of length 1.
+        names: A name for each direction, by split.
+        residual_norms: Median norm of the residual stream after each layer on clean contexts, ``(layers,)``.
+        metadata: What the bank was made from: ``base_model``, ``revision``, ``seed``, ``layer``.
+    """
+
+    directions: dict[str, Tensor]
+    names: dict[str, list[str]]
+    residual_norms: Tensor
+    metadata: dict[str, str]
+
+    @property
+    def hidden(self) -> int:
+        """The hidden size of the model the bank was made for."""
+        return self.directions["train"].shape[-1]
+
+    def keys(self, split: str) -> list[str]:
+        """Fingerprint each direction of a split, 16 hexadecimal digits: equal keys are the same direction."""
+        return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in self.directions[split].contiguous()]
+
+    def save(self, path: Path) -> None:
+        """Write the bank as one safetensors file, complete or not at all."""
+        tensors = {f"directions.{split}": rows.contiguous() for split, rows in self.directions.items()}
+        tensors["residual_norms"] = self.residual_norms.contiguous()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        save_file(tensors, unfinished, metadata={"format": FORMAT, "names": json.dumps(self.names), **self.metadata})
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> VectorBank:
+        """Read a bank.
+
+        Raises:
+            ConfigurationError: The file does not exist or is not a bank.
+        """
+        if not path.is_file():
+            raise ConfigurationError([f"data.bank: no such file: {path}. Leave data.bank out to have a bank made."])
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if metadata.pop("format", None) != FORMAT:
+                raise ValueError(f"its metadata does not say {FORMAT!r}")
+            norms = tensors.pop("residual_norms")
+            directions = {name.removeprefix("directions."): rows for name, rows in tensors.items()}
+            return cls(directions, json.loads(metadata.pop("names")), norms, metadata)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ConfigurationError([f"data.bank: {path} is not a vector bank: {error}."]) from error
+
+    def misfits(self, base_model: str, hidden: int, n_layers: int) -> list[str]:
+        """Say why the bank does not fit a model, if it does not.
+
+        Args:
+            base_model: The model about to be steered.
+            hidden: Its hidden size.
+            n_layers: Its number of decoder layers.
+        """
+        problems = []
+        if self.hidden != hidden or len(self.residual_norms) != n_layers:
+            problems.append(
+                f"data.bank: made for hidden size {self.hidden} and {len(self.residual_norms)} layers; "
+                f"{base_model} has {hidden} and {n_layers}. Leave data.bank out to have one made for this model."
+            )
+        made_for = self.metadata.get("base_model")
+        if made_for != base_model:
+            problems.append(
+                f"data.bank: made for the model {made_for!r}, not for {base_model!r}. Residual norms and concepts "
+                "belong to one model. Leave data.bank out to have a bank made."
+            )
+        return problems
+
+    def leaks(self) -> list[str]:
+        """List the pairs of splits that share a direction: the same one, or nearly, up to its sign."""
+        return overlapping_splits(self.directions)
+
+    def concept_cosines(self) -> Tensor:
+        """Cosines between concepts, averaged over layers, ``(n, n)``. Near 1 off the diagonal: few independent tests."""
+        concepts = self.directions["concept"]
+        return torch.einsum("ilh,jlh->ij", concepts, concepts) / concepts.shape[1]
+
+
+def overlapping_splits(directions: Mapping[str, Tensor]) -> list[str]:
+    """List the pairs of splits whose largest absolute cosine is at least ``MAX_COSINE``.
+
+    Args:
+        directions: Unit vectors by split, each ``(n, hidden)`` or ``(n, layers, hidden)``.
+    """
+    names = list(directions)
+    leaks = []
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            a, b = directions[first].flatten(0, -2), directions[second].flatten(0, -2)
+            cosine = (a @ b.T).abs().max().item() if len(a) and len(b) else 0.0
+            if cosine >= MAX_COSINE:
+                leaks.append(f"{first} and {second} share a direction (largest |cos| {cosine:.3f})")
+    return leaks
+
+
+def random_unit_vectors(n: int, hidden: int, seed: int, split: str) -> Tensor:
+    """Draw directions uniformly from the unit sphere.
+
+    Args:
+        n: How many.
+        hidden: The hidden size.
+        seed: The experiment's seed.
+        split: Names the stream; every split has an independent one.
+
+    Returns:
+        ``(n, hidden)`` float32. The first rows do not depend on ``n``; they do depend on the split.
+    """
+    rows = generator(seed, "vectors", split).standard_normal((n, hidden))
+    return torch.from_numpy((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
+
+
+def unit_directions(activations: Tensor) -> Tensor:
+    """Turn mean activations of concepts into directions, by centring over concepts.
+
+    Without centring, what all sentences share dominates and the concepts are nearly collinear.
+
+    Args:
+        activations: ``(concepts, layers, hidden)``.
+
+    Returns:
+        Unit vectors of the same shape: what sets a concept apart from the average of the others.
+    """
+    centred = activations - activations.mean(dim=0, keepdim=True)
+    return torch.nn.functional.normalize(centred, dim=-1)
+
+
+def near_collinear(cosines: Tensor, names: Sequence[str], limit: float = MAX_COSINE) -> list[str]:
+    """List pairs of concepts whose mean cosine is above a limit."""
+    return [
+        f"{names[i]}/{names[j]} {cosines[i, j]:.2f}"
+        for i in range(len(names))
+        for j in range(i)
+        if cosines[i, j].abs() > limit
+    ]
