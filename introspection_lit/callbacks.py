@@ -185,12 +185,8 @@ class PredictionWriter(Callback):
         """Write the rows of a batch."""
         data: IntrospectionDataModule = trainer.datamodule  # type: ignore[attr-defined]
         assert self.file is not None
-        for row, trial in enumerate(outputs["trials"]):
-            scored = {
-                "log_odds": float(outputs["log_odds"][row]),
-                "mass": float(outputs["mass"][row]),
-                "decision": bool(outputs["steered"][row]),
-            }
+        for row, trial in enumerate(batch.trials):
+            scored = {name: values[row].item() for name, values in outputs.items()}
             self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

@@ -119,14 +119,14 @@ class IntrospectionModule(LightningModule):
         """Score a batch of one of the test sets."""
         self._step(batch)
 
-    def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: ARG002
-        """Score a batch and say what each of its trials was.
+    def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
+        """Score a batch.
 
         Returns:
-            ``trials``, ``log_odds`` ``(batch,)``, ``mass`` ``(batch,)`` and ``steered``, the decisions ``(batch,)``.
+            ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
         """
         _, scores, masses = self._step(batch)
-        return {"trials": batch.trials, "log_odds": scores, "mass": masses, "steered": scores > self.threshold}
+        return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the training trials since the last time, decided at 0."""

@@ -1,0 +1,107 @@
+"""Tiny models of four families, with a tokenizer of their own: small enough to build in a second, no download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from introspection_lit.contexts import BUILTIN, load_contexts
+from introspection_lit.conversations import HELDOUT_QUESTIONS, QUESTION
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # large enough for the layers to do something
+}
+FAMILIES: dict[str, Any] = {"qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig}
+
+# As Qwen's: a default system prompt unless one is given.
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As Gemma's: no system role at all, and replies trimmed.
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}<start_of_turn>{{ message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+def train_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the built-in contexts and the questions."""
+    texts = [f"{context.user} {context.assistant}" for context in load_contexts(BUILTIN)]
+    texts += [QUESTION, *HELDOUT_QUESTIONS] * 20 + ["The answer is yes", "The answer is no"] * 50
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
+    fast.chat_template = template
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny models' tokenizer, with a chat template like Qwen's."""
+    return train_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Callable[[str], Path]:
+    """Makes (once) a model folder of a family, as save_pretrained writes it, and says where."""
+    root = tmp_path_factory.mktemp("models")
+
+    def make(family: str) -> Path:
+        folder: Path = root / family
+        if not folder.exists():
+            torch.manual_seed(0)
+            config = FAMILIES[family](**SIZES, vocab_size=len(tokenizer), pad_token_id=0)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+            if family == "gemma":
+                train_tokenizer(NO_SYSTEM).save_pretrained(folder)
+            else:
+                tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Callable[[str], Path]) -> Path:
+    """A tiny Qwen2 folder."""
+    return tiny_folder("qwen2")
+
+
+@pytest.fixture(params=FAMILIES)
+def family_model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> PreTrainedModel:
+    """A fresh tiny model of each family, in eval mode."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_folder(request.param), dtype=torch.float32)
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,133 @@
+"""The shipped contexts, loading of others, and splits without leaks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from introspection_lit.contexts import BUILTIN, Context, load_contexts, shared_messages, split_contexts
+from introspection_lit.data import TEST_KINDS, VALIDATION_KINDS
+from introspection_lit.errors import ConfigurationError
+
+
+@pytest.fixture(scope="module")
+def builtin() -> list[Context]:
+    """The contexts that come with the package."""
+    return load_contexts(BUILTIN)
+
+
+def write_rows(path: Path, rows: list) -> str:
+    """Write rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_shipped_set_is_large_and_diverse(builtin: list[Context]) -> None:
+    """At least 600 contexts of 16 kinds, none twice, enough of each held-out kind for 300 distinct clean inputs."""
+    kinds = Counter(context.kind for context in builtin)
+    assert len(builtin) >= 600
+    assert len(kinds) >= 16
+    assert min(kinds.values()) >= 20
+    assert len({context.key for context in builtin}) == len(builtin)
+    assert sum(kinds[kind] for kind in TEST_KINDS) >= 300
+    assert set(VALIDATION_KINDS) <= set(kinds)
+
+
+def test_splits_are_disjoint_and_complete(builtin: list[Context]) -> None:
+    """Every context is in exactly one split; test kinds are in none but their own."""
+    splits = split_contexts(builtin, 0, VALIDATION_KINDS, TEST_KINDS)
+    assert sorted(c.key for part in splits.values() for c in part) == sorted(c.key for c in builtin)
+    assert shared_messages(splits) == []
+    assert {c.kind for c in splits["newkinds"]} == set(TEST_KINDS)
+    for name in ("train", "seen", "heldout", "concept"):
+        assert not {c.kind for c in splits[name]} & {*TEST_KINDS, *VALIDATION_KINDS}
+    assert set(VALIDATION_KINDS) < {c.kind for c in splits["validation"]}
+
+
+def test_split_depends_on_the_seed_not_on_the_order(builtin: list[Context]) -> None:
+    """The same seed deals the same way whatever order the file has; another seed deals differently."""
+    first = split_contexts(builtin, 0, (), ())
+    again = split_contexts(list(reversed(builtin)), 0, (), ())
+    other = split_contexts(builtin, 1, (), ())
+    assert first == again
+    assert first["train"] != other["train"]
+
+
+def test_same_user_message_never_crosses_splits() -> None:
+    """Twenty prompts with five replies each: the replies to one prompt stay together, across kinds too."""
+    contexts = [Context(kind, f"prompt {i}", f"{kind} reply {j}") for kind in "ab" for i in range(20) for j in range(5)]
+    splits = split_contexts(contexts, 0, (), ())
+    assert shared_messages(splits) == []
+    assert sum(map(len, splits.values())) == 100
+
+
+def test_shared_messages_finds_a_leak_despite_case_and_space() -> None:
+    """The proof of disjointness can fail."""
+    splits = {"train": [Context("a", "Hello  there", "x")], "heldout": [Context("b", "hello There", "y")]}
+    assert len(shared_messages(splits)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [((("nosuch",), ()), "no context is of kind 'nosuch'"), ((("rust",), ("rust",)), "in validation_kinds too")],
+)
+def test_wrong_kinds_are_refused(builtin: list[Context], kinds: tuple, message: str) -> None:
+    """A misspelt kind would silently be trained on."""
+    with pytest.raises(ConfigurationError, match=message):
+        split_contexts(builtin, 0, *kinds)
+
+
+def test_own_jsonl_in_both_forms(tmp_path: Path) -> None:
+    """user/assistant rows and message lists give the same contexts; repeats are dropped; kind is optional."""
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"kind": "k", "user": "u", "assistant": "r"}, {"messages": messages}, {"user": "U", "assistant": "R"}]
+    contexts = load_contexts(write_rows(tmp_path / "own.jsonl", rows))
+    assert contexts == [Context("k", "u", "r"), Context("unlabelled", "q", "a")]
+
+
+def test_hub_data_set_by_name(tmp_path: Path) -> None:
+    """The loader goes through the datasets library, which takes a local folder where it takes a hub name."""
+    write_rows(tmp_path / "train.jsonl", [{"kind": "k", "user": f"u{i}", "assistant": "r"} for i in range(3)])
+    assert [context.user for context in load_contexts(f"hub:{tmp_path}")] == ["u0", "u1", "u2"]
+    with pytest.raises(ConfigurationError, match="could not be loaded"):
+        load_contexts(f"hub:{tmp_path}:nosuchsplit")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no context"),
+        ("{oops\n", "line 1: not JSON"),
+        ('{"user": "u"}\n', "line 1: expected non-empty strings"),
+        ("[1]\n", "expected an object, got list"),
+        ('{"user": "u", "assistant": " "}\n', "expected non-empty strings"),
+        ('{"messages": [{"role": "user", "content": 3}]}\n', "expected non-empty strings"),
+    ],
+)
+def test_bad_files_name_the_line(tmp_path: Path, text: str, message: str) -> None:
+    """What was given, where."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        load_contexts(str(path))
+
+
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
+    """A path that does not exist, and a file that is not text."""
+    with pytest.raises(ConfigurationError, match="no such file"):
+        load_contexts(str(tmp_path / "missing.jsonl"))
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        load_contexts(str(tmp_path / "binary.jsonl"))
+
+
+def test_all_bad_rows_are_named_up_to_ten(tmp_path: Path) -> None:
+    """A file of a thousand bad rows does not print a thousand lines."""
+    path = write_rows(tmp_path / "bad.jsonl", [{}] * 1000)
+    with pytest.raises(ConfigurationError) as error:
+        load_contexts(path)
+    assert len(error.value.problems) == 11
+    assert "990 more" in error.value.problems[-1]

@@ -1,0 +1,98 @@
+"""Banks: independent streams, disjointness, concepts, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.vectors import (
+    RANDOM_SPLITS,
+    VectorBank,
+    overlapping_splits,
+    random_unit_vectors,
+    unit_directions,
+)
+
+
+def small_bank(hidden: int = 64) -> VectorBank:
+    """A bank of five directions a split, three layers."""
+    concepts = unit_directions(torch.randn(4, 3, hidden, generator=torch.Generator().manual_seed(0)))
+    directions = {split: random_unit_vectors(5, hidden, 0, split) for split in RANDOM_SPLITS} | {"concept": concepts}
+    names = {split: [f"{split}-{i}" for i in range(len(rows))] for split, rows in directions.items()}
+    return VectorBank(directions, names, torch.tensor([1.0, 2.0, 3.0]), {"base_model": "m", "revision": "", "seed": "0"})
+
+
+def test_splits_are_independent_streams() -> None:
+    """The published leak: with one seed, held-out vectors were the first training vectors. Here |cos| is that of chance."""
+    train, heldout = (random_unit_vectors(200, 1024, 0, split) for split in ("train", "heldout"))
+    assert (train @ heldout.T).abs().max() < 0.25  # 40,000 pairs of independent vectors: about 4.3 / sqrt(1024)
+    torch.testing.assert_close(train.norm(dim=1), torch.ones(200))
+
+
+def test_vectors_depend_on_seed_and_split_only() -> None:
+    """More vectors leave the first ones alone; another seed is another set."""
+    assert torch.equal(random_unit_vectors(3, 64, 0, "train"), random_unit_vectors(9, 64, 0, "train")[:3])
+    assert not torch.allclose(random_unit_vectors(3, 64, 0, "train"), random_unit_vectors(3, 64, 1, "train"))
+
+
+def test_leaks_are_found() -> None:
+    """A copied direction, also with its sign flipped or at one layer of a concept, is a leak; chance is not."""
+    bank = small_bank()
+    assert bank.leaks() == []
+    bank.directions["heldout"][2] = -bank.directions["train"][4]
+    assert any("train and heldout" in leak for leak in bank.leaks())
+    bank = small_bank()
+    bank.directions["concept"][1, 2] = bank.directions["validation"][0]
+    assert any("validation and concept" in leak for leak in bank.leaks())
+    assert overlapping_splits({"a": torch.zeros(0, 8), "b": torch.eye(8)}) == []
+
+
+def test_centring_takes_out_what_concepts_share() -> None:
+    """Activations that share a large offset are collinear; centred directions are not, and are orthogonal to it."""
+    shared = torch.zeros(64)
+    shared[0] = 100.0
+    own = torch.nn.functional.pad(torch.eye(6), (1, 57))
+    activations = (shared + own)[:, None, :].expand(6, 2, 64)
+    directions = unit_directions(activations)
+    torch.testing.assert_close(directions.norm(dim=-1), torch.ones(6, 2))
+    torch.testing.assert_close(directions[..., 0], torch.zeros(6, 2))
+    cosines = torch.einsum("ilh,jlh->ij", directions, directions) / 2
+    # Six centred, otherwise orthogonal directions: cosine -1/5.
+    torch.testing.assert_close(cosines[0, 1], torch.tensor(-0.2))
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    """Everything comes back bit by bit, and no unfinished file is left."""
+    bank = small_bank()
+    bank.save(tmp_path / "bank.safetensors")
+    again = VectorBank.load(tmp_path / "bank.safetensors")
+    assert again.names == bank.names
+    assert again.metadata == bank.metadata
+    assert torch.equal(again.residual_norms, bank.residual_norms)
+    assert all(torch.equal(again.directions[split], rows) for split, rows in bank.directions.items())
+    assert [again.keys(split) for split in RANDOM_SPLITS] == [bank.keys(split) for split in RANDOM_SPLITS]
+    assert [path.name for path in tmp_path.iterdir()] == ["bank.safetensors"]
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    """Missing, not safetensors, and safetensors of something else."""
+    with pytest.raises(ConfigurationError, match="no such file"):
+        VectorBank.load(tmp_path / "missing.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello, this is no bank")
+    save_file({"weights": torch.zeros(2)}, tmp_path / "other.safetensors")
+    for name in ("text", "other"):
+        with pytest.raises(ConfigurationError, match="is not a vector bank"):
+            VectorBank.load(tmp_path / f"{name}.safetensors")
+
+
+def test_misfits_are_named() -> None:
+    """Another model, another hidden size, another depth."""
+    bank = small_bank()
+    assert bank.misfits("m", 64, 3) == []
+    assert "made for the model 'm', not for 'other'" in bank.misfits("other", 64, 3)[0]
+    assert "hidden size 64" in bank.misfits("m", 128, 3)[0]
+    assert "3 layers" in bank.misfits("m", 64, 30)[0]
