@@ -75,7 +75,7 @@ class AdapterExport(Callback):
     """Exports the best adapter of a fit as a PEFT folder, ``adapter`` in the run's folder."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export the best checkpoint's adapter, and log the final metrics beside the hyper-parameters."""
+        """Export the adapter of the best checkpoint; log its validation beside the hyper-parameters (hparams tab)."""
         module: IntrospectionModule = pl_module  # type: ignore[assignment]
         data: IntrospectionDataModule = trainer.datamodule  # type: ignore[attr-defined]
         saver = trainer.checkpoint_callback
@@ -83,7 +83,18 @@ class AdapterExport(Callback):
             return
         checkpoint = load_checkpoint(saver.best_model_path)
         folder = run_folder(trainer) / "adapter"
-        export_adapter(folder, module, data, checkpoint, float(trainer.callback_metrics["validation/auroc"]))
+        export_adapter(folder, module, data, checkpoint)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            settings = {
+                "learning_rate": module.learning_rate,
+                "lora_r": module.lora.r,
+                "loss": module.loss,
+                "batch_size": data.batch_size,
+                "strengths": str(list(data.strengths)),
+                "seed": data.seed,
+            }
+            validated = checkpoint["introspection"]["validation"]
+            trainer.logger.log_hyperparams(settings, {f"hp/validation_{name}": value for name, value in validated.items()})
         rank_zero_info(f"best adapter (step {checkpoint['global_step']}): {folder}")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from introspection_lit.contexts import shared_messages
 from introspection_lit.conversations import repeated_questions
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from introspection_lit.contexts import Context
 
 T = TypeVar("T")
+LIGHTNING_CHECKPOINTS = ("best", "last", "hpc")
 Band = tuple[int, int]
 
 
@@ -179,8 +183,37 @@ def lora_problems(lora: Lora, n_layers: int) -> list[str]:
     return problems
 
 
-def checkpoint_problems(path: str | Path | None) -> list[str]:
-    """Check that a checkpoint exists, if one is to be loaded."""
-    if path is None or "://" in str(path) or Path(path).is_file():
+def identity_problems(saved: dict[str, Any] | None, identity: dict[str, Any]) -> list[str]:
+    """Check that a checkpoint belongs to the configuration it is loaded into.
+
+    Args:
+        saved: What the checkpoint says it belongs to; None or empty if it says nothing.
+        identity: What the configuration says.
+    """
+    if not saved:
+        return ["ckpt_path: the file is a checkpoint, but not one of introspection_lit."]
+    return [
+        f"ckpt_path: the checkpoint has {name} {saved.get(name)!r}, the configuration {value!r}. Use the configuration "
+        "saved beside the checkpoint (config.yaml)."
+        for name, value in identity.items()
+        if saved.get(name) != value
+    ]
+
+
+def checkpoint_problems(path: str | None, identity: dict[str, Any]) -> list[str]:
+    """Check that the checkpoint that is to be loaded exists, can be read and fits.
+
+    Args:
+        path: None or one of Lightning's words (``last``, ``best``, ``hpc``): nothing to check yet.
+        identity: What the configuration says the checkpoint must belong to.
+    """
+    if path is None or path in LIGHTNING_CHECKPOINTS:
         return []
-    return [f"ckpt_path: no such file: {path}. Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt."]
+    if not Path(path).is_file():
+        return [f"ckpt_path: no such file: {path}. Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt."]
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return [f"ckpt_path: {path} cannot be read as a checkpoint ({reason}). It may be cut off: try another one."]
+    return identity_problems(checkpoint.get("introspection") if isinstance(checkpoint, dict) else None, identity)

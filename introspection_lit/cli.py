@@ -33,6 +33,17 @@ class IntrospectionCLI(LightningCLI):
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint when fit is done (fit only)."
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Let the command line win over hyper-parameters in a checkpoint.
+
+        LightningCLI does it the other way round (Lightning issue 20801), and reads the file before it is checked. Ours
+        have none; what must agree is compared by :func:`~introspection_lit.checks.checkpoint_problems`.
+        """
+
+    def after_instantiate_classes(self) -> None:
+        """Tell the data module which checkpoint will be loaded, so that it is checked before the model is loaded."""
+        self.datamodule.checkpoint = self._get(self.config, "ckpt_path")
+
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to."""
         if self._get(self.config, "test_after_fit"):

@@ -43,7 +43,7 @@ class IntrospectionDataModule(LightningDataModule):
         system_prompt: The system prompt; empty by default, which is not the same as the template's default.
         questions: What is asked in training and in most tests.
         heldout_questions: What only the test set ``newquestions`` asks.
-        answers: The words for "steered" and "not steered".
+        answers: The words for "steered" and "not steered", each one token. Quote them in YAML: a bare ``no`` is "false".
         answer_prefix: How the answer starts, without a space at the end.
         bank: A vector bank made for this model. By default one is made, and saved in the run's folder.
         train_vectors: Random directions to train on.
@@ -116,6 +116,7 @@ class IntrospectionDataModule(LightningDataModule):
         self.test_sets = list(test_trials)
         self.prefill_adapter = prefill_adapter
         self.num_workers = num_workers
+        self.checkpoint: str | None = None  # what the command line will load: checked with the rest, before the model
         self.splits: dict[str, Split] = {}
         self.bank: VectorBank | None = None
 
@@ -157,7 +158,7 @@ class IntrospectionDataModule(LightningDataModule):
         if len(set(self.concepts)) < 2:
             found.add([f"data.concepts: got {self.concepts}. Expected at least two: they are centred over each other."])
         found.add(checks.precision_problems(module.base, str(self.trainer.precision)))
-        found.add(checks.checkpoint_problems(self.trainer.ckpt_path))
+        found.add(checks.checkpoint_problems(self.checkpoint, module.identity()))
         bank = found.attempt(VectorBank.load, self.bank_path) if self.bank_path else None
         contexts = found.attempt(load_contexts, self.contexts_source) or []
         groups = (

@@ -48,7 +48,7 @@ Everything that defines it is in `{description}`.
 
 
 def export_adapter(
-    folder: Path, module: IntrospectionModule, data: IntrospectionDataModule, checkpoint: dict[str, Any], auroc: float
+    folder: Path, module: IntrospectionModule, data: IntrospectionDataModule, checkpoint: dict[str, Any]
 ) -> None:
     """Write an adapter folder that ``PeftModel.from_pretrained`` loads on its own.
 
@@ -59,7 +59,6 @@ def export_adapter(
         module: The module that was trained.
         data: The data module it was trained on.
         checkpoint: The checkpoint whose adapter is exported, as loaded from disk.
-        auroc: Its validation AUROC.
     """
     band_numbers = [list(band) for band in data.splits["train"].plan.bands]
     description = {
@@ -78,14 +77,14 @@ def export_adapter(
         "train_vectors": data.vector_counts["train"],
         "seed": data.seed,
         "step": checkpoint["global_step"],
-        "validation_auroc": auroc,
+        "validation": checkpoint["introspection"]["validation"],
         "trained_on": data.state_dict(),
     }
     card = CARD.format(
         **description | {"question": description["question"][0]},
         yes=data.phrasing.answers[0],
         no=data.phrasing.answers[1],
-        auroc=auroc,
+        auroc=description["validation"]["auroc"],
         description=DESCRIPTION,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)

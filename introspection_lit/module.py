@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from introspection_lit.batches import TrialBatch
+from introspection_lit.checks import identity_problems
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.metrics import DetectionMetrics
 from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
 from introspection_lit.prefill import fork, position_ids
 from introspection_lit.scoring import detection_loss, log_odds, mass
+from introspection_lit.seeds import generator
 from introspection_lit.trials import SOURCES
 
 
@@ -46,6 +48,7 @@ class IntrospectionModule(LightningModule):
         self.loss = loss
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.threshold = 0.0
+        self.validated: dict[str, float] = {}  # the last validation, for the checkpoint
         self.strict_loading = False  # checkpoints hold the adapter only
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
         self.layers: list[nn.Module] = []
@@ -138,6 +141,7 @@ class IntrospectionModule(LightningModule):
         summary = self._log_summary("validation", None if fitting else self.threshold)
         if fitting and not self.trainer.sanity_checking:
             self.threshold = summary["threshold"]
+            self.validated = {name: summary[name] for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
         # For choosing a checkpoint: the AUROC, and between equal ones (1.000 comes early) the lower loss.
         loss = self.trainer.callback_metrics["validation/loss"]
         self.log("validation/selection", summary["auroc"] + 1e-3 * torch.exp(-loss).item())
@@ -162,6 +166,12 @@ class IntrospectionModule(LightningModule):
     def on_fit_start(self) -> None:
         """Turn dropout on: models come out of ``from_pretrained`` in eval mode, and Lightning leaves them so."""
         self.model.train()
+        self.seed = torch.initial_seed()
+
+    def on_train_epoch_start(self) -> None:
+        """Make dropout a function of (seed, epoch, process), so that a resumed run equals an uninterrupted one."""
+        random = generator(self.seed, "dropout", self.current_epoch, self.global_rank)
+        torch.manual_seed(int(random.integers(2**63)))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union of forms
         """AdamW on the adapter, with linear warm-up and decay."""
@@ -185,7 +195,11 @@ class IntrospectionModule(LightningModule):
         expected = sum("lora_" in name for name, _ in self.model.named_parameters())
         assert len(adapter) == expected, f"{len(adapter)} of {expected} adapter tensors would be saved"
         checkpoint["state_dict"] = adapter
-        checkpoint["introspection"] = {"threshold": self.threshold, **self.identity()}
+        checkpoint["introspection"] = {
+            "threshold": self.threshold,
+            "validation": self.validated,
+            **self.identity(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this model, and take its threshold.
@@ -193,16 +207,8 @@ class IntrospectionModule(LightningModule):
         Raises:
             ConfigurationError: It was made by another program, for another base model or another adapter shape.
         """
-        saved = dict(checkpoint.get("introspection", {}))
-        if not saved:
-            raise ConfigurationError(["ckpt_path: the file is a checkpoint, but not one of introspection_lit."])
-        threshold = saved.pop("threshold")
-        problems = [
-            f"ckpt_path: the checkpoint has {name} {saved.get(name)!r}, the configuration {value!r}. Use the configuration "
-            "saved beside the checkpoint (config.yaml)."
-            for name, value in self.identity().items()
-            if saved.get(name) != value
-        ]
-        if problems:
+        saved = checkpoint.get("introspection")
+        problems = identity_problems(saved, self.identity())
+        if problems or saved is None:
             raise ConfigurationError(problems)
-        self.threshold = threshold
+        self.threshold = saved["threshold"]

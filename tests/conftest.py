@@ -105,3 +105,9 @@ def family_model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Pa
     """A fresh tiny model of each family, in eval mode."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_folder(request.param), dtype=torch.float32)
     return model.requires_grad_(False).eval()
+
+
+@pytest.fixture(autouse=True)
+def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI warns when the test runner's own command line is there beside the arguments it is given."""
+    monkeypatch.setattr("sys.argv", ["pytest"])

@@ -1,0 +1,237 @@
+"""The command line end to end, in this process, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from introspection_lit.batches import TrialBatch
+from introspection_lit.cli import IntrospectionCLI, main
+from introspection_lit.prefill import fork, position_ids, steered_cache
+from introspection_lit.vectors import VectorBank
+
+CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+FIELDS = {
+    "auroc", "accuracy", "tpr", "fpr", "fpr_interval", "tpr_at_1pct_fpr", "dprime", "mass", "n_steered", "n_clean",
+    "n_clean_distinct", "threshold",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., IntrospectionCLI]:
+    """Runs a subcommand on the tiny model in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(subcommand: str, *options: str) -> IntrospectionCLI:
+        return main([subcommand, "--config", CONFIG, "--model.base.name_or_path", str(tiny), *options])
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[IntrospectionCLI, Path]:
+    """A fit with the test after it, and its run folder."""
+    root = tmp_path_factory.mktemp("fit")
+    logger = f"--trainer.logger.init_args.save_dir={root}"
+    arguments = ["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), "--test_after_fit", "true", logger]
+    cli = main([*arguments, "--checkpoint.save_top_k", "-1"])  # keeps the first epoch's, to resume from
+    return cli, root / "default" / "version_0"
+
+
+def checkpoint_of(folder: Path) -> str:
+    """The last checkpoint of a run."""
+    return str(folder / "checkpoints" / "last.ckpt")
+
+
+def test_fit_leaves_everything_behind(fitted: tuple[IntrospectionCLI, Path]) -> None:
+    """Configuration, vectors, checkpoints, adapter, results with all fields, a figure."""
+    _, folder = fitted
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "vectors.safetensors", "checkpoints", "adapter", "results.json", "log_odds.png"} <= names
+    assert not [name for name in names if "unfinished" in name or name.startswith("tmp")]
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["sets"]) == {"seen", "heldout", "concept", "newkinds", "newquestions"}
+    for row in results["sets"].values():
+        assert set(row) == FIELDS
+        assert row["n_steered"] == row["n_clean"]
+        assert row["threshold"] == results["threshold"]
+    assert results["sets"]["newkinds"]["n_clean_distinct"] == 8
+    assert {"command", "commit", "versions", "hardware", "seed", "checkpoint"} <= set(results)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["train_vectors"] == 4
+
+
+def test_tensorboard_gets_the_curves_and_the_figure(fitted: tuple[IntrospectionCLI, Path]) -> None:
+    """Loss, AUROC, TPR, FPR, mass, learning rate, trials per second; a histogram at each validation; final metrics."""
+    _, folder = fitted
+    events = EventAccumulator(str(folder)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {f"{s}/{m}" for s in ("train", "validation", "heldout") for m in ("auroc", "tpr", "fpr", "mass")} <= scalars
+    assert {"train/loss", "validation/loss", "train/trials_per_second", "lr-AdamW", "hp/validation_auroc"} <= scalars
+    assert events.Tags()["images"] == ["validation/log_odds"]
+    assert len(events.Images("validation/log_odds")) == 2
+
+
+def test_checkpoint_holds_the_adapter_only(fitted: tuple[IntrospectionCLI, Path]) -> None:
+    """No base weights, and it loads without unpickling anything."""
+    cli, folder = fitted
+    checkpoint = torch.load(checkpoint_of(folder), weights_only=True)
+    expected = [name for name, _ in cli.model.named_parameters() if "lora_" in name]
+    assert sorted(checkpoint["state_dict"]) == sorted(expected)
+    assert "threshold" in checkpoint["introspection"]
+
+
+def test_resume_equals_an_uninterrupted_run(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
+    """From the checkpoint of the first epoch of two, on to the end: the weights of two epochs in one go, bit by bit."""
+    whole, folder = fitted
+    first_epoch = folder / "checkpoints" / "best-step3.ckpt"
+    resumed = run("fit", "--ckpt_path", str(first_epoch))
+    assert resumed.trainer.global_step == whole.trainer.global_step == 6
+    ends = [torch.load(path, weights_only=True) for path in (checkpoint_of(folder), resumed.trainer.checkpoint_callback.last_model_path)]
+    began = torch.load(first_epoch, weights_only=True)["state_dict"]
+    for name, tensor in ends[0]["state_dict"].items():
+        assert torch.equal(tensor, ends[1]["state_dict"][name])
+        assert not torch.equal(tensor, began[name])
+    assert ends[0]["introspection"] == ends[1]["introspection"]
+
+
+def test_separate_test_equals_the_test_after_fit(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
+    """`test --ckpt_path` of the best checkpoint in a new process gives the numbers that fit printed."""
+    cli, folder = fitted
+    run("test", "--ckpt_path", cli.trainer.checkpoint_callback.best_model_path)
+    again = json.loads(Path("lightning_logs/default/version_0/results.json").read_text())
+    assert again["sets"] == json.loads((folder / "results.json").read_text())["sets"]
+
+
+def test_validate_keeps_the_stored_threshold(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
+    """`validate` reports at the threshold that fit chose."""
+    _, folder = fitted
+    stored = torch.load(checkpoint_of(folder), weights_only=True)["introspection"]["threshold"]
+    cli = run("validate", "--ckpt_path", checkpoint_of(folder))
+    assert cli.trainer.callback_metrics["validation/threshold"].item() == pytest.approx(stored)
+
+
+def test_predict_writes_a_row_per_trial(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
+    """Everything that defines the trial, its score and the decision; the rows reproduce the results."""
+    _, folder = fitted
+    run("predict", "--ckpt_path", fitted[0].trainer.checkpoint_callback.best_model_path)
+    rows = [json.loads(line) for line in Path("lightning_logs/default/version_0/predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 + 8 + 8 + 16 + 8
+    results = json.loads((folder / "results.json").read_text())["sets"]
+    for name, expected in results.items():
+        steered = [row for row in rows if row["split"] == name and row["steered"]]
+        assert sum(row["decision"] for row in steered) / len(steered) == pytest.approx(expected["tpr"])
+        assert all(row["decision"] == (row["log_odds"] > expected["threshold"]) for row in steered)
+    row = next(row for row in rows if row["split"] == "concept" and row["steered"])
+    assert row["vector_name"] in ("bread", "cats", "the ocean")
+    assert {"index", "kind", "context_key", "question_text", "band", "strength", "mass", "log_odds"} <= set(row)
+
+
+def test_exported_adapter_gives_the_same_scores_through_plain_peft(fitted: tuple, tiny: Path) -> None:
+    """Without this package's module: transformers, PeftModel.from_pretrained, and the vectors file."""
+    cli, folder = fitted
+    description = json.loads((folder / "adapter" / "introspection.json").read_text())
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+    best = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)
+    assert description["threshold"] == best["introspection"]["threshold"]
+    assert description["step"] == best["global_step"]
+    assert (folder / "adapter" / "README.md").read_text().startswith("---\nbase_model:")
+
+    data = cli.datamodule
+    batch: TrialBatch = next(iter(data.test_dataloader()[0]))
+    assert torch.equal(VectorBank.load(folder / "vectors.safetensors").directions["train"], data.bank.directions["train"])
+    cli.model.load_state_dict(best["state_dict"], strict=False)
+    cli.model.eval()
+    batch.cache = steered_cache(
+        peft, peft, list(base.model.layers), batch.context_ids, batch.context_mask, batch.intervention
+    )
+    with torch.no_grad():
+        ours = cli.model.answer_logits(batch)
+        whole = torch.cat([batch.context_mask, batch.question_mask], dim=1)
+        theirs = peft(
+            input_ids=batch.question_ids,
+            attention_mask=whole,
+            position_ids=position_ids(whole)[:, batch.context_mask.shape[1] :],
+            past_key_values=fork(batch.cache),
+        ).logits[:, -1]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_workers_change_nothing(run: Callable[..., IntrospectionCLI]) -> None:
+    """Two worker processes give the trials and tensors of none."""
+    cli = run("validate", "--data.validation_trials", "24")
+    inside = list(cli.datamodule.val_dataloader())
+    cli.datamodule.num_workers = 2
+    outside = list(cli.datamodule.val_dataloader())
+    for a, b in zip(inside, outside, strict=True):
+        assert a.trials == b.trials
+        assert torch.equal(a.context_ids, b.context_ids)
+        assert torch.equal(a.intervention.direction, b.intervention.direction)
+
+
+def test_untrained_model_can_be_tested(run: Callable[..., IntrospectionCLI]) -> None:
+    """Without a checkpoint, `test` is the baseline: an adapter that changes nothing, threshold 0."""
+    run("test", "--data.test_trials", '{"heldout": 8}')
+    results = json.loads(Path("lightning_logs/default/version_0/results.json").read_text())
+    assert (results["checkpoint"], results["threshold"]) == (None, 0.0)
+
+
+def test_testing_on_what_was_trained_on_is_refused(
+    run: Callable[..., IntrospectionCLI], fitted: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another data.seed deals the contexts anew: its held-out ones include training contexts of the checkpoint."""
+    with pytest.raises(SystemExit):
+        run("test", "--ckpt_path", checkpoint_of(fitted[1]), "--data.seed", "1")
+    error = capsys.readouterr().err
+    assert "contexts of the test set 'heldout' were trained on" in error
+    assert "data.seed" in error
+
+
+def test_resuming_with_other_data_is_refused(
+    run: Callable[..., IntrospectionCLI], fitted: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The record of what was trained on would be wrong."""
+    with pytest.raises(SystemExit):
+        run("fit", "--ckpt_path", checkpoint_of(fitted[1]), "--data.seed", "1")
+    assert "was trained on other contexts" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_adapter_is_refused(
+    run: Callable[..., IntrospectionCLI], fitted: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line wins over what is in the checkpoint, so a mismatch must be an error."""
+    with pytest.raises(SystemExit):
+        run("test", "--ckpt_path", checkpoint_of(fitted[1]), "--model.lora.r", "4")
+    assert "the checkpoint has lora" in capsys.readouterr().err
+
+
+def test_print_config_merges_several_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later -c wins over an earlier one, and --print_config shows the result without running."""
+    (tmp_path / "more.yaml").write_text("data: {train_vectors: 7}\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", CONFIG, "-c", str(tmp_path / "more.yaml"), "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["data"]["train_vectors"], printed["data"]["batch_size"]) == (7, 4)
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_help(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option is documented from the docstrings."""
+    with pytest.raises(SystemExit) as stop:
+        main([subcommand, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--model.base", "--model.lora", "--data.strengths", "--data.bands", "--ckpt_path"):
+        assert option in text
+    assert "Lowest and highest strength" in text
