@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -180,23 +180,24 @@ class EpochBatches(DistributedSampler[int]):
     """Deals the batches of an epoch out to the processes: as many to each, none to two.
 
     Epoch ``e`` of ``n`` batches holds the numbers from ``e * n`` on, so that every epoch is new; if ``n`` does not divide
-    by the number of processes, the last round goes on to the numbers that follow.
+    by the number of processes, the last round goes on to the numbers that follow. It is a ``DistributedSampler`` in name
+    only, so that Lightning does not put its own in its place.
 
     Args:
         batches: Batches in an epoch over all processes.
         rank: This process.
         world_size: All processes.
-        endless: False: every epoch is the first one again, as validation and tests want it.
+        epoch: Says which epoch is running. Lightning's ``set_epoch`` is not used: after a resume it starts again at 0
+            (Lightning 2.6).
     """
 
-    def __init__(self, batches: int, rank: int, world_size: int, endless: bool) -> None:
-        self.rank, self.world_size, self.endless = rank, world_size, endless
+    def __init__(self, batches: int, rank: int, world_size: int, epoch: Callable[[], int]) -> None:
+        self.rank, self.world_size, self.current_epoch = rank, world_size, epoch
         self.each = -(-batches // world_size)
-        self.epoch = 0
 
     def __len__(self) -> int:
         return self.each
 
     def __iter__(self) -> Iterator[int]:
-        start = self.epoch * self.each * self.world_size if self.endless else 0
+        start = self.current_epoch() * self.each * self.world_size
         return iter(range(start + self.rank, start + self.each * self.world_size, self.world_size))

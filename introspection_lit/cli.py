@@ -83,6 +83,8 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
                     "init_args": {"save_dir": "lightning_logs", "name": "default", "default_hp_metric": False},
                 },
                 "use_distributed_sampler": False,
+                # After a resume Lightning 2.6 would go on with the iterator of epoch 0, and train on its trials again.
+                "reload_dataloaders_every_n_epochs": 1,
             },
             auto_configure_optimizers=False,
             parser_kwargs={"parser_mode": "yaml"},

@@ -231,7 +231,10 @@ class IntrospectionDataModule(LightningDataModule):
         training, each_epoch = name == "train", -(-self.trials[name] // batch_size)
         pool = TRAINING_POOL if training else each_epoch
         batches = BatchesOfSplit(self.splits[name], self.bank, SOURCES[name].vectors, batch_size, pool)
-        sampler = EpochBatches(each_epoch, self.trainer.global_rank, self.trainer.world_size, endless=training)
+        trainer = self.trainer
+        sampler = EpochBatches(
+            each_epoch, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch if training else 0
+        )
         return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
     def train_dataloader(self) -> DataLoader[TrialBatch]:

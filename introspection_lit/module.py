@@ -168,9 +168,9 @@ class IntrospectionModule(LightningModule):
         self.model.train()
         self.seed = torch.initial_seed()
 
-    def on_train_epoch_start(self) -> None:
-        """Make dropout a function of (seed, epoch, process), so that a resumed run equals an uninterrupted one."""
-        random = generator(self.seed, "dropout", self.current_epoch, self.global_rank)
+    def on_train_batch_start(self, batch: TrialBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Make dropout a function of (seed, epoch, batch, process), so that a resumed run equals an uninterrupted one."""
+        random = generator(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(random.integers(2**63)))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union of forms
