@@ -98,25 +98,16 @@ class AdapterExport(Callback):
         rank_zero_info(f"best adapter (step {checkpoint['global_step']}): {folder}")
 
 
-def _cell(value: float) -> str:
-    return f"{value:.3f}"
-
-
 def results_table(sets: dict[str, dict[str, Any]]) -> Table:
-    """Lay the results of the test sets out as a table."""
-    table = Table(title="Results at the stored threshold")
-    for column in ("test set", "AUROC", "accuracy", "TPR", "FPR", "FPR 95 % interval", "mass", "trials", "clean inputs"):
-        table.add_column(column, justify="left" if column == "test set" else "right")
+    """Lay the results of the test sets out as a table that fits 80 columns."""
+    table = Table(title="Results at the stored threshold", padding=(0, 1))
+    table.add_column("test set", no_wrap=True)
+    for column in ("AUROC", "accuracy", "TPR", "FPR", "FPR 95 %", "mass", "clean"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in sets.items():
         low, high = row["fpr_interval"]
-        table.add_row(
-            name,
-            *(_cell(row[key]) for key in ("auroc", "accuracy", "tpr", "fpr")),
-            f"{low:.3f}-{high:.3f}",
-            _cell(row["mass"]),
-            str(row["n_steered"] + row["n_clean"]),
-            str(row["n_clean_distinct"]),
-        )
+        rates = (f"{row[key]:.3f}" for key in ("auroc", "accuracy", "tpr", "fpr"))
+        table.add_row(name, *rates, f"{low:.3f}-{high:.3f}", f"{row['mass']:.3f}", str(row["n_clean_distinct"]))
     return table
 
 
@@ -156,7 +147,7 @@ class ResultsWriter(Callback):
         console = Console()
         console.print(results_table(sets))
         console.print(
-            f"{results['n_clean_distinct_total']} distinct clean inputs in all. Written: {folder / 'results.json'}",
+            f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Everything: {folder / 'results.json'}",
             soft_wrap=True,
         )
 

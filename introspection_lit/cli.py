@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
+
+import transformers
 
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -47,7 +50,24 @@ class IntrospectionCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to."""
         if self._get(self.config, "test_after_fit"):
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
+
+    def before_test(self) -> None:
+        """Print one table, ours: Lightning's repeats every metric for every loader."""
+        self.config_init["test"]["verbose"] = False
+
+
+def quieten() -> None:
+    """Silence what other packages say at every start and no user can act on."""
+    for message in (
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning 2.6 with torch 2.13
+        ".*is_gradient_checkpointing.*",  # peft 0.21 with transformers 5
+        ".*does not have many workers.*",  # batches are made from tokens in memory: workers would be slower
+        ".*instantiate_classes.*|.*skip_none parameter.*",  # Lightning 2.6 with jsonargparse 4.49
+    ):
+        warnings.filterwarnings("ignore", message)
+    # transformers' bars for loading weights write over the trainer's.
+    transformers.utils.logging.disable_progress_bar()
 
 
 def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
@@ -62,6 +82,7 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
     Raises:
         SystemExit: 2, with the problems on stderr, if the configuration cannot work.
     """
+    quieten()
     try:
         return IntrospectionCLI(
             IntrospectionModule,

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -297,3 +298,7 @@ def find_decoder_layers(model: nn.Module, path: str | None = None) -> list[nn.Mo
             f"{found}. Set base.decoder_layers to their dotted path, for example 'transformer.h'."
         )
     return list(layers)
+
+
+if __name__ == "__main__":  # python -m introspection_lit.model NAME: fetch or unpack a model ahead of time
+    print(load_config(BaseModel(sys.argv[1])).model_type, resolve(BaseModel(sys.argv[1]))["pretrained_model_name_or_path"])

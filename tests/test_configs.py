@@ -1,0 +1,62 @@
+"""Every shipped YAML is parsed; its header and the README say what can be run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from introspection_lit.cli import main
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_config_is_parsed_and_documented(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LightningCLI accepts it, and the header gives purpose, command, hardware, time and result."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(config), "--print_config"])
+    assert stop.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert parsed["trainer"]["logger"]["init_args"]["name"] == config.stem
+    header = config.read_text()
+    for line in ("Purpose:", "Command:", "Hardware:", "Time:", "Result:"):
+        assert f"# {line}" in header
+    assert f"fit --config configs/{config.name}" in header
+
+
+def test_there_are_the_four_experiments() -> None:
+    """The quickstart, the full experiment, and the two target models."""
+    assert {path.stem for path in CONFIGS} >= {"quickstart", "smollm2-135m", "qwen2.5-7b", "qwen2.5-coder-32b"}
+
+
+def documented_commands() -> list[str]:
+    """The `python -m introspection_lit` commands of the README."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return re.findall(r"^(?:\.venv/bin/)?python -m introspection_lit .*$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_commands_of_the_readme_are_parsed(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each subcommand and option in the README exists (checkpoints it mentions need not)."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command, comments=True)[3:]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, *([] if "--help" in words else ["--print_config"])])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    """`make NAME` in the README or the contributing guide is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in ("README.md", "CONTRIBUTING.md"):
+        used = set(re.findall(r"^make ([a-z]+)", (ROOT / document).read_text(), re.MULTILINE))
+        assert used <= targets
+        assert "test" in used

@@ -1,0 +1,148 @@
+"""Loading, quantising and adapting: tiny models of four families, and the real embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from conftest import FAMILIES, SIZES
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from introspection_lit.conversations import QUESTION, Phrasing, answer_ids
+from introspection_lit.measure import record, token_means
+from introspection_lit.model import (
+    BaseModel,
+    Lora,
+    add_lora,
+    find_decoder_layers,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve,
+)
+from introspection_lit.prefill import pad, steered_cache
+from introspection_lit.steering import Intervention
+
+GPT2 = GPT2Config(n_layer=3, n_head=2, n_embd=16, vocab_size=50)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_local_folder_loads_frozen_and_in_eval_mode(tiny_folder: Callable[[str], Path], family: str) -> None:
+    """The weights of the folder, nothing to train, dropout off."""
+    base = BaseModel(str(tiny_folder(family)))
+    model = load_model(base)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert load_config(base).num_hidden_layers == SIZES["num_hidden_layers"]
+    reference = AutoModelForCausalLM.from_pretrained(tiny_folder(family), dtype=torch.float32)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, reference(ids).logits)
+
+
+def test_decoder_layers_in_the_order_in_which_they_run(family_model: PreTrainedModel) -> None:
+    """With and without an adapter; the stream after the last one, normed, gives the logits."""
+    layers = find_decoder_layers(family_model)
+    assert layers == find_decoder_layers(add_lora(family_model, Lora()))
+    ran = []
+    handles = [layer.register_forward_hook(lambda *_, number=n: ran.append(number)) for n, layer in enumerate(layers)]
+    ids = torch.arange(10)[None]
+    with torch.no_grad(), record(layers) as outputs:
+        hidden = family_model(ids, output_hidden_states=True).hidden_states
+    for handle in handles:
+        handle.remove()
+    assert ran == list(range(len(layers)))
+    # transformers' entry 0 is the embedding, and its last one is normed: layer i is entry i + 1, but for the last.
+    for layer in range(len(layers) - 1):
+        assert torch.equal(outputs[layer], hidden[layer + 1])
+    assert not torch.equal(outputs[-1], hidden[-1])
+
+
+def test_unknown_architecture_names_the_override() -> None:
+    """GPT-2 keeps its layers elsewhere; the message says which option to set, and setting it works."""
+    model = GPT2LMHeadModel(GPT2)
+    with pytest.raises(ValueError, match=r"base\.decoder_layers .*'transformer\.h'"):
+        find_decoder_layers(model)
+    assert find_decoder_layers(model, "transformer.h") == list(model.transformer.h)
+    with pytest.raises(ValueError, match=r"has nothing at 'transformer\.x'"):
+        find_decoder_layers(model, "transformer.x")
+    with pytest.raises(ValueError, match="expected a ModuleList of 3"):
+        find_decoder_layers(model, "transformer.wte")
+
+
+def test_fresh_adapter_changes_nothing_and_sits_where_asked(family_model: PreTrainedModel) -> None:
+    """Equal logits before training; target modules and layers as configured."""
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        before = family_model(ids).logits
+        peft = add_lora(family_model, Lora(r=2, target_modules=["q_proj"], layers=[1, 4])).eval()
+        assert torch.equal(peft(ids).logits, before)
+    trained = [name for name, parameter in peft.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 4
+    assert all("q_proj.lora_" in name and (".1." in name or ".4." in name) for name in trained)
+
+
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
+def test_nf4_on_the_cpu(tiny: Path, storage: str) -> None:
+    """Quantised linears with the storage dtype asked for; prefill, detection and gradient run, close to full precision."""
+    base = BaseModel(str(tiny), dtype="bfloat16", quantization="nf4", quant_storage=storage)  # type: ignore[arg-type]
+    model = load_model(base)
+    linear = find_decoder_layers(model)[0].self_attn.q_proj
+    assert isinstance(linear, Linear4bit)
+    assert linear.weight.dtype == getattr(torch, storage)
+    peft = add_lora(model, Lora(dropout=0.0)).train()
+    ids, mask = pad([list(range(10, 22)), list(range(30, 36))], 0, "left")
+    scale = torch.zeros(2, 6)
+    scale[0, 2] = 3.0
+    direction = nn.functional.normalize(torch.randn(2, 1, 32), dim=-1)
+    cache = steered_cache(peft, peft, find_decoder_layers(peft), ids, mask, Intervention(direction, scale, mask.bool()))
+    question = torch.arange(40, 45).repeat(2, 1)
+    whole = torch.cat([mask, torch.ones_like(question)], dim=1)
+    logits = peft(input_ids=question, attention_mask=whole, past_key_values=cache, position_ids=None).logits[:, -1]
+    logits.float().logsumexp(-1).sum().backward()
+    gradients = [p.grad for p in peft.parameters() if p.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    full = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    weights, exact = linear.weight, full.model.layers[0].self_attn.q_proj.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    restored = dequantize_4bit(weights.data, weights.quant_state).float()
+    assert (restored - exact).norm() / exact.norm() < 0.15  # NF4's step is about a tenth of the weights' spread
+
+
+def test_int8(tiny: Path) -> None:
+    """The other quantisation."""
+    model = load_model(BaseModel(str(tiny), quantization="int8"))
+    assert isinstance(find_decoder_layers(model)[0].self_attn.q_proj, Linear8bitLt)
+
+
+def test_token_means_ignore_padding_and_the_first_token(family_model: PreTrainedModel) -> None:
+    """Texts read together, padded, give what each gives alone."""
+    peft = add_lora(family_model, Lora())
+    layers = find_decoder_layers(peft)
+    texts = [list(range(10, 20)), list(range(30, 34))]
+    means, norms = token_means(peft, peft, layers, texts)
+    assert norms.shape == (6, 9 + 3)
+    for row, text in enumerate(texts):
+        with torch.no_grad(), record(layers) as outputs:
+            family_model(torch.tensor([text]))
+        alone = torch.stack(outputs)[:, 0, 1:].mean(dim=1)
+        torch.testing.assert_close(means[row], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_embedded_model_is_the_real_one() -> None:
+    """SmolLM2-135M-Instruct out of its GGUF: architecture, chat template, answer tokens, and a capital it knows."""
+    base = BaseModel()
+    assert resolve(base) == resolve(BaseModel("smollm2-135m"))
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
+    assert answer_ids(tokenizer, QUESTION, Phrasing()) == (9805, 787)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**ids, max_new_tokens=10, do_sample=False)
+    assert "Paris" in tokenizer.decode(written[0, ids["input_ids"].shape[1] :])
