@@ -36,6 +36,7 @@ class TrialBatch:
         intervention: What is added to the residual stream of each row.
         labels: True where steered, ``(batch,)``.
         inputs: A number for each distinct context and question, ``(batch,)`` int64.
+        numbers: The number of each trial in its split, ``(batch,)`` int64.
         answer_ids: Tokens of yes and no, ``(2,)``.
         cache: The KV cache of the contexts, once the prefill has run.
     """
@@ -48,6 +49,7 @@ class TrialBatch:
     intervention: Intervention
     labels: Tensor
     inputs: Tensor
+    numbers: Tensor
     answer_ids: Tensor
     cache: Cache | None = None
 
@@ -56,7 +58,7 @@ class TrialBatch:
         """The split that all its trials belong to."""
         return self.trials[0].split
 
-    def to(self, device: torch.device, **options: Any) -> TrialBatch:  # noqa: ANN401 - passed on to Tensor.to
+    def to(self, device: torch.device, **options: Any) -> TrialBatch:
         """Move every tensor, in place; Lightning calls this before the prefill."""
         for owner in (self, self.intervention):
             for name, value in vars(owner).items():
@@ -148,6 +150,7 @@ class Split:
             intervention=Intervention(direction, scale, context_mask.bool()),
             labels=torch.tensor([trial.steered for trial in trials]),
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
+            numbers=torch.tensor([trial.number for trial in trials]),
             answer_ids=torch.tensor(self.answer_ids),
         )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
@@ -21,12 +21,15 @@ from introspection_lit.provenance import provenance
 
 if TYPE_CHECKING:
     from introspection_lit.batches import TrialBatch
-    from introspection_lit.data import IntrospectionDataModule
     from introspection_lit.module import IntrospectionModule
 
 
+def _ours(pl_module: LightningModule) -> IntrospectionModule:
+    return cast("IntrospectionModule", pl_module)
+
+
 def run_folder(trainer: Trainer) -> Path:
-    """Where a run's files go."""
+    """Where a run's files go. To be called on every process: the answer is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
@@ -36,13 +39,17 @@ class TrialsPerSecond(Callback):
     def __init__(self) -> None:
         self.since = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Start the clock after a validation."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.since = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start it again: validation is not counted."""
         self.since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrialBatch, batch_idx: int
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         """Log the rate of the batch that just ended."""
         now = time.perf_counter()
         rate = len(batch.trials) * trainer.world_size / (now - self.since)
@@ -50,24 +57,44 @@ class TrialsPerSecond(Callback):
         pl_module.log("train/trials_per_second", rate, prog_bar=True, batch_size=len(batch.trials))
 
 
+class LearningRate(LearningRateMonitor):
+    """Lightning's monitor, silent instead of failing when there is no logger."""
+
+    def __init__(self) -> None:
+        super().__init__("step")
+
+    def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Watch the optimiser, if anybody listens."""
+        if trainer.loggers:
+            super().on_train_start(trainer, *args, **kwargs)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's callback, which after a resume still knows how good the best checkpoint was.
+
+    A resumed run has a folder of its own, and Lightning 2.6 then forgets the score (not the path): the first validation
+    after the resume would count as the best, whatever came before.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score over, too."""
+        super().load_state_dict(state_dict)
+        self.best_model_path = state_dict["best_model_path"]
+        self.best_model_score = state_dict["best_model_score"]
+        self.best_k_models = state_dict["best_k_models"]
+        self.kth_best_model_path = state_dict["kth_best_model_path"]
+        self.kth_value = state_dict["kth_value"]
+
+
 class LogOddsFigure(Callback):
     """Puts the histograms of clean and steered log-odds into TensorBoard at each validation."""
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: TrialBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw once the last batch is in."""
-        module: IntrospectionModule = pl_module  # type: ignore[assignment]
-        last = batch_idx + 1 == trainer.num_val_batches[dataloader_idx]
-        if last and isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking:
-            scores, labels = module.metrics_of("validation").gathered()
-            figure = log_odds_figure({"validation": (scores, labels)}, module.threshold)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what the validation has gathered, at the threshold that it has set."""
+        module = _ours(pl_module)
+        gathered = module.metrics_of("validation").gathered
+        if gathered and isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking:
+            figure = log_odds_figure({"validation": (gathered.scores, gathered.labels)}, module.threshold)
             trainer.logger.experiment.add_figure("validation/log_odds", figure, trainer.global_step)
 
 
@@ -76,26 +103,24 @@ class AdapterExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the adapter of the best checkpoint; log its validation beside the hyper-parameters (hparams tab)."""
-        module: IntrospectionModule = pl_module  # type: ignore[assignment]
-        data: IntrospectionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        module, folder = _ours(pl_module), run_folder(trainer)
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path or not trainer.is_global_zero:
             return
         checkpoint = load_checkpoint(saver.best_model_path)
-        folder = run_folder(trainer) / "adapter"
-        export_adapter(folder, module, data, checkpoint)
+        export_adapter(folder / "adapter", module, module.data, checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
             settings = {
                 "learning_rate": module.learning_rate,
                 "lora_r": module.lora.r,
                 "loss": module.loss,
-                "batch_size": data.batch_size,
-                "strengths": str(list(data.strengths)),
-                "seed": data.seed,
+                "batch_size": module.data.batch_size,
+                "strengths": str(list(module.data.strengths)),
+                "seed": module.data.seed,
             }
             validated = checkpoint["introspection"]["validation"]
             trainer.logger.log_hyperparams(settings, {f"hp/validation_{name}": value for name, value in validated.items()})
-        rank_zero_info(f"best adapter (step {checkpoint['global_step']}): {folder}")
+        rank_zero_info(f"best adapter (step {checkpoint['global_step']}): {folder / 'adapter'}")
 
 
 def results_table(sets: dict[str, dict[str, Any]]) -> Table:
@@ -116,38 +141,32 @@ class ResultsWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results of all test sets."""
-        module: IntrospectionModule = pl_module  # type: ignore[assignment]
-        data: IntrospectionDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        gathered = {name: module.metrics_of(name) for name in data.test_sets}
-        sets = {name: metrics.compute() for name, metrics in gathered.items()}
-        groups = {name: metrics.gathered() for name, metrics in gathered.items()}
-        inputs = torch.cat([torch.cat(metrics.inputs)[~torch.cat(metrics.labels)] for metrics in gathered.values()])
-        for metrics in gathered.values():
-            metrics.reset()
+        module, folder = _ours(pl_module), run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        assert data.bank is not None
-        folder = run_folder(trainer)
+        data = module.data
+        sets = {name: module.summaries[name] for name in data.test_sets}
+        gathered = {name: module.metrics_of(name).gathered for name in data.test_sets}
+        groups = {name: trials for name, trials in gathered.items() if trials is not None}
+        inputs = torch.cat([trials.inputs[~trials.labels] for trials in groups.values()])
         results = {
             **provenance(),
             **module.identity(),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "seed": data.seed,
+            "precision": str(trainer.precision),
+            **data.protocol(),
             "threshold": module.threshold,
-            "strengths": list(data.test_strengths),
-            "strength_unit": data.strength_unit,
-            "bands": [list(band) for band in data.splits[data.test_sets[0]].plan.bands],
             "n_clean_distinct_total": len(torch.unique(inputs)),
-            "largest_cosine_between_concepts": float(data.bank.concept_cosines().fill_diagonal_(0).abs().max()),
             "sets": sets,
         }
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        log_odds_figure(groups, module.threshold).savefig(folder / "log_odds.png", dpi=110)
+        figure = log_odds_figure({name: (t.scores, t.labels) for name, t in groups.items()}, module.threshold)
+        figure.savefig(folder / "log_odds.png", dpi=110)
         console = Console()
         console.print(results_table(sets))
         console.print(
-            f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Everything: {folder / 'results.json'}",
+            f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",
             soft_wrap=True,
         )
 
@@ -169,7 +188,7 @@ class PredictionWriter(Callback):
         suffix = "" if trainer.world_size == 1 else f".rank{trainer.global_rank}"
         return run_folder(trainer) / f"predictions{suffix}.jsonl"
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file under a name that says it is unfinished."""
         path = self._path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,20 +197,22 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ANN401
+        pl_module: LightningModule,
+        outputs: Any,
         batch: TrialBatch,
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        data: IntrospectionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = _ours(pl_module).data
         assert self.file is not None
         for row, trial in enumerate(batch.trials):
+            if trial.number >= data.trials[trial.split]:  # it only filled up the last batch
+                continue
             scored = {name: values[row].item() for name, values in outputs.items()}
             self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
         assert self.file is not None
         self.file.close()

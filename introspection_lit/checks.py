@@ -17,6 +17,8 @@ from introspection_lit.steering import BAND_NAMES, check_band, named_band
 from introspection_lit.trials import SOURCES
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from introspection_lit.contexts import Context
 
 T = TypeVar("T")
@@ -34,7 +36,7 @@ class Problems:
         """Add those that are not None."""
         self.found += [problem for problem in problems if problem is not None]
 
-    def attempt(self, action: Callable[..., T], *args: Any) -> T | None:  # noqa: ANN401
+    def attempt(self, action: Callable[..., T], *args: Any) -> T | None:
         """Run something that may raise; its problems are added and None comes back."""
         try:
             return action(*args)
@@ -54,34 +56,35 @@ class Problems:
             raise ConfigurationError(self.found)
 
 
-def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int) -> tuple[Band, ...]:
+def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: str = "bands") -> tuple[Band, ...]:
     """Turn the bands of a configuration into layer numbers.
 
     Args:
         bands: ``early``, ``middle``, ``late``, ``all``, or [first, last], both inclusive.
         n_layers: Decoder layers of the model.
+        option: The option they come from, for messages.
 
     Raises:
         ConfigurationError: A band is no band, outside the model, or cannot reach the cache.
     """
-    problems = [] if bands else ["data.bands: got none. Expected at least one, such as 'middle' or [21, 42]."]
+    problems = [] if bands else [f"data.{option}: got none. Expected at least one, such as 'middle' or [21, 42]."]
     resolved = []
     for band in bands:
         if isinstance(band, str):
             if band not in BAND_NAMES:
-                problems.append(f"data.bands: got {band!r}. Expected one of {', '.join(BAND_NAMES)}, or [first, last].")
+                problems.append(f"data.{option}: got {band!r}. Expected one of {', '.join(BAND_NAMES)}, or [first, last].")
                 continue
             if n_layers < 4:
-                problems.append(f"data.bands: {band!r} needs a model of at least 4 layers; it has {n_layers}.")
+                problems.append(f"data.{option}: {band!r} needs a model of at least 4 layers; it has {n_layers}.")
                 continue
             resolved.append(named_band(band, n_layers))
         elif len(band) != 2:
-            problems.append(f"data.bands: got {list(band)}. Expected [first, last], both inclusive.")
+            problems.append(f"data.{option}: got {list(band)}. Expected [first, last], both inclusive.")
         else:
             first_last = (int(band[0]), int(band[1]))
             problem = check_band(first_last, n_layers)
             if problem:
-                problems.append(f"data.bands: {problem}")
+                problems.append(f"data.{option}: {problem}")
             resolved.append(first_last)
     if problems:
         raise ConfigurationError(problems)
@@ -99,17 +102,17 @@ def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
     return []
 
 
-def count_problems(counts: dict[str, int], sizes: dict[str, int], test_trials: dict[str, int]) -> list[str]:
+def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Sequence[str]) -> list[str]:
     """Check the numbers of vectors, trials and rows.
 
     Args:
         counts: Numbers that must be at least 1, by option.
         sizes: Numbers of trials or rows that must be even and at least 2, by option.
-        test_trials: Trials by test set.
+        test_sets: Names of test sets.
     """
-    problems = [
-        f"data.{option}: got {count}. Expected at least 1." for option, count in counts.items() if count < 1
-    ]
+    problems = [f"data.{option}: got {count}. Expected at least 1." for option, count in counts.items() if count < 1]
+    if not test_sets:
+        problems.append(f"data.test_trials: got none. Expected some of: {', '.join(list(SOURCES)[2:])}.")
     problems += [
         f"data.{option}: got {size}. Expected an even number, at least 2: half of every batch is steered."
         for option, size in sizes.items()
@@ -117,7 +120,7 @@ def count_problems(counts: dict[str, int], sizes: dict[str, int], test_trials: d
     ]
     problems += [
         f"data.test_trials: {name!r} is no test set. Expected some of: {', '.join(list(SOURCES)[2:])}."
-        for name in test_trials
+        for name in test_sets
         if name not in SOURCES or name in ("train", "validation")
     ]
     return problems
@@ -142,9 +145,11 @@ def split_problems(splits: dict[str, list[Context]], needed: Iterable[str]) -> l
     return problems
 
 
-def question_problems(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
+def question_problems(train: Sequence[str], heldout: Sequence[str], test_sets: Sequence[str]) -> list[str]:
     """Check that there are questions, and that held-out ones are not trained on."""
     problems = [] if train else ["data.questions: got none. Expected at least one question."]
+    if "newquestions" in test_sets and not heldout:
+        problems.append("data.heldout_questions: got none, but the test set 'newquestions' asks them. Give at least one.")
     return problems + [
         f"data.heldout_questions: {question!r} is in data.questions too: what is tested has been trained on."
         for question in repeated_questions(train, heldout)
@@ -166,6 +171,27 @@ def precision_problems(base: BaseModel, precision: str) -> list[str]:
     return [
         f"base.quant_storage: {base.quant_storage!r} with trainer.precision {precision!r} would cast the packed NF4 bytes "
         f"and destroy the weights. Expected trainer.precision {' or '.join(safe)}, or base.quant_storage 'uint8'."
+    ]
+
+
+def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) -> list[str]:
+    """Check that bitsandbytes can dequantise the model on the CPU.
+
+    Its CPU kernel (0.50.2) gives silently wrong weights, some 20 to 40 % off instead of 9, where a matrix's rows are not a
+    multiple of the block of 64 weights.
+
+    Args:
+        base: The model asked for.
+        config: Its configuration.
+        device: Type of the device it will run on.
+    """
+    widths = {name: getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
+    odd = [f"{name} {width}" for name, width in widths.items() if width % 64]
+    if base.quantization != "nf4" or device != "cpu" or not odd:
+        return []
+    return [
+        f"base.quantization: nf4 on the CPU needs matrices with rows of a multiple of 64; the model has {', '.join(odd)}, "
+        "and bitsandbytes would silently compute with wrong weights. Use quantization 'none' or a GPU."
     ]
 
 
@@ -210,7 +236,9 @@ def checkpoint_problems(path: str | None, identity: dict[str, Any]) -> list[str]
     if path is None or path in LIGHTNING_CHECKPOINTS:
         return []
     if not Path(path).is_file():
-        return [f"ckpt_path: no such file: {path}. Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt."]
+        return [
+            f"ckpt_path: no such file: {path}. Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt."
+        ]
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:

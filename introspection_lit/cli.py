@@ -7,11 +7,18 @@ import warnings
 from typing import Any
 
 import transformers
-
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from introspection_lit.callbacks import AdapterExport, LogOddsFigure, PredictionWriter, ResultsWriter, TrialsPerSecond
+from introspection_lit.callbacks import (
+    AdapterExport,
+    BestCheckpoint,
+    LearningRate,
+    LogOddsFigure,
+    PredictionWriter,
+    ResultsWriter,
+    TrialsPerSecond,
+)
 from introspection_lit.data import IntrospectionDataModule
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.module import IntrospectionModule
@@ -22,7 +29,7 @@ class IntrospectionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint callback as an option of its own, and ``--test_after_fit``."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "validation/selection",
@@ -49,7 +56,9 @@ class IntrospectionCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to."""
-        if self._get(self.config, "test_after_fit"):
+        saver = self.trainer.checkpoint_callback
+        # Without a checkpoint (a dev run, or one that ended before its first validation) there is nothing to test.
+        if self._get(self.config, "test_after_fit") and isinstance(saver, ModelCheckpoint) and saver.best_model_path:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
 
     def before_test(self) -> None:
@@ -92,7 +101,7 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
                 "gradient_clip_val": 1.0,
                 "callbacks": [
                     RichProgressBar(),
-                    LearningRateMonitor("step"),
+                    LearningRate(),
                     TrialsPerSecond(),
                     LogOddsFigure(),
                     AdapterExport(),
@@ -103,11 +112,11 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
                     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                     "init_args": {"save_dir": "lightning_logs", "name": "default", "default_hp_metric": False},
                 },
-                "use_distributed_sampler": False,
                 # After a resume Lightning 2.6 would go on with the iterator of epoch 0, and train on its trials again.
                 "reload_dataloaders_every_n_epochs": 1,
             },
             auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},  # without a logger, every run has the same folder
             parser_kwargs={"parser_mode": "yaml"},
             args=args,
         )

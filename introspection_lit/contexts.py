@@ -105,7 +105,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
             try:
                 yield f"{name}, line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                yield f"{name}, line {number}", f"not JSON ({error})"
+                yield f"{name}, line {number}", error
 
 
 def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
@@ -123,10 +123,10 @@ def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
     return ((f"hub:{name}, row {index}", row) for index, row in enumerate(rows))
 
 
-def _as_context(row: Any) -> Context | str:  # noqa: ANN401 - a row is whatever the file holds
+def _as_context(row: Any) -> Context | str:
     """Read a row as a context, or say why it is not one."""
-    if isinstance(row, str):
-        return row
+    if isinstance(row, json.JSONDecodeError):
+        return f"not JSON ({row})"
     if not isinstance(row, dict):
         return f"expected an object, got {type(row).__name__}."
     fields = dict(row)
@@ -134,11 +134,12 @@ def _as_context(row: Any) -> Context | str:  # noqa: ANN401 - a row is whatever 
     if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
         turns = [message for message in messages if message.get("role") != "system"][:2]
         fields |= {str(turn.get("role")): turn.get("content") for turn in turns}
-    kind = fields.get("kind", "unlabelled")
+    kind = fields.get("kind") or "unlabelled"
     user, assistant = fields.get("user"), fields.get("assistant")
-    if not all(isinstance(text, str) and text.strip() for text in (kind, user, assistant)):
+    texts = [text for text in (kind, user, assistant) if isinstance(text, str) and text.strip()]
+    if len(texts) < 3:
         return "expected non-empty strings 'user' and 'assistant' (or 'messages'), and 'kind' if given."
-    return Context(kind, user, assistant)
+    return Context(*texts)
 
 
 def split_contexts(

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from introspection_lit import checks
 from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrialBatch
-from introspection_lit.contexts import BUILTIN, Context, load_contexts, split_contexts
+from introspection_lit.contexts import BUILTIN, Context, fingerprint, load_contexts, split_contexts
 from introspection_lit.conversations import HELDOUT_QUESTIONS, QUESTION, Phrasing, answer_ids, encode
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.model import load_config, load_tokenizer
-from introspection_lit.prefill import steered_cache
+from introspection_lit.prefill import Forward, steered_cache
 from introspection_lit.trials import SOURCES, TEST_SETS, Trial, TrialPlan
 from introspection_lit.vectors import VectorBank
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from introspection_lit.module import IntrospectionModule
 
 # Of the contexts that come with the package: kinds that the threshold is set on, and kinds that only the test sees.
@@ -30,6 +33,23 @@ TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turki
 NORM_CONTEXTS = 32
 # Training batches that are sorted by length together; a validation or test set is sorted as a whole.
 TRAINING_POOL = 8
+
+
+def leak_problems(bank: VectorBank) -> list[str]:
+    """The leaks between the splits of a bank, as problems of the configuration."""
+    return [f"data.bank: {leak}: what is tested has been trained on." for leak in bank.leaks()]
+
+
+@dataclass
+class Pieces:
+    """What the checks have read: contexts by split, and the rest that splits and bank are made of."""
+
+    contexts: dict[str, list[Context]]
+    tokenizer: PreTrainedTokenizerBase
+    bands: tuple[checks.Band, ...]
+    test_bands: tuple[checks.Band, ...]
+    answers: tuple[int, int]
+    bank: VectorBank | None
 
 
 class IntrospectionDataModule(LightningDataModule):
@@ -51,8 +71,9 @@ class IntrospectionDataModule(LightningDataModule):
         heldout_vectors: Random directions to test on.
         concepts: Words or phrases whose directions are extracted from the model.
         bands: Decoder layers that are steered: ``early``, ``middle``, ``late`` (thirds), ``all``, or [first, last], both
-            inclusive.
+            inclusive. One that is named twice is drawn twice as often.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
+        test_bands: The same for the test sets, if other than in training.
         test_strengths: The same for the test sets, if other than in training.
         strength_unit: ``relative`` (to the layer's median residual norm, over the square root of the number of layers in
             the band) or ``absolute`` (the length added at each layer).
@@ -73,17 +94,18 @@ class IntrospectionDataModule(LightningDataModule):
         test_kinds: list[str] | None = None,
         max_context_tokens: int = 128,
         system_prompt: str = "",
-        questions: list[str] = [QUESTION],  # noqa: B006 - shown by --help, never changed
-        heldout_questions: list[str] = list(HELDOUT_QUESTIONS),  # noqa: B006
+        questions: list[str] = [QUESTION],
+        heldout_questions: list[str] = list(HELDOUT_QUESTIONS),
         answers: tuple[str, str] = ("yes", "no"),
         answer_prefix: str = "The answer is",
         bank: str | None = None,
         train_vectors: int = 100,
         validation_vectors: int = 50,
         heldout_vectors: int = 100,
-        concepts: list[str] = list(CONCEPTS),  # noqa: B006
-        bands: list[str | list[int]] = ["early", "middle", "late"],  # noqa: B006
+        concepts: list[str] = list(CONCEPTS),
+        bands: list[str | list[int]] = ["early", "middle", "late"],
         strengths: tuple[float, float] = (0.3, 2.0),
+        test_bands: list[str | list[int]] | None = None,
         test_strengths: tuple[float, float] | None = None,
         strength_unit: Literal["relative", "absolute"] = "relative",
         seed: int = 0,
@@ -91,7 +113,7 @@ class IntrospectionDataModule(LightningDataModule):
         eval_batch_size: int = 32,
         trials_per_epoch: int = 480,
         validation_trials: int = 128,
-        test_trials: dict[str, int] = dict.fromkeys(TEST_SETS, 256),  # noqa: B006
+        test_trials: dict[str, int] = dict.fromkeys(TEST_SETS, 256),
         prefill_adapter: bool = False,
         num_workers: int = 0,
     ) -> None:
@@ -107,6 +129,7 @@ class IntrospectionDataModule(LightningDataModule):
         self.vector_counts = {"train": train_vectors, "validation": validation_vectors, "heldout": heldout_vectors}
         self.concepts = list(concepts)
         self.bands = list(bands)
+        self.test_bands = list(bands if test_bands is None else test_bands)
         self.strengths = strengths
         self.test_strengths = test_strengths or strengths
         self.strength_unit = strength_unit
@@ -121,11 +144,17 @@ class IntrospectionDataModule(LightningDataModule):
         self.bank: VectorBank | None = None
 
     @property
+    def running(self) -> Trainer:
+        """The trainer that this data module is attached to."""
+        assert self.trainer is not None, "the data module works inside a Trainer"
+        return self.trainer
+
+    @property
     def module(self) -> IntrospectionModule:
         """The module that this data module feeds."""
-        return cast("IntrospectionModule", self.trainer.lightning_module)
+        return cast("IntrospectionModule", self.running.lightning_module)
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 - all stages share one set-up, so that leaks cannot hide
+    def setup(self, stage: str) -> None:
         """Check everything, build the splits, then load the model and make the vector bank.
 
         Raises:
@@ -133,82 +162,109 @@ class IntrospectionDataModule(LightningDataModule):
         """
         if self.bank is not None:
             return
-        loaded_bank = self._check_and_split()
+        pieces = self._check()
+        self._build_splits(pieces)
         self.module.configure_model()
-        bank = loaded_bank or self._make_bank()
-        leaks = bank.leaks()
+        bank = pieces.bank or self._make_bank()
+        leaks = leak_problems(bank)
         if leaks:
-            raise ConfigurationError([f"data.bank: {leak}: what is tested has been trained on." for leak in leaks])
+            raise ConfigurationError(leaks)
         self.bank = bank
-        if self.trainer.log_dir is not None:
-            self._save_bank(Path(self.trainer.log_dir) / "vectors.safetensors")
+        log_dir = self.running.log_dir  # asked for on every process: the answer is broadcast
+        if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
+            bank.save(Path(log_dir) / "vectors.safetensors")
 
-    def _check_and_split(self) -> VectorBank | None:
-        """Find all problems that can be found without the model; fill ``splits``; return the bank if one is given."""
-        found, module = checks.Problems(), self.module
+    def _check(self) -> Pieces:
+        """Find all problems that can be found without the model, and read what was needed to find them."""
+        found, base = checks.Problems(), self.module.base
+        self._check_numbers(found)
+        found.add(checks.question_problems(self.questions["train"], self.questions["heldout"], self.test_sets))
+        found.add(checks.precision_problems(base, str(self.running.precision)))
+        found.add(checks.checkpoint_problems(self.checkpoint, self.module.identity()))
+        bank = found.attempt(VectorBank.load, self.bank_path) if self.bank_path else None
+        contexts = found.attempt(load_contexts, self.contexts_source)
+        dealt = contexts and found.attempt(split_contexts, contexts, self.seed, self.validation_kinds, self.test_kinds)
+        config = found.attempt(load_config, base)
+        tokenizer = found.attempt(load_tokenizer, base) if config else None
+        bands = test_bands = answers = None
+        if config:
+            layers = config.num_hidden_layers
+            bands = test_bands = found.attempt(checks.resolve_bands, self.bands, layers)
+            if self.test_bands != self.bands:
+                test_bands = found.attempt(checks.resolve_bands, self.test_bands, layers, "test_bands")
+            found.add(checks.lora_problems(self.module.lora, layers))
+            found.add(checks.nf4_on_cpu_problems(base, config, self.running.strategy.root_device.type))
+            if bank:
+                misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
+                found.add(misfits or leak_problems(bank))
+        if tokenizer and self.questions["train"]:
+            answers = found.attempt(answer_ids, tokenizer, self.questions["train"][0], self.phrasing)
+        found.raise_if_any()
+        assert dealt and tokenizer and answers  # noqa: PT018 - had one been missing, there would have been a problem
+        assert bands and test_bands  # noqa: PT018
+        return Pieces(self._drop_long(dealt, tokenizer), tokenizer, bands, test_bands, answers, bank)
+
+    def _check_numbers(self, found: checks.Problems) -> None:
+        """Find the problems of counts, sizes and ranges."""
         counts = {f"{split}_vectors": count for split, count in self.vector_counts.items()}
+        counts |= {"max_context_tokens": self.max_context_tokens}
         sizes = {"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size}
         sizes |= {"trials_per_epoch": self.trials["train"], "validation_trials": self.trials["validation"]}
         sizes |= {f"test_trials.{name}": self.trials[name] for name in self.test_sets}
-        found.add(checks.count_problems(counts, sizes, dict.fromkeys(self.test_sets, 0)))
+        found.add(checks.count_problems(counts, sizes, self.test_sets))
         found.add(checks.strength_problems("strengths", self.strengths))
         if self.test_strengths != self.strengths:
             found.add(checks.strength_problems("test_strengths", self.test_strengths))
-        found.add(checks.question_problems(self.questions["train"], self.questions["heldout"]))
-        if len(set(self.concepts)) < 2:
-            found.add([f"data.concepts: got {self.concepts}. Expected at least two: they are centred over each other."])
-        found.add(checks.precision_problems(module.base, str(self.trainer.precision)))
-        found.add(checks.checkpoint_problems(self.checkpoint, module.identity()))
-        bank = found.attempt(VectorBank.load, self.bank_path) if self.bank_path else None
-        contexts = found.attempt(load_contexts, self.contexts_source) or []
-        groups = (
-            found.attempt(split_contexts, contexts, self.seed, self.validation_kinds, self.test_kinds) if contexts else None
-        )
-        config = found.attempt(load_config, module.base)
-        tokenizer = found.attempt(load_tokenizer, module.base) if config else None
-        bands: Any = None
-        if config:
-            bands = found.attempt(checks.resolve_bands, self.bands, config.num_hidden_layers)
-            found.add(checks.lora_problems(module.lora, config.num_hidden_layers))
-            if bank:
-                found.add(bank.misfits(module.base.name_or_path, config.hidden_size, config.num_hidden_layers))
-        answers = (
-            found.attempt(answer_ids, tokenizer, self.questions["train"][0], self.phrasing)
-            if tokenizer and self.questions["train"]
-            else None
-        )
-        found.raise_if_any()
+        if len(self.concepts) < 3 or len(set(self.concepts)) < len(self.concepts):
+            wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
+            found.add([f"data.concepts: got {self.concepts}. {wanted}."])
+
+    def _drop_long(self, dealt: dict[str, list[Context]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Context]]:
+        """Leave out contexts of more than ``max_context_tokens`` tokens, and check what is left."""
 
         def fits(context: Context) -> bool:
             tokens = encode(tokenizer, context, self.questions["train"][0], self.phrasing).context_ids
             return len(tokens) <= self.max_context_tokens
 
-        names = ["train", "validation", *self.test_sets]
-        groups = {name: [context for context in group if fits(context)] for name, group in groups.items()}
-        dropped = len(contexts) - sum(map(len, groups.values()))
-        if dropped:
-            rank_zero_info(f"{dropped} of {len(contexts)} contexts are longer than {self.max_context_tokens} tokens: left out")
-        found.add(checks.split_problems(groups, [SOURCES[name].contexts for name in names]))
-        found.raise_if_any()
+        kept = {name: [context for context in group if fits(context)] for name, group in dealt.items()}
+        before, after = (sum(map(len, groups.values())) for groups in (dealt, kept))
+        if after < before:
+            rank_zero_info(
+                f"{before - after} of {before} contexts are longer than {self.max_context_tokens} tokens: left out"
+            )
+        problems = checks.split_problems(kept, [SOURCES[name].contexts for name in self._names()])
+        if problems:
+            raise ConfigurationError(problems)
+        return kept
+
+    def _names(self) -> list[str]:
+        """The splits that trials are drawn from."""
+        return ["train", "validation", *self.test_sets]
+
+    def _build_splits(self, pieces: Pieces) -> None:
         sizes = dict(self.vector_counts, concept=len(self.concepts))
-        if bank:
-            sizes = {split: len(rows) for split, rows in bank.directions.items()}
-        for name in names:
-            source = SOURCES[name]
-            chosen, questions = groups[source.contexts], self.questions[source.questions]
-            strengths = self.strengths if name in ("train", "validation") else self.test_strengths
+        if pieces.bank:
+            sizes = {split: len(rows) for split, rows in pieces.bank.directions.items()}
+        for name in self._names():
+            source, training = SOURCES[name], name in ("train", "validation")
+            contexts, questions = pieces.contexts[source.contexts], self.questions[source.questions]
             plan = TrialPlan(
-                self.seed, name, len(chosen), len(questions), sizes[source.vectors], bands, tuple(strengths)
+                self.seed,
+                name,
+                len(contexts),
+                len(questions),
+                sizes[source.vectors],
+                pieces.bands if training else pieces.test_bands,
+                self.strengths if training else self.test_strengths,
             )
             self.splits[name] = Split(
-                name, plan, chosen, questions, tokenizer, self.phrasing, answers, self.strength_unit
+                name, plan, contexts, questions, pieces.tokenizer, self.phrasing, pieces.answers, self.strength_unit
             )
-        return bank
 
     def _make_bank(self) -> VectorBank:
         module, train = self.module, self.splits["train"]
         contexts = [train.encoded(number).context_ids for number in range(min(NORM_CONTEXTS, len(train.contexts)))]
-        base = {"base_model": module.base.name_or_path, "revision": module.base.revision or ""}
+        base = {"base_model": module.base.name, "revision": module.base.revision or ""}
         return build_bank(
             module,
             module.model,
@@ -221,17 +277,12 @@ class IntrospectionDataModule(LightningDataModule):
             base,
         )
 
-    @rank_zero_only
-    def _save_bank(self, path: Path) -> None:
-        assert self.bank is not None
-        self.bank.save(path)
-
     def _loader(self, name: str, batch_size: int) -> DataLoader[TrialBatch]:
         assert self.bank is not None
         training, each_epoch = name == "train", -(-self.trials[name] // batch_size)
         pool = TRAINING_POOL if training else each_epoch
         batches = BatchesOfSplit(self.splits[name], self.bank, SOURCES[name].vectors, batch_size, pool)
-        trainer = self.trainer
+        trainer = self.running
         sampler = EpochBatches(
             each_epoch, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch if training else 0
         )
@@ -253,14 +304,14 @@ class IntrospectionDataModule(LightningDataModule):
         """The test sets again: ``predict`` writes down each of their trials."""
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: TrialBatch, dataloader_idx: int) -> TrialBatch:  # noqa: ARG002
+    def on_after_batch_transfer(self, batch: TrialBatch, dataloader_idx: int) -> TrialBatch:
         """Run the steered prefill: the batch leaves with the KV cache of its contexts.
 
         It runs through the strategy's wrapper (as DDP and FSDP need) and under the precision of the step.
         """
         module = self.module
-        forward = self.trainer.model if self.trainer.model is not None else module
-        with self.trainer.precision_plugin.forward_context():
+        forward = cast("Forward", self.running.model or module)
+        with self.running.precision_plugin.forward_context():
             batch.cache = steered_cache(
                 forward,
                 module.model,
@@ -272,18 +323,41 @@ class IntrospectionDataModule(LightningDataModule):
             )
         return batch
 
+    def protocol(self) -> dict[str, Any]:
+        """Everything about the trials that a number depends on, for results files."""
+        assert self.bank is not None
+        test = self.splits[self.test_sets[0]].plan
+        return {
+            "seed": self.seed,
+            "contexts": self.contexts_source,
+            "max_context_tokens": self.max_context_tokens,
+            "kinds": {name: sorted({c.kind for c in split.contexts}) for name, split in self.splits.items()},
+            "questions": self.questions,
+            **asdict(self.phrasing),
+            "bands": [list(band) for band in test.bands],
+            "strengths": list(test.strengths),
+            "strength_unit": self.strength_unit,
+            "prefill_adapter": self.prefill_adapter,
+            "bank": str(self.bank_path) if self.bank_path else None,
+            "vectors": {split: len(rows) for split, rows in self.bank.directions.items()},
+            "concepts": self.bank.names["concept"],
+            "concept_cosines": [[round(c, 3) for c in row] for row in self.bank.concept_cosines().tolist()],
+        }
+
     def describe(self, trial: Trial) -> dict[str, Any]:
         """Everything that defines a trial, in words, for a table of predictions."""
         assert self.bank is not None
         return self.splits[trial.split].describe(trial, self.bank, SOURCES[trial.split].vectors)
 
     def state_dict(self) -> dict[str, Any]:
-        """What training has seen, for the checkpoint: fingerprints of contexts, vectors and questions."""
+        """What training has seen, for the checkpoint: fingerprints of user messages, vectors and questions, and kinds."""
         assert self.bank is not None
+        splits = [self.splits[name] for name in ("train", "validation")]
         return {
-            "contexts": sorted(context.key for name in ("train", "validation") for context in self.splits[name].contexts),
-            "vectors": sorted(key for split in ("train", "validation") for key in self.bank.keys(split)),
-            "questions": list(self.questions["train"]),
+            "messages": sorted({fingerprint(context.user) for split in splits for context in split.contexts}),
+            "kinds": sorted({context.kind for split in splits for context in split.contexts}),
+            "vectors": sorted(key for split in splits for key in self.bank.keys(split.name)),
+            "questions": sorted(map(fingerprint, self.questions["train"])),
             "prefill_adapter": self.prefill_adapter,
         }
 
@@ -291,10 +365,11 @@ class IntrospectionDataModule(LightningDataModule):
         """Check that nothing that is about to be tested was seen in the training of the checkpoint.
 
         Raises:
-            ConfigurationError: A test set holds a context, vector or question that the adapter was trained or validated on.
+            ConfigurationError: A test set holds a message, kind, vector or question that the adapter was trained or
+                validated on, or ``seen`` a vector that it was not; on resuming, if training would go on with other data.
         """
         assert self.bank is not None
-        if self.trainer.training:
+        if self.running.training:
             if state_dict != self.state_dict():
                 raise ConfigurationError(
                     [
@@ -303,21 +378,24 @@ class IntrospectionDataModule(LightningDataModule):
                     ]
                 )
             return
-        seen_contexts, seen_vectors = set(state_dict["contexts"]), set(state_dict["vectors"])
         problems = []
         for name in self.test_sets:
             source = SOURCES[name]
-            shared = [context.user for context in self.splits[name].contexts if context.key in seen_contexts]
-            if shared:
-                problems.append(
-                    f"ckpt_path: {len(shared)} contexts of the test set {name!r} were trained on (such as "
-                    f"{shared[0][:50]!r}). Test with the data.* settings, data.seed above all, of the training."
-                )
-            if source.vectors != "train" and seen_vectors & set(self.bank.keys(source.vectors)):
-                problems.append(f"ckpt_path: vectors of the test set {name!r} were trained on. Use the bank of the training.")
-            if source.questions != "train" and set(state_dict["questions"]) & set(self.questions[source.questions]):
-                problems.append(f"ckpt_path: questions of the test set {name!r} were trained on.")
+            contexts, vectors = self.splits[name].contexts, set(self.bank.keys(source.vectors))
+            messages = [c.user for c in contexts if fingerprint(c.user) in state_dict["messages"]]
+            if messages:
+                problems.append(f"{len(messages)} contexts were trained on (such as {messages[0][:50]!r})")
+            kinds = sorted({context.kind for context in contexts} & set(state_dict["kinds"]))
+            if source.contexts == "newkinds" and kinds:
+                problems.append(f"the kinds {kinds} were trained on")
+            if source.vectors == "train" and not vectors <= set(state_dict["vectors"]):
+                problems.append("some of its vectors were not trained on")
+            if source.vectors != "train" and vectors & set(state_dict["vectors"]):
+                problems.append("some of its vectors were trained on")
+            asked = set(map(fingerprint, self.questions[source.questions]))
+            if source.questions != "train" and asked & set(state_dict["questions"]):
+                problems.append("some of its questions were trained on")
+            problems = [p if p.startswith("ckpt_path") else f"ckpt_path: test set {name!r}: {p}." for p in problems]
         if problems:
-            raise ConfigurationError(problems)
-
-
+            hint = "Test with the data.* settings of the training, data.seed above all (config.yaml of its run)."
+            raise ConfigurationError([f"{problem} {hint}" for problem in problems])

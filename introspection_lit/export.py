@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "introspection.json"
 
+LOAD_HUB = """from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{name}")"""
+LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model
+
+base = load_model(BaseModel("{name}"))"""
 CARD = """---
 base_model: {base_model}
 library_name: peft
@@ -35,9 +41,7 @@ stream; the adapter only reads the KV cache that this leaves behind.
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base_model}")
+{load_base}
 model = PeftModel.from_pretrained(base, "this/folder")
 # Fill the cache with `model.disable_adapter()`; ask the question with the adapter on.
 ```
@@ -74,7 +78,7 @@ def export_adapter(
         "bands": band_numbers,
         "strengths": list(data.strengths),
         "strength_unit": data.strength_unit,
-        "train_vectors": data.vector_counts["train"],
+        "train_vectors": data.splits["train"].plan.vectors,
         "seed": data.seed,
         "step": checkpoint["global_step"],
         "validation": checkpoint["introspection"]["validation"],
@@ -86,16 +90,20 @@ def export_adapter(
         no=data.phrasing.answers[1],
         auroc=description["validation"]["auroc"],
         description=DESCRIPTION,
+        load_base=(LOAD_HUB if module.base.on_hub else LOAD_LOCAL).format(name=module.base.name),
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
-        module.model.save_pretrained(str(unfinished), state_dict=weights)
+        adapter = module.model.peft_config[module.model.active_adapter]
+        # Its name, not the folder in this machine's cache that it was loaded from.
+        adapter.base_model_name_or_path, adapter.revision = module.base.name, module.base.revision
+        module.model.save_pretrained(str(unfinished), state_dict=weights, save_embedding_layers=False)
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         unfinished.chmod(0o755)
-        if folder.exists():
+        if (folder / DESCRIPTION).is_file():  # an older export; anything else of that name is left alone
             shutil.rmtree(folder)
         unfinished.rename(folder)
     finally:

@@ -38,7 +38,7 @@ def record(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """
     outputs: list[Tensor] = []
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401, ARG001
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
     handles = [layer.register_forward_hook(hook) for layer in layers]
@@ -115,7 +115,7 @@ def build_bank(
     _, norms = token_means(forward, model, layers, contexts)
     sentences = [template.format(concept) for concept in concepts for template in TEMPLATES]
     means, _ = token_means(forward, model, layers, [tokenizer(sentence)["input_ids"] for sentence in sentences])
-    by_concept = means.unflatten(0, (len(concepts), len(TEMPLATES))).mean(dim=1)
+    by_concept = means.reshape(len(concepts), len(TEMPLATES), *means.shape[1:]).mean(dim=1)
     hidden = by_concept.shape[-1]
     directions = {split: random_unit_vectors(sizes[split], hidden, seed, split) for split in RANDOM_SPLITS}
     names = {split: [f"{split}-{index}" for index in range(sizes[split])] for split in RANDOM_SPLITS}

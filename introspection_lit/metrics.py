@@ -5,7 +5,7 @@ Scores are log-odds; a trial counts as "steered" when its score is above the thr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import binomtest, norm
@@ -103,7 +103,7 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
         labels: True where steered, ``(n,)``.
         masses: P(yes) + P(no), ``(n,)``.
         inputs: A number for each distinct context and question, ``(n,)``: a deterministic model answers equal clean
-            inputs equally, so intervals count distinct ones.
+            inputs equally, so the FPR, its interval and d' count each once.
         threshold: On the log-odds.
 
     Returns:
@@ -114,22 +114,31 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
     decisions = scores > threshold
     distinct = torch.unique(inputs[~labels])
     distinct_alarms = torch.unique(inputs[~labels & decisions])
-    hits, alarms = int(decisions[labels].sum()), int(decisions[~labels].sum())
-    n_steered, n_clean = int(labels.sum()), int((~labels).sum())
+    hits, n_steered, n_clean = int(decisions[labels].sum()), int(labels.sum()), int((~labels).sum())
+    alarms, n_distinct = len(distinct_alarms), len(distinct)
     return {
         "auroc": auroc(scores, labels),
         "accuracy": rate(decisions == labels),
         "tpr": rate(decisions[labels]),
-        "fpr": rate(decisions[~labels]),
-        "fpr_interval": list(wilson_interval(len(distinct_alarms), len(distinct))),
+        "fpr": alarms / n_distinct if n_distinct else float("nan"),
+        "fpr_interval": list(wilson_interval(alarms, n_distinct)),
         "tpr_at_1pct_fpr": tpr_at_fpr(scores, labels),
-        "dprime": dprime(hits, n_steered, alarms, n_clean),
+        "dprime": dprime(hits, n_steered, alarms, n_distinct),
         "mass": float(masses.double().mean()),
         "n_steered": n_steered,
         "n_clean": n_clean,
-        "n_clean_distinct": len(distinct),
+        "n_clean_distinct": n_distinct,
         "threshold": threshold,
     }
+
+
+class Gathered(NamedTuple):
+    """The trials of a split over batches and processes, on the CPU; each ``(n,)``, as in :func:`summarise`."""
+
+    scores: Tensor
+    labels: Tensor
+    masses: Tensor
+    inputs: Tensor
 
 
 class DetectionMetrics(Metric):
@@ -137,35 +146,39 @@ class DetectionMetrics(Metric):
 
     Attributes:
         threshold: What ``compute`` decides by; None: the best one for the gathered scores.
+        total: Trials with this number or a higher one are left out: they only filled up the last batches.
+        gathered: What the last ``compute`` summarised.
     """
 
     full_state_update = False
+    states = ("scores", "labels", "masses", "inputs", "numbers")
     scores: list[Tensor]
     labels: list[Tensor]
     masses: list[Tensor]
     inputs: list[Tensor]
+    numbers: list[Tensor]
 
-    def __init__(self, threshold: float | None = None) -> None:
+    def __init__(self, threshold: float | None = None, total: int | None = None) -> None:
         super().__init__()
-        self.threshold = threshold
-        for name in ("scores", "labels", "masses", "inputs"):
+        self.threshold, self.total = threshold, total
+        self.gathered: Gathered | None = None
+        for name in self.states:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor) -> None:
-        """Add a batch; all ``(batch,)``, as in :func:`summarise`."""
+    def update(self, scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, numbers: Tensor) -> None:
+        """Add a batch; all ``(batch,)``, as in :func:`summarise`; ``numbers`` are those of the trials in their split."""
         self.scores.append(scores.detach().float())
         self.labels.append(labels.bool())
         self.masses.append(masses.detach().float())
         self.inputs.append(inputs.long())
-
-    def gathered(self) -> tuple[Tensor, Tensor]:
-        """All scores and labels so far of this process, on the CPU."""
-        return dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.labels).cpu()
+        self.numbers.append(numbers.long())
 
     def compute(self) -> dict[str, Any]:
         """Summarise what was gathered; see :func:`summarise`."""
-        scores, labels, masses, inputs = (
-            dim_zero_cat(state).cpu() for state in (self.scores, self.labels, self.masses, self.inputs)
-        )
-        threshold = best_threshold(scores, labels) if self.threshold is None else self.threshold
-        return summarise(scores, labels, masses, inputs, threshold)
+        scores, labels, masses, inputs, numbers = (dim_zero_cat(getattr(self, name)).cpu() for name in self.states)
+        wanted = slice(None) if self.total is None else numbers < self.total
+        self.gathered = Gathered(scores[wanted], labels[wanted], masses[wanted], inputs[wanted])
+        threshold = self.threshold
+        if threshold is None:
+            threshold = best_threshold(self.gathered.scores, self.gathered.labels)
+        return summarise(*self.gathered, threshold)

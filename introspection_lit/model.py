@@ -65,6 +65,18 @@ class BaseModel:
     decoder_layers: str | None = None
     trust_remote_code: bool = False
 
+    @property
+    def name(self) -> str:
+        """The model's one name, whichever way it was typed: short names written out, local paths absolute."""
+        name = SHORT_NAMES.get(self.name_or_path, self.name_or_path)
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+
+    @property
+    def on_hub(self) -> bool:
+        """True if the name is a hub id rather than something on this machine."""
+        return not self.name.startswith(("package:", "/"))
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -99,7 +111,7 @@ def resolve(base: BaseModel) -> dict[str, Any]:
     Raises:
         ValueError: The package is not installed, or the file or folder does not exist or holds no model.
     """
-    name = SHORT_NAMES.get(base.name_or_path, base.name_or_path)
+    name = base.name
     shared: dict[str, Any] = {"trust_remote_code": base.trust_remote_code}
     if name.startswith("package:"):
         name = str(_package_file(name))
@@ -246,6 +258,11 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
         quantization_config=quantization_config(base),
         device_map={"": torch.device(device)},
     )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward in eval mode (our
+            # prefill) into a layout that has no backward: the detection pass would fail or get no gradient.
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model.eval()
 
@@ -269,7 +286,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
     return get_peft_model(model, config)
 
 
-def find_decoder_layers(model: nn.Module, path: str | None = None) -> list[nn.Module]:
+def find_decoder_layers(model: PreTrainedModel | PeftModel, path: str | None = None) -> list[nn.Module]:
     """Find the decoder layers: what steering is added to the output of.
 
     Args:
@@ -282,7 +299,7 @@ def find_decoder_layers(model: nn.Module, path: str | None = None) -> list[nn.Mo
     Raises:
         ValueError: They cannot be found; the message names the override.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     expected = base.config.get_text_config(decoder=True).num_hidden_layers
     if path is not None:
         try:

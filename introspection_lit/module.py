@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,6 +20,9 @@ from introspection_lit.scoring import detection_loss, log_odds, mass
 from introspection_lit.seeds import generator
 from introspection_lit.trials import SOURCES
 
+if TYPE_CHECKING:
+    from introspection_lit.data import IntrospectionDataModule
+
 
 class IntrospectionModule(LightningModule):
     """A frozen model with a LoRA adapter that learns to tell steered from clean KV caches.
@@ -36,8 +39,8 @@ class IntrospectionModule(LightningModule):
 
     def __init__(
         self,
-        base: BaseModel = BaseModel(),  # noqa: B008 - frozen, and shown by --help
-        lora: Lora = Lora(),  # noqa: B008
+        base: BaseModel = BaseModel(),
+        lora: Lora = Lora(),
         loss: Literal["full", "pairwise"] = "full",
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
@@ -51,19 +54,28 @@ class IntrospectionModule(LightningModule):
         self.validated: dict[str, float] = {}  # the last validation, for the checkpoint
         self.strict_loading = False  # checkpoints hold the adapter only
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
+        self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
         self.layers: list[nn.Module] = []
         self.model: PeftModel
 
     def configure_model(self) -> None:
-        """Load the base model and put the adapter on it; a second call does nothing."""
+        """Load the base model and put the adapter on it; a second call does nothing.
+
+        Raises:
+            ConfigurationError: The decoder layers or the adapter's target modules cannot be found.
+        """
         if self.layers:
             return
         model = load_model(self.base, self.trainer.strategy.root_device)
         # A plain list: the layers are found inside the model, not registered a second time.
-        self.layers = find_decoder_layers(model, self.base.decoder_layers)
-        self.model = add_lora(model, self.lora).train()
+        try:
+            layers = find_decoder_layers(model, self.base.decoder_layers)
+            self.model = add_lora(model, self.lora).train()
+        except ValueError as error:
+            raise ConfigurationError([str(error)]) from error
+        self.layers = layers
 
-    def forward(self, **inputs: Any) -> Any:  # noqa: ANN401 - transformers' own output types
+    def forward(self, **inputs: Any) -> Any:
         """Run the language model; prefill and detection pass both come through here."""
         return self.model(**inputs)
 
@@ -96,7 +108,7 @@ class IntrospectionModule(LightningModule):
         logits = self.answer_logits(batch)
         loss = detection_loss(logits, batch.answer_ids, batch.labels, self.loss)
         scores, masses = log_odds(logits, batch.answer_ids).detach(), mass(logits, batch.answer_ids).detach()
-        self.metrics_of(batch.split).update(scores, batch.labels, masses, batch.inputs)
+        self.metrics_of(batch.split).update(scores, batch.labels, masses, batch.inputs, batch.numbers)
         return loss, scores, masses
 
     def metrics_of(self, split: str) -> DetectionMetrics:
@@ -105,7 +117,7 @@ class IntrospectionModule(LightningModule):
         assert isinstance(metrics, DetectionMetrics)
         return metrics
 
-    def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:
         """The loss of a training batch."""
         loss, _, masses = self._step(batch)
         size = len(batch.trials)
@@ -113,16 +125,16 @@ class IntrospectionModule(LightningModule):
         self.log("train/mass_step", masses.mean(), batch_size=size)
         return loss
 
-    def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:
         """Score a validation batch."""
         loss, _, _ = self._step(batch)
         self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(batch.trials))
 
-    def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+    def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of one of the test sets."""
         self._step(batch)
 
-    def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
+    def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Score a batch.
 
         Returns:
@@ -142,25 +154,31 @@ class IntrospectionModule(LightningModule):
         if fitting and not self.trainer.sanity_checking:
             self.threshold = summary["threshold"]
             self.validated = {name: summary[name] for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
-        # For choosing a checkpoint: the AUROC, and between equal ones (1.000 comes early) the lower loss.
+        # For choosing a checkpoint: the AUROC, and between equal ones (1.000 comes early) the lower loss. AUROCs differ by
+        # at least half a pair of trials; what the loss adds is below half of that.
         loss = self.trainer.callback_metrics["validation/loss"]
-        self.log("validation/selection", summary["auroc"] + 1e-3 * torch.exp(-loss).item())
+        smallest = 0.25 / max(summary["n_steered"] * summary["n_clean"], 1)
+        self.log("validation/selection", summary["auroc"] + smallest * torch.exp(-loss).item())
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of every test set at the stored threshold."""
-        for split in self.trainer.datamodule.test_sets:  # type: ignore[attr-defined]
-            self._log_summary(split, self.threshold, reset=False)
+        for split in self.data.test_sets:
+            self._log_summary(split, self.threshold)
 
-    def _log_summary(self, split: str, threshold: float | None, reset: bool = True) -> dict[str, Any]:
+    @property
+    def data(self) -> IntrospectionDataModule:
+        """The data module that feeds this module."""
+        return cast("IntrospectionDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _log_summary(self, split: str, threshold: float | None) -> dict[str, Any]:
         metrics = self.metrics_of(split)
         metrics.threshold = threshold
-        summary = metrics.compute()
+        metrics.total = None if split == "train" else self.data.trials[split]
+        summary = self.summaries[split] = metrics.compute()
         for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
             on_bar = split == "validation" and name in ("auroc", "fpr")
-            # float32 whatever the default dtype: under bf16-true an AUROC would be rounded to 1/256
-            self.log(f"{split}/{name}", torch.tensor(summary[name], dtype=torch.float32), prog_bar=on_bar, rank_zero_only=True)
-        if reset:
-            metrics.reset()
+            self.log(f"{split}/{name}", summary[name], prog_bar=on_bar, rank_zero_only=True)
+        metrics.reset()
         return summary
 
     def on_fit_start(self) -> None:
@@ -168,12 +186,12 @@ class IntrospectionModule(LightningModule):
         self.model.train()
         self.seed = torch.initial_seed()
 
-    def on_train_batch_start(self, batch: TrialBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: TrialBatch, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, process), so that a resumed run equals an uninterrupted one."""
         random = generator(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(random.integers(2**63)))
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union of forms
+    def configure_optimizers(self) -> Any:
         """AdamW on the adapter, with linear warm-up and decay."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -184,9 +202,16 @@ class IntrospectionModule(LightningModule):
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the configuration it is loaded into."""
         return {
-            "base_model": self.base.name_or_path,
+            "base_model": self.base.name,
             "revision": self.base.revision,
-            "lora": {"r": self.lora.r, "alpha": self.lora.alpha, "target_modules": sorted(self.lora.target_modules)},
+            "dtype": self.base.dtype,
+            "quantization": self.base.quantization,
+            "lora": {
+                "r": self.lora.r,
+                "alpha": self.lora.alpha,
+                "target_modules": sorted(self.lora.target_modules),
+                "layers": sorted(self.lora.layers),
+            },
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -211,4 +236,4 @@ class IntrospectionModule(LightningModule):
         problems = identity_problems(saved, self.identity())
         if problems or saved is None:
             raise ConfigurationError(problems)
-        self.threshold = saved["threshold"]
+        self.threshold, self.validated = saved["threshold"], saved["validation"]

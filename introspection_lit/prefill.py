@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Forward(Protocol):
     """A causal language model's forward, possibly through a wrapper such as DDP or FSDP."""
 
-    def __call__(self, **kwargs: Any) -> Any:  # noqa: ANN401 - transformers' own output types
+    def __call__(self, **kwargs: Any) -> Any:
         """Run the model."""
 
 

@@ -46,8 +46,8 @@ def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[N
     """
     active = intervention.scale.ne(0).any(dim=0).tolist()
 
-    def hook_for(layer: int) -> Any:  # noqa: ANN401 - torch names no type for a hook
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:  # noqa: ANN401, ARG001
+    def hook_for(layer: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
             steered = hidden + intervention.at(layer).to(hidden)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
@@ -102,9 +102,7 @@ def named_band(name: str, n_layers: int) -> tuple[int, int]:
 BAND_NAMES = ("early", "middle", "late", "all")
 
 
-def layer_scale(
-    strength: float, band: tuple[int, int], residual_norms: Tensor, unit: str = "relative"
-) -> Tensor:
+def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, unit: str = "relative") -> Tensor:
     """Turn a strength into the length added at each layer.
 
     Args:

@@ -7,8 +7,9 @@ sees the same ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,13 +44,14 @@ SOURCES = {
 TEST_SETS = ("seen", "heldout", "concept", "newkinds")
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(NamedTuple):
     """Everything that defines a trial, by number.
+
+    A tuple, because Lightning walks through batches and refuses frozen dataclasses.
 
     Attributes:
         split: The split it belongs to.
-        index: Its number in the split.
+        number: Its number in the split.
         context: Number of the context among those of the split.
         question: Number of the question among those of the split.
         steered: The label.
@@ -59,7 +61,7 @@ class Trial:
     """
 
     split: str
-    index: int
+    number: int
     context: int
     question: int
     steered: bool
@@ -69,7 +71,7 @@ class Trial:
 
     def as_row(self) -> dict[str, object]:
         """The trial as plain values, for JSON."""
-        return {**asdict(self), "band": list(self.band)}
+        return {**self._asdict(), "band": list(self.band)}
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,18 @@ class TrialPlan:
     bands: tuple[tuple[int, int], ...]
     strengths: tuple[float, float]
 
-    def trial(self, index: int) -> Trial:
-        """Make trial number ``index``."""
-        pair, steered = divmod(index, 2)
+    def trial(self, number: int) -> Trial:
+        """Make trial ``number``."""
+        pair, steered = divmod(number, 2)
         context = self._dealt("context", pair, self.contexts)
         question = self._dealt("question", pair, self.questions)
         if not steered:
-            return Trial(self.split, index, context, question, steered=False)
-        random = generator(self.seed, "trial", self.split, index)
+            return Trial(self.split, number, context, question, steered=False)
+        random = generator(self.seed, "trial", self.split, number)
         low, high = np.log(self.strengths)
         return Trial(
             self.split,
-            index,
+            number,
             context,
             question,
             steered=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +40,6 @@ class VectorBank:
     residual_norms: Tensor
     metadata: dict[str, str]
 
-    @property
-    def hidden(self) -> int:
-        """The hidden size of the model the bank was made for."""
-        return self.directions["train"].shape[-1]
-
     def keys(self, split: str) -> list[str]:
         """Fingerprint each direction of a split, 16 hexadecimal digits: equal keys are the same direction."""
         return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in self.directions[split].contiguous()]
@@ -79,27 +74,39 @@ class VectorBank:
         except (SafetensorError, ValueError, KeyError) as error:
             raise ConfigurationError([f"data.bank: {path} is not a vector bank: {error}."]) from error
 
-    def misfits(self, base_model: str, hidden: int, n_layers: int) -> list[str]:
-        """Say why the bank does not fit a model, if it does not.
+    def misfits(self, base_model: str, revision: str, hidden: int, n_layers: int) -> list[str]:
+        """Say why the bank does not fit a model, if it does not, or is not usable at all.
 
         Args:
             base_model: The model about to be steered.
+            revision: Its revision; empty for the default.
             hidden: Its hidden size.
             n_layers: Its number of decoder layers.
         """
         problems = []
-        if self.hidden != hidden or len(self.residual_norms) != n_layers:
+        if tuple(self.residual_norms.shape) != (n_layers,):
+            problems.append(f"made for {len(self.residual_norms)} layers; {base_model} has {n_layers}")
+        elif not (self.residual_norms > 0).all():
+            problems.append("its residual norms are not all positive")
+        for split in (*RANDOM_SPLITS, "concept"):
+            rows = self.directions.get(split, torch.empty(0))
+            shapes = [(len(rows), n_layers, hidden)] + [(len(rows), hidden)] * (split != "concept")
+            if len(rows) == 0:
+                problems.append(f"it has no directions for {split!r}")
+            elif tuple(rows.shape) not in shapes:
+                problems.append(
+                    f"{split!r} has shape {tuple(rows.shape)}; {base_model} needs {' or '.join(map(str, shapes))}"
+                )
+            elif not torch.allclose(rows.norm(dim=-1), torch.ones(()), atol=1e-3):
+                problems.append(f"the directions of {split!r} are not all of length 1")
+            elif len(self.names.get(split, ())) != len(rows):
+                problems.append(f"{split!r} has {len(rows)} directions and {len(self.names.get(split, ()))} names")
+        made_for = self.metadata.get("base_model"), self.metadata.get("revision", "")
+        if made_for != (base_model, revision):
             problems.append(
-                f"data.bank: made for hidden size {self.hidden} and {len(self.residual_norms)} layers; "
-                f"{base_model} has {hidden} and {n_layers}. Leave data.bank out to have one made for this model."
+                f"made for the model {made_for[0]!r} (revision {made_for[1]!r}), not for {base_model!r} ({revision!r})"
             )
-        made_for = self.metadata.get("base_model")
-        if made_for != base_model:
-            problems.append(
-                f"data.bank: made for the model {made_for!r}, not for {base_model!r}. Residual norms and concepts "
-                "belong to one model. Leave data.bank out to have a bank made."
-            )
-        return problems
+        return [f"data.bank: {problem}. Leave data.bank out to have a bank made for this model." for problem in problems]
 
     def leaks(self) -> list[str]:
         """List the pairs of splits that share a direction: the same one, or nearly, up to its sign."""
@@ -157,13 +164,3 @@ def unit_directions(activations: Tensor) -> Tensor:
     """
     centred = activations - activations.mean(dim=0, keepdim=True)
     return torch.nn.functional.normalize(centred, dim=-1)
-
-
-def near_collinear(cosines: Tensor, names: Sequence[str], limit: float = MAX_COSINE) -> list[str]:
-    """List pairs of concepts whose mean cosine is above a limit."""
-    return [
-        f"{names[i]}/{names[j]} {cosines[i, j]:.2f}"
-        for i in range(len(names))
-        for j in range(i)
-        if cosines[i, j].abs() > limit
-    ]

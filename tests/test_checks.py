@@ -52,12 +52,17 @@ def refused(
         (["--data.answers", "[affirmative, 'no']"], ["data.answers", "'affirmative'", "exactly one token"]),
         (["--data.batch_size", "5"], ["data.batch_size", "5", "even"]),
         (["--data.train_vectors", "0"], ["data.train_vectors", "0", "at least 1"]),
-        (["--data.concepts", "[bread]"], ["data.concepts", "at least two"]),
+        (["--data.concepts", "[bread, cats, bread]"], ["data.concepts", "three different ones"]),
         (["--data.contexts", "nowhere.jsonl"], ["data.contexts", "no such file: nowhere.jsonl"]),
         (["--data.test_kinds", "[klingon]"], ["'klingon'", "Kinds there are", "rust"]),
         (["--data.test_kinds", "[]"], ["'newkinds'", "data.test_kinds"]),
-        (["--data.heldout_questions", "[Was it?]", "--data.questions", "[was  it?]"], ["heldout_questions", "trained on"]),
+        (
+            ["--data.heldout_questions", "[Was it?]", "--data.questions", "[was  it?]"],
+            ["heldout_questions", "trained on"],
+        ),
         (["--data.questions", "[]"], ["data.questions", "at least one"]),
+        (["--data.heldout_questions", "[]"], ["data.heldout_questions", "newquestions"]),
+        (["--data.test_trials", "{}"], ["data.test_trials", "got none"]),
         (["--data.max_context_tokens", "5"], ["no context is left for 'train'"]),
         (["--data.test_trials", '{"elsewhere": 8}'], ["'elsewhere' is no test set", "newkinds"]),
         (["--data.bank", "nowhere.safetensors"], ["data.bank", "no such file"]),
@@ -65,10 +70,18 @@ def refused(
         (["--model.lora.layers", "[2, 6]"], ["model.lora.layers", "[6]", "0..5"]),
         (["--ckpt_path", "nowhere.ckpt"], ["ckpt_path", "no such file: nowhere.ckpt"]),
         (
-            ["--model.base.quantization", "nf4", "--model.base.quant_storage", "float16", "--trainer.precision", "bf16-true"],
+            [
+                "--model.base.quantization",
+                "nf4",
+                "--model.base.quant_storage",
+                "float16",
+                "--trainer.precision",
+                "bf16-true",
+            ],
             ["quant_storage", "'bf16-true'", "16-true or 16-mixed"],
         ),
         (["--model.base.quantization", "nf4"], ["quant_storage", "32-true", "uint8"]),
+        (["--model.base.quantization", "nf4", "--model.base.quant_storage", "uint8"], ["hidden_size 32", "multiple of 64"]),
     ],
 )
 def test_bad_options(refused: Callable[..., str], options: list[str], messages: list[str]) -> None:
@@ -125,10 +138,11 @@ def test_bank_of_another_model(refused: Callable[..., str], tmp_path: Path) -> N
     """By name, and by hidden size."""
     directions = {split: random_unit_vectors(3, 48, 0, split) for split in RANDOM_SPLITS}
     directions["concept"] = torch.nn.functional.normalize(torch.randn(2, 6, 48), dim=-1)
-    bank = VectorBank(directions, {}, torch.ones(6), {"base_model": "Qwen/Qwen2.5-7B-Instruct"})
+    names = {split: [str(i) for i in range(len(rows))] for split, rows in directions.items()}
+    bank = VectorBank(directions, names, torch.ones(6), {"base_model": "Qwen/Qwen2.5-7B-Instruct"})
     bank.save(tmp_path / "bank.safetensors")
     printed = refused("--data.bank", str(tmp_path / "bank.safetensors"))
-    assert "hidden size 48" in printed
+    assert "shape (3, 48)" in printed
     assert "made for the model 'Qwen/Qwen2.5-7B-Instruct'" in printed
 
 
@@ -147,7 +161,7 @@ def test_checkpoints_that_cannot_be_used(refused: Callable[..., str], tmp_path: 
 @pytest.mark.parametrize("storage", ["uint8", "bfloat16", "float16", "float32"])
 def test_precision_that_destroys_packed_bytes(precision: str, storage: str) -> None:
     """Only the storage's own dtype, or bytes, survive a cast to the precision's dtype."""
-    casts_to = {"32": "float32", "16": "float16", "bf16": "bfloat16"}[precision.split("-")[0]]
+    casts_to = {"32": "float32", "16": "float16", "bf16": "bfloat16"}[precision.split("-", maxsplit=1)[0]]
     problems = precision_problems(BaseModel(quantization="nf4", quant_storage=storage), precision)  # type: ignore[arg-type]
     assert bool(problems) == (storage not in ("uint8", casts_to))
     assert precision_problems(BaseModel(quantization="none", quant_storage=storage), precision) == []  # type: ignore[arg-type]

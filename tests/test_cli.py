@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +97,10 @@ def test_resume_equals_an_uninterrupted_run(run: Callable[..., IntrospectionCLI]
     first_epoch = folder / "checkpoints" / "best-step3.ckpt"
     resumed = run("fit", "--ckpt_path", str(first_epoch))
     assert resumed.trainer.global_step == whole.trainer.global_step == 6
-    ends = [torch.load(path, weights_only=True) for path in (checkpoint_of(folder), resumed.trainer.checkpoint_callback.last_model_path)]
+    ends = [
+        torch.load(path, weights_only=True)
+        for path in (checkpoint_of(folder), resumed.trainer.checkpoint_callback.last_model_path)
+    ]
     began = torch.load(first_epoch, weights_only=True)["state_dict"]
     for name, tensor in ends[0]["state_dict"].items():
         assert torch.equal(tensor, ends[1]["state_dict"][name])
@@ -122,7 +128,9 @@ def test_predict_writes_a_row_per_trial(run: Callable[..., IntrospectionCLI], fi
     """Everything that defines the trial, its score and the decision; the rows reproduce the results."""
     _, folder = fitted
     run("predict", "--ckpt_path", fitted[0].trainer.checkpoint_callback.best_model_path)
-    rows = [json.loads(line) for line in Path("lightning_logs/default/version_0/predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in Path("lightning_logs/default/version_0/predictions.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 8 + 8 + 8 + 16 + 8
     results = json.loads((folder / "results.json").read_text())["sets"]
     for name, expected in results.items():
@@ -131,7 +139,7 @@ def test_predict_writes_a_row_per_trial(run: Callable[..., IntrospectionCLI], fi
         assert all(row["decision"] == (row["log_odds"] > expected["threshold"]) for row in steered)
     row = next(row for row in rows if row["split"] == "concept" and row["steered"])
     assert row["vector_name"] in ("bread", "cats", "the ocean")
-    assert {"index", "kind", "context_key", "question_text", "band", "strength", "mass", "log_odds"} <= set(row)
+    assert {"number", "kind", "context_key", "question_text", "band", "strength", "mass", "log_odds"} <= set(row)
 
 
 def test_exported_adapter_gives_the_same_scores_through_plain_peft(fitted: tuple, tiny: Path) -> None:
@@ -165,6 +173,69 @@ def test_exported_adapter_gives_the_same_scores_through_plain_peft(fitted: tuple
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.precision", "bf16-true"],
+        ["--trainer.precision", "bf16-mixed", "--model.base.dtype", "bfloat16"],
+        ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1", "--data.num_workers", "1"],
+        ["--trainer.logger", "false", "--data.prefill_adapter", "true", "--model.loss", "pairwise"],
+        ["--trainer.fast_dev_run", "true"],
+        ["--trainer.num_sanity_val_steps", "1", "--data.bands", "[all, [1, 3]]", "--data.strength_unit", "absolute"],
+    ],
+    ids=lambda options: options[0].removeprefix("--trainer."),
+)
+def test_fit_and_test_with_other_settings(run: Callable[..., IntrospectionCLI], options: list[str]) -> None:
+    """Precisions, accumulation, validation in mid-epoch, workers, no logger, a dev run, sanity steps."""
+    cli = run("fit", "--test_after_fit", "true", *options)
+    assert 0 <= cli.model.summaries["validation"]["auroc"] <= 1
+    if "--trainer.fast_dev_run" not in options:
+        assert set(cli.model.summaries) >= set(cli.datamodule.test_sets)
+
+
+def test_two_processes_share_the_work(tiny: Path, fitted: tuple, tmp_path: Path) -> None:
+    """DDP on two CPU processes: the test sets hold the same trials, and score as with one process."""
+    best = fitted[0].trainer.checkpoint_callback.best_model_path
+    words = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.base.name_or_path", str(tiny)]
+    module = [sys.executable, "-m", "introspection_lit"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for command in (["fit", "--test_after_fit", "true"], ["test", "--ckpt_path", best]):
+        arguments = [*module, *command, "--config", CONFIG, *words]
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+    fit, test = (json.loads((tmp_path / f"lightning_logs/default/version_{n}/results.json").read_text()) for n in (0, 1))
+    alone = json.loads((fitted[1] / "results.json").read_text())
+    for name, row in alone["sets"].items():
+        interval = row.pop("fpr_interval")
+        assert test["sets"][name].pop("fpr_interval") == pytest.approx(interval)
+        assert test["sets"][name] == pytest.approx(row, abs=1e-4)
+        assert fit["sets"][name]["n_clean_distinct"] == row["n_clean_distinct"]
+    assert test["n_clean_distinct_total"] == alone["n_clean_distinct_total"]
+    assert (tmp_path / "lightning_logs/default/version_0/adapter/introspection.json").is_file()
+
+
+def test_best_score_survives_a_resume(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
+    """A worse validation after the resume does not replace a better checkpoint from before it."""
+    first_epoch = fitted[1] / "checkpoints" / "best-step3.ckpt"
+    checkpoint = torch.load(first_epoch, weights_only=True)
+    state = next(value for key, value in checkpoint["callbacks"].items() if "Checkpoint" in key)
+    state["best_model_score"] = state["kth_value"] = torch.tensor(2.0)  # no AUROC can beat this one
+    state["best_k_models"] = {str(first_epoch): torch.tensor(2.0)}
+    torch.save(checkpoint, "doctored.ckpt")
+    resumed = run("fit", "--ckpt_path", "doctored.ckpt", "--checkpoint.save_top_k", "1")
+    assert resumed.trainer.checkpoint_callback.best_model_path == str(first_epoch)
+    assert first_epoch.is_file()
+
+
+def test_unknown_target_module_is_a_clean_error(
+    run: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found only once the model is there, and still no traceback."""
+    with pytest.raises(SystemExit):
+        run("fit", "--model.lora.target_modules", "[nosuch]")
+    assert "nosuch" in capsys.readouterr().err
+
+
 def test_workers_change_nothing(run: Callable[..., IntrospectionCLI]) -> None:
     """Two worker processes give the trials and tensors of none."""
     cli = run("validate", "--data.validation_trials", "24")
@@ -191,7 +262,9 @@ def test_testing_on_what_was_trained_on_is_refused(
     with pytest.raises(SystemExit):
         run("test", "--ckpt_path", checkpoint_of(fitted[1]), "--data.seed", "1")
     error = capsys.readouterr().err
-    assert "contexts of the test set 'heldout' were trained on" in error
+    assert "test set 'heldout': " in error
+    assert "contexts were trained on" in error
+    assert "some of its vectors were not trained on" in error
     assert "data.seed" in error
 
 
@@ -213,9 +286,7 @@ def test_checkpoint_of_another_adapter_is_refused(
     assert "the checkpoint has lora" in capsys.readouterr().err
 
 
-def test_print_config_merges_several_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_print_config_merges_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A later -c wins over an earlier one, and --print_config shows the result without running."""
     (tmp_path / "more.yaml").write_text("data: {train_vectors: 7}\n")
     with pytest.raises(SystemExit) as stop:

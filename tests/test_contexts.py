@@ -82,7 +82,11 @@ def test_wrong_kinds_are_refused(builtin: list[Context], kinds: tuple, message: 
 
 def test_own_jsonl_in_both_forms(tmp_path: Path) -> None:
     """user/assistant rows and message lists give the same contexts; repeats are dropped; kind is optional."""
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
     rows = [{"kind": "k", "user": "u", "assistant": "r"}, {"messages": messages}, {"user": "U", "assistant": "R"}]
     contexts = load_contexts(write_rows(tmp_path / "own.jsonl", rows))
     assert contexts == [Context("k", "u", "r"), Context("unlabelled", "q", "a")]

@@ -53,7 +53,9 @@ def test_template_without_system_role() -> None:
 
 def test_template_that_drops_the_reply_is_refused() -> None:
     """Then nothing tells the context from the question."""
-    tokenizer = train_tokenizer("{% for message in messages %}{% if loop.last %}{{ message['content'] }}{% endif %}{% endfor %}")
+    tokenizer = train_tokenizer(
+        "{% for message in messages %}{% if loop.last %}{{ message['content'] }}{% endif %}{% endfor %}"
+    )
     with pytest.raises(ConfigurationError, match="changes or drops the assistant's reply"):
         encode(tokenizer, CONTEXT, QUESTION, Phrasing())
 

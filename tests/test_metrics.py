@@ -100,9 +100,13 @@ def test_metric_over_batches_equals_summary_of_all() -> None:
     metric = metrics.DetectionMetrics(threshold=None)
     for part in range(0, 300, 7):
         piece = slice(part, part + 7)
-        metric.update(scores[piece], labels[piece], torch.ones(len(scores[piece])), torch.arange(300)[piece])
+        numbers = torch.arange(300)[piece]
+        metric.update(scores[piece], labels[piece], torch.ones(len(scores[piece])), numbers, numbers)
     best = metrics.best_threshold(scores, labels)
     assert metric.compute() == metrics.summarise(scores, labels, torch.ones(300), torch.arange(300), best)
     metric.reset()
-    metric.update(scores[:10], labels[:10], torch.ones(10), torch.arange(10))
-    assert metric.compute()["n_steered"] + metric.compute()["n_clean"] == 10
+    metric.total = 8  # two trials only filled up the batch
+    metric.update(scores[:10], labels[:10], torch.ones(10), torch.arange(10), torch.arange(10))
+    assert metric.compute() == metrics.summarise(
+        scores[:8], labels[:8], torch.ones(8), torch.arange(8), metrics.best_threshold(scores[:8], labels[:8])
+    )

@@ -34,7 +34,10 @@ def test_thirds_tile_the_layers_that_reach_the_cache(layers: int) -> None:
     assert named_band("all", layers) == (0, layers - 2)
 
 
-@pytest.mark.parametrize(("band", "message"), [((29, 29), "last layer alone"), ((28, 30), "not inside"), ((5, 3), "not inside"), ((-1, 3), "not inside")])
+@pytest.mark.parametrize(
+    ("band", "message"),
+    [((29, 29), "last layer alone"), ((28, 30), "not inside"), ((5, 3), "not inside"), ((-1, 3), "not inside")],
+)
 def test_bands_that_cannot_work_are_refused(band: tuple[int, int], message: str) -> None:
     """Outside the model, backwards, or unable to reach the cache."""
     assert message in (check_band(band, 30) or "")

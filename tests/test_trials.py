@@ -64,7 +64,7 @@ def test_batches_hold_each_trial_once_half_steered(pool: int) -> None:
     """Sorting by length inside a pool only changes which batch a trial is in."""
     lengths = [(7 * i) % 12 for i in range(12)]
     batches = [plan().batch(number, 6, lengths, pool) for number in range(8)]
-    assert sorted(t.index for batch in batches for t in batch) == list(range(48))
+    assert sorted(t.number for batch in batches for t in batch) == list(range(48))
     for batch in batches:
         assert sum(t.steered for t in batch) == 3
     if pool == 4:
@@ -89,4 +89,4 @@ def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
 
 def test_row_is_plain_json() -> None:
     """A trial's row has every field of the trial."""
-    assert set(plan().trial(1).as_row()) == set(Trial.__dataclass_fields__)
+    assert set(plan().trial(1).as_row()) == set(Trial._fields)

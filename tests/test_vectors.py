@@ -92,7 +92,27 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 def test_misfits_are_named() -> None:
     """Another model, another hidden size, another depth."""
     bank = small_bank()
-    assert bank.misfits("m", 64, 3) == []
-    assert "made for the model 'm', not for 'other'" in bank.misfits("other", 64, 3)[0]
-    assert "hidden size 64" in bank.misfits("m", 128, 3)[0]
-    assert "3 layers" in bank.misfits("m", 64, 30)[0]
+    assert bank.misfits("m", "", 64, 3) == []
+    assert "made for the model 'm' (revision ''), not for 'other'" in bank.misfits("other", "", 64, 3)[0]
+    assert "not for 'm' ('v2')" in bank.misfits("m", "v2", 64, 3)[0]
+    assert "shape (5, 64); m needs (5, 3, 128) or (5, 128)" in bank.misfits("m", "", 128, 3)[0]
+    assert "made for 3 layers; m has 30" in bank.misfits("m", "", 64, 30)[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda bank: bank.directions.pop("heldout"), "no directions for 'heldout'"),
+        (lambda bank: bank.directions.update(train=torch.zeros(0, 64)), "no directions for 'train'"),
+        (lambda bank: bank.directions["train"].mul_(2), "'train' are not all of length 1"),
+        (lambda bank: bank.directions["concept"][0, 0].fill_(float("nan")), "'concept' are not all of length 1"),
+        (lambda bank: bank.directions.update(concept=bank.directions["train"]), "'concept' has shape (5, 64)"),
+        (lambda bank: bank.residual_norms.zero_(), "not all positive"),
+        (lambda bank: bank.names["train"].pop(), "5 directions and 4 names"),
+    ],
+)
+def test_unusable_banks_are_refused(spoil, message: str) -> None:
+    """A bank from elsewhere may lack a split, be of other lengths, or have directions for too few layers."""
+    bank = small_bank()
+    spoil(bank)
+    assert any(message in problem for problem in bank.misfits("m", "", 64, 3))
