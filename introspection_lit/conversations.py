@@ -109,6 +109,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, 
     return Encoded(ids[:cut], ids[cut:])
 
 
+def keep_short(
+    tokenizer: PreTrainedTokenizerBase, contexts: Sequence[Context], question: str, phrasing: Phrasing, limit: int
+) -> list[Context]:
+    """Leave out contexts of more than ``limit`` tokens: cutting them would break the chat template."""
+    return [c for c in contexts if len(encode(tokenizer, c, question, phrasing).context_ids) <= limit]
+
+
 def answer_ids(tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing) -> tuple[int, int]:
     """Find the token of each answer word where it will be scored: right after the answer prefix.
 

@@ -10,10 +10,10 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from introspection_lit import checks
+from introspection_lit import checks, leaks
 from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrialBatch
-from introspection_lit.contexts import BUILTIN, Context, fingerprint, load_contexts, split_contexts
-from introspection_lit.conversations import HELDOUT_QUESTIONS, QUESTION, Phrasing, answer_ids, encode
+from introspection_lit.contexts import BUILTIN, Context, load_contexts, split_contexts
+from introspection_lit.conversations import HELDOUT_QUESTIONS, QUESTION, Phrasing, answer_ids, keep_short
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.model import load_config, load_tokenizer
@@ -33,11 +33,6 @@ TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turki
 NORM_CONTEXTS = 32
 # Training batches that are sorted by length together; a validation or test set is sorted as a whole.
 TRAINING_POOL = 8
-
-
-def leak_problems(bank: VectorBank) -> list[str]:
-    """The leaks between the splits of a bank, as problems of the configuration."""
-    return [f"data.bank: {leak}: what is tested has been trained on." for leak in bank.leaks()]
 
 
 @dataclass
@@ -166,9 +161,9 @@ class IntrospectionDataModule(LightningDataModule):
         self._build_splits(pieces)
         self.module.configure_model()
         bank = pieces.bank or self._make_bank()
-        leaks = leak_problems(bank)
-        if leaks:
-            raise ConfigurationError(leaks)
+        problems = leaks.between_splits(bank)
+        if problems:
+            raise ConfigurationError(problems)
         self.bank = bank
         log_dir = self.running.log_dir  # asked for on every process: the answer is broadcast
         if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
@@ -196,13 +191,20 @@ class IntrospectionDataModule(LightningDataModule):
             found.add(checks.nf4_on_cpu_problems(base, config, self.running.strategy.root_device.type))
             if bank:
                 misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
-                found.add(misfits or leak_problems(bank))
+                found.add(misfits or leaks.between_splits(bank))
         if tokenizer and self.questions["train"]:
             answers = found.attempt(answer_ids, tokenizer, self.questions["train"][0], self.phrasing)
         found.raise_if_any()
         assert dealt and tokenizer and answers  # noqa: PT018 - had one been missing, there would have been a problem
         assert bands and test_bands  # noqa: PT018
-        return Pieces(self._drop_long(dealt, tokenizer), tokenizer, bands, test_bands, answers, bank)
+        question, limit = self.questions["train"][0], self.max_context_tokens
+        kept = {name: keep_short(tokenizer, group, question, self.phrasing, limit) for name, group in dealt.items()}
+        before, after = (sum(map(len, groups.values())) for groups in (dealt, kept))
+        if after < before:
+            rank_zero_info(f"left out: {before - after} of {before} contexts, longer than {limit} tokens")
+        found.add(checks.split_problems(kept, [SOURCES[name].contexts for name in self._names()]))
+        found.raise_if_any()
+        return Pieces(kept, tokenizer, bands, test_bands, answers, bank)
 
     def _check_numbers(self, found: checks.Problems) -> None:
         """Find the problems of counts, sizes and ranges."""
@@ -218,24 +220,6 @@ class IntrospectionDataModule(LightningDataModule):
         if len(self.concepts) < 3 or len(set(self.concepts)) < len(self.concepts):
             wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
             found.add([f"data.concepts: got {self.concepts}. {wanted}."])
-
-    def _drop_long(self, dealt: dict[str, list[Context]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Context]]:
-        """Leave out contexts of more than ``max_context_tokens`` tokens, and check what is left."""
-
-        def fits(context: Context) -> bool:
-            tokens = encode(tokenizer, context, self.questions["train"][0], self.phrasing).context_ids
-            return len(tokens) <= self.max_context_tokens
-
-        kept = {name: [context for context in group if fits(context)] for name, group in dealt.items()}
-        before, after = (sum(map(len, groups.values())) for groups in (dealt, kept))
-        if after < before:
-            rank_zero_info(
-                f"{before - after} of {before} contexts are longer than {self.max_context_tokens} tokens: left out"
-            )
-        problems = checks.split_problems(kept, [SOURCES[name].contexts for name in self._names()])
-        if problems:
-            raise ConfigurationError(problems)
-        return kept
 
     def _names(self) -> list[str]:
         """The splits that trials are drawn from."""
@@ -350,52 +334,20 @@ class IntrospectionDataModule(LightningDataModule):
         return self.splits[trial.split].describe(trial, self.bank, SOURCES[trial.split].vectors)
 
     def state_dict(self) -> dict[str, Any]:
-        """What training has seen, for the checkpoint: fingerprints of user messages, vectors and questions, and kinds."""
+        """What training has seen, for the checkpoint; see :func:`~introspection_lit.leaks.training_record`."""
         assert self.bank is not None
-        splits = [self.splits[name] for name in ("train", "validation")]
-        return {
-            "messages": sorted({fingerprint(context.user) for split in splits for context in split.contexts}),
-            "kinds": sorted({context.kind for split in splits for context in split.contexts}),
-            "vectors": sorted(key for split in splits for key in self.bank.keys(split.name)),
-            "questions": sorted(map(fingerprint, self.questions["train"])),
-            "prefill_adapter": self.prefill_adapter,
-        }
+        return leaks.training_record(self.splits, self.bank, self.prefill_adapter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that nothing that is about to be tested was seen in the training of the checkpoint.
 
         Raises:
-            ConfigurationError: A test set holds a message, kind, vector or question that the adapter was trained or
-                validated on, or ``seen`` a vector that it was not; on resuming, if training would go on with other data.
+            ConfigurationError: Something was; or, on resuming, training would go on with other data.
         """
         assert self.bank is not None
-        if self.running.training:
-            if state_dict != self.state_dict():
-                raise ConfigurationError(
-                    [
-                        "ckpt_path: the checkpoint was trained on other contexts, vectors or questions than this "
-                        "configuration holds. Resume with the data.* settings (data.seed above all) that it began with."
-                    ]
-                )
-            return
-        problems = []
-        for name in self.test_sets:
-            source = SOURCES[name]
-            contexts, vectors = self.splits[name].contexts, set(self.bank.keys(source.vectors))
-            messages = [c.user for c in contexts if fingerprint(c.user) in state_dict["messages"]]
-            if messages:
-                problems.append(f"{len(messages)} contexts were trained on (such as {messages[0][:50]!r})")
-            kinds = sorted({context.kind for context in contexts} & set(state_dict["kinds"]))
-            if source.contexts == "newkinds" and kinds:
-                problems.append(f"the kinds {kinds} were trained on")
-            if source.vectors == "train" and not vectors <= set(state_dict["vectors"]):
-                problems.append("some of its vectors were not trained on")
-            if source.vectors != "train" and vectors & set(state_dict["vectors"]):
-                problems.append("some of its vectors were trained on")
-            asked = set(map(fingerprint, self.questions[source.questions]))
-            if source.questions != "train" and asked & set(state_dict["questions"]):
-                problems.append("some of its questions were trained on")
-            problems = [p if p.startswith("ckpt_path") else f"ckpt_path: test set {name!r}: {p}." for p in problems]
-        if problems:
-            hint = "Test with the data.* settings of the training, data.seed above all (config.yaml of its run)."
-            raise ConfigurationError([f"{problem} {hint}" for problem in problems])
+        if self.running.training and state_dict != self.state_dict():
+            raise ConfigurationError([leaks.OTHER_DATA])
+        if not self.running.training:
+            problems = leaks.trained_on(state_dict, {name: self.splits[name] for name in self.test_sets}, self.bank)
+            if problems:
+                raise ConfigurationError(problems)

@@ -1,0 +1,78 @@
+"""Leaks: what a test must not share with training, within a configuration and across a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from introspection_lit.batches import Split
+from introspection_lit.contexts import fingerprint
+from introspection_lit.trials import SOURCES
+from introspection_lit.vectors import VectorBank
+
+OTHER_DATA = (
+    "ckpt_path: the checkpoint was trained on other contexts, vectors or questions than this configuration holds. Resume "
+    "with the data.* settings (data.seed above all) that it began with."
+)
+HINT = "Test with the data.* settings of the training, data.seed above all (config.yaml of its run)."
+
+
+def between_splits(bank: VectorBank) -> list[str]:
+    """The leaks between the splits of a bank, as problems of the configuration."""
+    return [f"data.bank: {leak}: what is tested has been trained on." for leak in bank.leaks()]
+
+
+def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapter: bool) -> dict[str, Any]:
+    """Say what training and validation have seen, for the checkpoint.
+
+    Args:
+        splits: By name; ``train`` and ``validation`` are recorded.
+        bank: Their directions.
+        prefill_adapter: Whether the adapter was on while caches were written.
+
+    Returns:
+        Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
+        and ``prefill_adapter``; plain sorted values, equal for equal data.
+    """
+    seen = [splits[name] for name in ("train", "validation")]
+    return {
+        "messages": sorted({fingerprint(context.user) for split in seen for context in split.contexts}),
+        "kinds": sorted({context.kind for split in seen for context in split.contexts}),
+        "vectors": sorted(key for split in seen for key in bank.keys(split.name)),
+        "questions": sorted({fingerprint(question) for split in seen for question in split.questions}),
+        "prefill_adapter": prefill_adapter,
+    }
+
+
+def trained_on(record: Mapping[str, Any], tests: Mapping[str, Split], bank: VectorBank) -> list[str]:
+    """List what the test sets share with the training of a checkpoint and must not.
+
+    Args:
+        record: What :func:`training_record` said when the checkpoint was made.
+        tests: The test sets by name.
+        bank: Their directions.
+
+    Returns:
+        Problems: user messages, kinds (of ``newkinds``), directions or held-out questions that were trained on;
+        and directions of ``seen`` that were not.
+    """
+    problems = []
+    for name, split in tests.items():
+        source, vectors = SOURCES[name], set(bank.keys(SOURCES[name].vectors))
+        messages = [context.user for context in split.contexts if fingerprint(context.user) in record["messages"]]
+        kinds = sorted({context.kind for context in split.contexts} & set(record["kinds"]))
+        trained = vectors & set(record["vectors"])
+        asked = {fingerprint(question) for question in split.questions} & set(record["questions"])
+        found = []
+        if messages:
+            found.append(f"{len(messages)} contexts were trained on (such as {messages[0][:50]!r})")
+        if source.contexts == "newkinds" and kinds:
+            found.append(f"the kinds {kinds} were trained on")
+        if source.vectors == "train" and trained != vectors:
+            found.append("some of its vectors were not trained on")
+        if source.vectors != "train" and trained:
+            found.append("some of its vectors were trained on")
+        if source.questions != "train" and asked:
+            found.append("some of its questions were trained on")
+        problems += [f"ckpt_path: test set {name!r}: {problem}. {HINT}" for problem in found]
+    return problems

@@ -1,0 +1,73 @@
+"""Every number in the README comes from a results file in the repository."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUNS = sorted((ROOT / "docs" / "results" / "quickstart").glob("seed-*.json"))
+
+
+def rows_of(path: Path) -> list[str]:
+    """The README's table rows for a results file."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for name, row in results["sets"].items():
+        rates = " | ".join(f"{row[key]:.3f}" for key in ("auroc", "accuracy", "tpr", "fpr"))
+        low, high = row["fpr_interval"]
+        rows.append(
+            f"| {results['seed']} | `{name}` | {rates} | {low:.3f}-{high:.3f} | {row['mass']:.3f} | {row['n_clean_distinct']} |"
+        )
+    return rows
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_table_of_the_readme_agrees_with_the_results(path: Path) -> None:
+    """Row by row; and the file says how to repeat it."""
+    for row in rows_of(path):
+        assert row in README
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert f"--data.seed {results['seed']}" in results["command"] or results["seed"] == 0
+    assert results["commit"]
+    assert "+changes" not in results["commit"]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_quickstart_reached_its_goals(path: Path) -> None:
+    """What the quickstart promises: held-out and concept detection, and few false alarms on kinds never trained on."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    sets = results["sets"]
+    assert sets["heldout"]["auroc"] >= 0.99
+    assert sets["heldout"]["accuracy"] >= 0.95
+    assert sets["concept"]["auroc"] >= 0.98
+    assert sets["newkinds"]["fpr"] <= 0.03
+    assert sets["newkinds"]["tpr"] >= 0.95
+    assert results["n_clean_distinct_total"] >= 300
+    assert all(row["mass"] >= 0.9 for row in sets.values())
+    assert len({row["threshold"] for row in sets.values()}) == 1
+
+
+def test_there_are_three_seeds_and_no_other_rows() -> None:
+    """The README shows all runs that there are, and nothing else."""
+    assert {json.loads(path.read_text())["seed"] for path in RUNS} == {0, 1, 2}
+    shown = re.findall(r"^\| \d \| `.*$", README, re.MULTILINE)
+    assert sorted(shown) == sorted(row for path in RUNS for row in rows_of(path))
+
+
+def test_output_shown_first_is_that_of_seed_0() -> None:
+    """The console table in the README has the numbers of the first results file."""
+    sets = json.loads(RUNS[0].read_text(encoding="utf-8"))["sets"]
+    for name, row in sets.items():
+        rates = " │ ".join([f"{row['auroc']:.3f}", f"   {row['accuracy']:.3f}", f"{row['tpr']:.3f}", f"{row['fpr']:.3f}"])
+        assert f"│ {name:<8} │ {rates} │" in README
+
+
+def test_linked_files_exist() -> None:
+    """Documents and pictures that the README points to."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
