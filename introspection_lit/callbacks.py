@@ -54,7 +54,7 @@ class TrialsPerSecond(Callback):
         now = time.perf_counter()
         rate = len(batch.trials) * trainer.world_size / (now - self.since)
         self.since = now
-        pl_module.log("train/trials_per_second", rate, prog_bar=True, batch_size=len(batch.trials))
+        pl_module.log("train/trials_per_second", rate, batch_size=len(batch.trials))
 
 
 class LearningRate(LearningRateMonitor):

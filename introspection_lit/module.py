@@ -176,7 +176,7 @@ class IntrospectionModule(LightningModule):
         metrics.total = None if split == "train" else self.data.trials[split]
         summary = self.summaries[split] = metrics.compute()
         for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
-            on_bar = split == "validation" and name in ("auroc", "fpr")
+            on_bar = (split, name) == ("validation", "auroc")
             self.log(f"{split}/{name}", summary[name], prog_bar=on_bar, rank_zero_only=True)
         metrics.reset()
         return summary

@@ -50,7 +50,10 @@ class VectorBank:
         tensors["residual_norms"] = self.residual_norms.contiguous()
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        save_file(tensors, unfinished, metadata={"format": FORMAT, "names": json.dumps(self.names), **self.metadata})
+        # For people and tools that read the header only, the norms are there too, rounded.
+        norms = json.dumps([round(norm, 4) for norm in self.residual_norms.tolist()])
+        header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
+        save_file(tensors, unfinished, metadata=header)
         unfinished.replace(path)
 
     @classmethod
@@ -69,6 +72,7 @@ class VectorBank:
             if metadata.pop("format", None) != FORMAT:
                 raise ValueError(f"its metadata does not say {FORMAT!r}")
             norms = tensors.pop("residual_norms")
+            metadata.pop("residual_norms", None)
             directions = {name.removeprefix("directions."): rows for name, rows in tensors.items()}
             return cls(directions, json.loads(metadata.pop("names")), norms, metadata)
         except (SafetensorError, ValueError, KeyError) as error:

@@ -22,6 +22,7 @@ from transformers import (
 
 from introspection_lit.contexts import BUILTIN, load_contexts
 from introspection_lit.conversations import HELDOUT_QUESTIONS, QUESTION
+from introspection_lit.model import BaseModel, load_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
@@ -37,6 +38,8 @@ SIZES = {
     "initializer_range": 0.2,  # large enough for the layers to do something
 }
 FAMILIES: dict[str, Any] = {"qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig}
+# bitsandbytes on the CPU needs rows of a multiple of 64 weights.
+WIDE = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
 
 # As Qwen's: a default system prompt unless one is given.
 CHATML = (
@@ -83,7 +86,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
         folder: Path = root / family
         if not folder.exists():
             torch.manual_seed(0)
-            config = FAMILIES[family](**SIZES, vocab_size=len(tokenizer), pad_token_id=0)
+            sizes = SIZES | (WIDE if family.endswith("-wide") else {})
+            config = FAMILIES[family.removesuffix("-wide")](**sizes, vocab_size=len(tokenizer), pad_token_id=0)
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
             if family == "gemma":
                 train_tokenizer(NO_SYSTEM).save_pretrained(folder)
@@ -100,11 +104,12 @@ def tiny(tiny_folder: Callable[[str], Path]) -> Path:
     return tiny_folder("qwen2")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, "qwen2-wide in nf4"])
 def family_model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> PreTrainedModel:
-    """A fresh tiny model of each family, in eval mode."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_folder(request.param), dtype=torch.float32)
-    return model.requires_grad_(False).eval()
+    """A fresh tiny model of each family, and one in NF4 (computing in float32), frozen and in eval mode."""
+    family, _, quantization = request.param.partition(" in ")
+    folder = str(tiny_folder(family))
+    return load_model(BaseModel(folder, quantization=quantization or "none", quant_storage="uint8"))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

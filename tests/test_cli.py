@@ -193,6 +193,16 @@ def test_fit_and_test_with_other_settings(run: Callable[..., IntrospectionCLI], 
         assert set(cli.model.summaries) >= set(cli.datamodule.test_sets)
 
 
+def test_qlora_on_the_cpu(run: Callable[..., IntrospectionCLI], tiny_folder: Callable[[str], Path]) -> None:
+    """NF4 under bf16-mixed with bfloat16 storage, as the configs for the large models have it: the adapter learns."""
+    base = ["--model.base.name_or_path", str(tiny_folder("qwen2-wide")), "--model.base.quantization", "nf4"]
+    cli = run("fit", *base, "--model.base.dtype", "bfloat16", "--trainer.precision", "bf16-mixed")
+    checkpoint = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)
+    moved = [tensor.abs().sum() > 0 for name, tensor in checkpoint["state_dict"].items() if "lora_B" in name]
+    assert len(moved) == 24
+    assert all(moved)
+
+
 def test_two_processes_share_the_work(tiny: Path, fitted: tuple, tmp_path: Path) -> None:
     """DDP on two CPU processes: the test sets hold the same trials, and score as with one process."""
     best = fitted[0].trainer.checkpoint_callback.best_model_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -135,3 +136,17 @@ def test_all_bad_rows_are_named_up_to_ten(tmp_path: Path) -> None:
         load_contexts(path)
     assert len(error.value.problems) == 11
     assert "990 more" in error.value.problems[-1]
+
+
+def test_script_looks_a_set_over(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kinds, counts, lengths and shared messages of a file; a clean error for one that is not there."""
+    script = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "check_contexts.py"))
+    rows = [{"kind": kind, "user": f"{kind} {i}", "assistant": "r"} for kind in ("apple", "pear") for i in range(3)]
+    rows += [{"kind": kind, "user": "same", "assistant": kind} for kind in ("apple", "pear")]
+    script["main"]([write_rows(tmp_path / "own.jsonl", rows), "--model", str(tiny)])
+    printed = capsys.readouterr().out
+    assert "8 contexts of 2 kinds" in printed
+    assert "share: 1 [['apple', 'pear']]" in printed
+    with pytest.raises(SystemExit):
+        script["main"](["nowhere.jsonl"])
+    assert "no such file: nowhere.jsonl" in capsys.readouterr().err

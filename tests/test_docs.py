@@ -20,9 +20,8 @@ def rows_of(path: Path) -> list[str]:
     for name, row in results["sets"].items():
         rates = " | ".join(f"{row[key]:.3f}" for key in ("auroc", "accuracy", "tpr", "fpr"))
         low, high = row["fpr_interval"]
-        rows.append(
-            f"| {results['seed']} | `{name}` | {rates} | {low:.3f}-{high:.3f} | {row['mass']:.3f} | {row['n_clean_distinct']} |"
-        )
+        rest = f"{low:.3f}-{high:.3f} | {row['mass']:.3f} | {row['n_clean_distinct']}"
+        rows.append(f"| {results['seed']} | `{name}` | {rates} | {rest} |")
     return rows
 
 

@@ -11,7 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from conftest import FAMILIES, SIZES
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from introspection_lit.conversations import QUESTION, Phrasing, answer_ids
 from introspection_lit.measure import record, token_means
@@ -92,16 +92,15 @@ def test_fresh_adapter_changes_nothing_and_sits_where_asked(family_model: PreTra
 
 
 @pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
-def test_nf4_on_the_cpu(tmp_path: Path, storage: str) -> None:
+def test_nf4_on_the_cpu(tiny_folder: Callable[[str], Path], storage: str) -> None:
     """Weights on NF4's levels, stored as asked for; prefill, detection and gradient run on them."""
-    config = Qwen2Config(**SIZES | {"hidden_size": 64, "head_dim": 16}, vocab_size=200)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    base = BaseModel(str(tmp_path), dtype="bfloat16", quantization="nf4", quant_storage=storage)  # type: ignore[arg-type]
+    folder = tiny_folder("qwen2-wide")
+    base = BaseModel(str(folder), dtype="bfloat16", quantization="nf4", quant_storage=storage)  # type: ignore[arg-type]
     model = load_model(base)
     linear = find_decoder_layers(model)[0].self_attn.q_proj
     assert isinstance(linear, Linear4bit)
     assert linear.weight.dtype == getattr(torch, storage)
-    full = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    full = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     blocks = full.model.layers[0].self_attn.q_proj.weight.detach().bfloat16().float().reshape(-1, 64)
     largest = blocks.abs().amax(dim=1, keepdim=True)
     nearest = (blocks[..., None] / largest[..., None] - NF4).abs().argmin(dim=-1)

@@ -1,10 +1,10 @@
-"""The protocol itself: steer, remove, ask. On four families of tiny models, in float32."""
+"""The protocol itself: steer, remove, ask. On four families of tiny models and one in NF4, all computing in float32."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from introspection_lit.measure import record
@@ -14,13 +14,15 @@ from introspection_lit.steering import Intervention, steer
 
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]
 QUESTIONS = [[100, 101, 102], [110, 111, 112, 113, 114], [120, 121]]
-LAYERS, HIDDEN = 6, 32
+LAYERS = 6
 
 
-def intervention_of(mask: Tensor, scales: list[dict[int, float]], per_layer: bool = False) -> Intervention:
+def intervention_of(
+    model: nn.Module, mask: Tensor, scales: list[dict[int, float]], per_layer: bool = False
+) -> Intervention:
     """An intervention with a random unit direction for each row and the given length at the given layers."""
     random = torch.Generator().manual_seed(7)
-    shape = (len(scales), LAYERS if per_layer else 1, HIDDEN)
+    shape = (len(scales), LAYERS if per_layer else 1, model.config.hidden_size)
     direction = torch.nn.functional.normalize(torch.randn(shape, generator=random), dim=-1)
     scale = torch.zeros(len(scales), LAYERS)
     for row, lengths in enumerate(scales):
@@ -34,7 +36,7 @@ def two_pass(model: PreTrainedModel, contexts: list[list[int]], questions: list[
     peft = add_lora(model, Lora()) if not hasattr(model, "get_base_model") else model
     ids, mask = pad(contexts, 0, "left")
     question_ids, question_mask = pad(questions, 0, "right")
-    intervention = intervention_of(mask, scales)
+    intervention = intervention_of(peft, mask, scales)
     cache = steered_cache(peft, peft, find_decoder_layers(peft), ids, mask, intervention)
     whole = torch.cat([mask, question_mask], dim=1)
     with torch.no_grad():
@@ -59,7 +61,7 @@ def test_row_of_a_mixed_padded_batch_equals_the_row_alone(family_model: PreTrain
     """Neither padding nor neighbours with other interventions change a row's logits."""
     scales: list[dict[int, float]] = [{1: 3.0, 2: 3.0}, {}, {3: 5.0}]
     ids, mask = pad(CONTEXTS, 0, "left")
-    directions = intervention_of(mask, scales)
+    directions = intervention_of(family_model, mask, scales)
     together, _, peft = two_pass(family_model, CONTEXTS, QUESTIONS, scales)
     for row in range(3):
         alone_ids, alone_mask = pad(CONTEXTS[row : row + 1], 0, "left")
@@ -101,7 +103,7 @@ def test_zero_strength_is_clean_to_the_bit(family_model: PreTrainedModel) -> Non
 def test_each_row_gets_its_own_direction_and_padding_none(family_model: PreTrainedModel, per_layer: bool) -> None:
     """What is added to a layer's output is the row's length times the row's direction, at its tokens and nowhere else."""
     ids, mask = pad(CONTEXTS, 0, "left")
-    intervention = intervention_of(mask, [{2: 3.0}, {2: 0.5}, {}], per_layer)
+    intervention = intervention_of(family_model, mask, [{2: 3.0}, {2: 0.5}, {}], per_layer)
     layers = find_decoder_layers(family_model)
     arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
     with torch.no_grad(), record(layers) as clean:
@@ -119,7 +121,7 @@ def test_hooks_are_gone_after_an_exception(family_model: PreTrainedModel) -> Non
     """An exception inside the block leaves no hook behind, and neither does a normal end."""
     layers = find_decoder_layers(family_model)
     ids, mask = pad(CONTEXTS, 0, "left")
-    with pytest.raises(RuntimeError, match="boom"), steer(layers, intervention_of(mask, [{1: 1.0}] * 3)):
+    with pytest.raises(RuntimeError, match="boom"), steer(layers, intervention_of(family_model, mask, [{1: 1.0}] * 3)):
         assert layers[1]._forward_hooks
         raise RuntimeError("boom")
     assert not any(layer._forward_hooks for layer in layers)
@@ -165,7 +167,7 @@ def test_training_changes_the_cache_only_if_the_adapter_writes_it(family_model: 
     peft = add_lora(family_model, Lora(dropout=0.5)).train()
     layers = find_decoder_layers(peft)
     ids, mask = pad(CONTEXTS, 0, "left")
-    intervention = intervention_of(mask, [{1: 2.0}, {}, {2: 2.0}])
+    intervention = intervention_of(peft, mask, [{1: 2.0}, {}, {2: 2.0}])
     before = steered_cache(peft, peft, layers, ids, mask, intervention, adapter)
     trained_a_little(peft)
     after = steered_cache(peft, peft, layers, ids, mask, intervention, adapter)
@@ -178,7 +180,7 @@ def test_gradient_comes_from_the_detection_pass_alone(family_model: PreTrainedMo
     peft = add_lora(family_model, Lora(dropout=0.0)).train()
     trained_a_little(peft)
     ids, mask = pad(CONTEXTS, 0, "left")
-    cache = steered_cache(peft, peft, find_decoder_layers(peft), ids, mask, intervention_of(mask, [{1: 2.0}] * 3))
+    cache = steered_cache(peft, peft, find_decoder_layers(peft), ids, mask, intervention_of(peft, mask, [{1: 2.0}] * 3))
     assert not any(layer.keys.requires_grad or layer.values.requires_grad for layer in cache.layers)
     question_ids, question_mask = pad([QUESTIONS[0]] * 3, 0, "right")
     whole = torch.cat([mask, question_mask], dim=1)
