@@ -27,7 +27,8 @@ def test_halves_join_to_the_whole_conversation(template: str) -> None:
     tokenizer = train_tokenizer(template)
     for context in [CONTEXT, *load_contexts(BUILTIN)[::150]]:
         encoded = encode(tokenizer, context, QUESTION, Phrasing())
-        text, _ = render(tokenizer, context, QUESTION, Phrasing())
+        text, seam = render(tokenizer, context, QUESTION, Phrasing())
+        assert tokenizer.decode(encoded.context_ids) == text[:seam]  # all of turn 1, and nothing else
         assert encoded.context_ids + encoded.question_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
         first, second = tokenizer.decode(encoded.context_ids), tokenizer.decode(encoded.question_ids)
         assert context.assistant.strip() in first

@@ -49,6 +49,13 @@ def two_pass(model: PreTrainedModel, contexts: list[list[int]], questions: list[
     return logits[torch.arange(len(questions)), question_mask.sum(1) - 1], cache, peft
 
 
+def test_padding_does_not_shift_positions() -> None:
+    """Models with rotary positions would not notice a shift of a whole row; others would."""
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    assert position_ids(mask)[0, 2:].tolist() == [0, 1, 2, 3]
+    assert position_ids(mask)[1, :4].tolist() == [0, 1, 2, 3]
+
+
 def test_two_passes_equal_one_pass(family_model: PreTrainedModel) -> None:
     """An unsteered prefill followed by the question gives what plain transformers gives for the whole conversation."""
     with torch.no_grad():
