@@ -38,6 +38,7 @@ class TrialBatch:
         inputs: A number for each distinct context and question, ``(batch,)`` int64.
         numbers: The number of each trial in its split, ``(batch,)`` int64.
         answer_ids: Tokens of yes and no, ``(2,)``.
+        total: Trials in the set: rows with this number or a higher one only fill up the last batches. None: no end.
         cache: The KV cache of the contexts, once the prefill has run.
     """
 
@@ -51,6 +52,7 @@ class TrialBatch:
     inputs: Tensor
     numbers: Tensor
     answer_ids: Tensor
+    total: int | None = None
     cache: Cache | None = None
 
     @property
@@ -80,6 +82,7 @@ class Split:
         phrasing: How questions are put and answered.
         answer_ids: Tokens of yes and no.
         strength_unit: ``relative`` or ``absolute``.
+        total: How many trials are wanted of it; None: no end.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Split:
     phrasing: Phrasing
     answer_ids: tuple[int, int]
     strength_unit: str
+    total: int | None = None
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
 
@@ -152,6 +156,7 @@ class Split:
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
             numbers=torch.tensor([trial.number for trial in trials]),
             answer_ids=torch.tensor(self.answer_ids),
+            total=self.total,
         )
 
     def _input_number(self, trial: Trial) -> int:

@@ -21,11 +21,16 @@ from introspection_lit.provenance import provenance
 
 if TYPE_CHECKING:
     from introspection_lit.batches import TrialBatch
+    from introspection_lit.data import IntrospectionDataModule
     from introspection_lit.module import IntrospectionModule
 
 
 def _ours(pl_module: LightningModule) -> IntrospectionModule:
     return cast("IntrospectionModule", pl_module)
+
+
+def _data(trainer: Trainer) -> IntrospectionDataModule:
+    return cast("IntrospectionDataModule", trainer.datamodule)  # type: ignore[attr-defined]
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -103,20 +108,20 @@ class AdapterExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the adapter of the best checkpoint; log its validation beside the hyper-parameters (hparams tab)."""
-        module, folder = _ours(pl_module), run_folder(trainer)
+        module, data, folder = _ours(pl_module), _data(trainer), run_folder(trainer)
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path or not trainer.is_global_zero:
             return
         checkpoint = load_checkpoint(saver.best_model_path)
-        export_adapter(folder / "adapter", module, module.data, checkpoint)
+        export_adapter(folder / "adapter", module, data, checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
             settings = {
                 "learning_rate": module.learning_rate,
                 "lora_r": module.lora.r,
                 "loss": module.loss,
-                "batch_size": module.data.batch_size,
-                "strengths": str(list(module.data.strengths)),
-                "seed": module.data.seed,
+                "batch_size": data.batch_size,
+                "strengths": str(list(data.strengths)),
+                "seed": data.seed,
             }
             validated = checkpoint["introspection"]["validation"]
             trainer.logger.log_hyperparams(settings, {f"hp/validation_{name}": value for name, value in validated.items()})
@@ -144,7 +149,7 @@ class ResultsWriter(Callback):
         module, folder = _ours(pl_module), run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        data = module.data
+        data = _data(trainer)
         sets = {name: module.summaries[name] for name in data.test_sets}
         gathered = {name: module.metrics_of(name).gathered for name in data.test_sets}
         groups = {name: trials for name, trials in gathered.items() if trials is not None}
@@ -204,10 +209,10 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        data = _ours(pl_module).data
+        data = _data(trainer)
         assert self.file is not None
         for row, trial in enumerate(batch.trials):
-            if trial.number >= data.trials[trial.split]:  # it only filled up the last batch
+            if batch.total is not None and trial.number >= batch.total:  # it only filled up the last batch
                 continue
             scored = {name: values[row].item() for name, values in outputs.items()}
             self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")

@@ -14,7 +14,7 @@ from introspection_lit.conversations import repeated_questions
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.model import SAFE_PRECISIONS, BaseModel, Lora
 from introspection_lit.steering import BAND_NAMES, check_band, named_band
-from introspection_lit.trials import SOURCES
+from introspection_lit.trials import TEST_SETS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -112,16 +112,16 @@ def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Seq
     """
     problems = [f"data.{option}: got {count}. Expected at least 1." for option, count in counts.items() if count < 1]
     if not test_sets:
-        problems.append(f"data.test_trials: got none. Expected some of: {', '.join(list(SOURCES)[2:])}.")
+        problems.append(f"data.test_trials: got none. Expected some of: {', '.join(TEST_SETS)}.")
     problems += [
         f"data.{option}: got {size}. Expected an even number, at least 2: half of every batch is steered."
         for option, size in sizes.items()
         if size < 2 or size % 2
     ]
     problems += [
-        f"data.test_trials: {name!r} is no test set. Expected some of: {', '.join(list(SOURCES)[2:])}."
+        f"data.test_trials: {name!r} is no test set. Expected some of: {', '.join(TEST_SETS)}."
         for name in test_sets
-        if name not in SOURCES or name in ("train", "validation")
+        if name not in TEST_SETS
     ]
     return problems
 

@@ -18,7 +18,7 @@ from introspection_lit.errors import ConfigurationError
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.prefill import Forward, steered_cache
-from introspection_lit.trials import SOURCES, TEST_SETS, Trial, TrialPlan
+from introspection_lit.trials import SOURCES, DEFAULT_TEST_SETS, Trial, TrialPlan
 from introspection_lit.vectors import VectorBank
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class IntrospectionDataModule(LightningDataModule):
         eval_batch_size: int = 32,
         trials_per_epoch: int = 480,
         validation_trials: int = 128,
-        test_trials: dict[str, int] = dict.fromkeys(TEST_SETS, 256),
+        test_trials: dict[str, int] = dict.fromkeys(DEFAULT_TEST_SETS, 256),
         prefill_adapter: bool = False,
         num_workers: int = 0,
     ) -> None:
@@ -242,7 +242,15 @@ class IntrospectionDataModule(LightningDataModule):
                 self.strengths if training else self.test_strengths,
             )
             self.splits[name] = Split(
-                name, plan, contexts, questions, pieces.tokenizer, self.phrasing, pieces.answers, self.strength_unit
+                name,
+                plan,
+                contexts,
+                questions,
+                pieces.tokenizer,
+                self.phrasing,
+                pieces.answers,
+                self.strength_unit,
+                total=None if name == "train" else self.trials[name],
             )
 
     def _make_bank(self) -> VectorBank:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,10 +18,7 @@ from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_laye
 from introspection_lit.prefill import fork, position_ids
 from introspection_lit.scoring import detection_loss, log_odds, mass
 from introspection_lit.seeds import generator
-from introspection_lit.trials import SOURCES
-
-if TYPE_CHECKING:
-    from introspection_lit.data import IntrospectionDataModule
+from introspection_lit.trials import SOURCES, TEST_SETS
 
 
 class IntrospectionModule(LightningModule):
@@ -103,12 +100,15 @@ class IntrospectionModule(LightningModule):
         )
         return outputs.logits[torch.arange(len(last), device=last.device), place]
 
-    def _step(self, batch: TrialBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of any split: scores and gathers a batch; returns loss, log-odds and mass."""
+    def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of any split: scores a batch and gathers it for the metrics; returns loss, log-odds and mass."""
         logits = self.answer_logits(batch)
         loss = detection_loss(logits, batch.answer_ids, batch.labels, self.loss)
         scores, masses = log_odds(logits, batch.answer_ids).detach(), mass(logits, batch.answer_ids).detach()
-        self.metrics_of(batch.split).update(scores, batch.labels, masses, batch.inputs, batch.numbers)
+        if gather:
+            metrics = self.metrics_of(batch.split)
+            metrics.total = batch.total
+            metrics.update(scores, batch.labels, masses, batch.inputs, batch.numbers)
         return loss, scores, masses
 
     def metrics_of(self, split: str) -> DetectionMetrics:
@@ -140,7 +140,7 @@ class IntrospectionModule(LightningModule):
         Returns:
             ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
         """
-        _, scores, masses = self._step(batch)
+        _, scores, masses = self._step(batch, gather=False)
         return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
 
     def on_train_epoch_end(self) -> None:
@@ -162,18 +162,13 @@ class IntrospectionModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of every test set at the stored threshold."""
-        for split in self.data.test_sets:
-            self._log_summary(split, self.threshold)
-
-    @property
-    def data(self) -> IntrospectionDataModule:
-        """The data module that feeds this module."""
-        return cast("IntrospectionDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+        for split in TEST_SETS:
+            if self.metrics_of(split).update_called:
+                self._log_summary(split, self.threshold)
 
     def _log_summary(self, split: str, threshold: float | None) -> dict[str, Any]:
         metrics = self.metrics_of(split)
         metrics.threshold = threshold
-        metrics.total = None if split == "train" else self.data.trials[split]
         summary = self.summaries[split] = metrics.compute()
         for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
             on_bar = (split, name) == ("validation", "auroc")

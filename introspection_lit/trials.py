@@ -31,7 +31,7 @@ class Source:
     questions: str = "train"
 
 
-# Every split that there is. The last one is not among the default test sets.
+# Every split that there is.
 SOURCES = {
     "train": Source("train", "train"),
     "validation": Source("validation", "validation"),
@@ -41,7 +41,8 @@ SOURCES = {
     "newkinds": Source("heldout", "newkinds"),
     "newquestions": Source("heldout", "heldout", "heldout"),
 }
-TEST_SETS = ("seen", "heldout", "concept", "newkinds")
+TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
+DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")
 
 
 class Trial(NamedTuple):
