@@ -18,7 +18,7 @@ from introspection_lit.errors import ConfigurationError
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.prefill import Forward, steered_cache
-from introspection_lit.trials import SOURCES, DEFAULT_TEST_SETS, Trial, TrialPlan
+from introspection_lit.trials import DEFAULT_TEST_SETS, SOURCES, Trial, TrialPlan
 from introspection_lit.vectors import VectorBank
 
 if TYPE_CHECKING:
