@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
@@ -84,6 +84,10 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best score over, too."""
         super().load_state_dict(state_dict)
+        if not Path(state_dict["best_model_path"]).is_file():
+            rank_zero_warn(f"the best checkpoint so far is not there any more: {state_dict['best_model_path']}")
+            self.best_model_path = ""
+            return
         self.best_model_path = state_dict["best_model_path"]
         self.best_model_score = state_dict["best_model_score"]
         self.best_k_models = state_dict["best_k_models"]
@@ -165,7 +169,7 @@ class ResultsWriter(Callback):
             "sets": sets,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_whole(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         figure = log_odds_figure({name: (t.scores, t.labels) for name, t in groups.items()}, module.threshold)
         figure.savefig(folder / "log_odds.png", dpi=110)
         console = Console()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from introspection_lit.contexts import Context
 
 T = TypeVar("T")
-LIGHTNING_CHECKPOINTS = ("best", "last", "hpc")
 Band = tuple[int, int]
 
 
@@ -126,12 +125,13 @@ def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Seq
     return problems
 
 
-def split_problems(splits: dict[str, list[Context]], needed: Iterable[str]) -> list[str]:
+def split_problems(splits: dict[str, list[Context]], needed: Iterable[str], left_out: int) -> list[str]:
     """Check that no text is shared by two splits and that none that is needed is empty.
 
     Args:
         splits: Contexts by split.
         needed: The context splits that trials will be drawn from.
+        left_out: How many contexts were left out before.
     """
     problems = [
         f"data.contexts: the user message {user[:60]!r} is in more than one split: what is tested has been trained on."
@@ -140,19 +140,56 @@ def split_problems(splits: dict[str, list[Context]], needed: Iterable[str]) -> l
     sizes = ", ".join(f"{name} {len(contexts)}" for name, contexts in splits.items())
     for name in sorted(set(needed)):
         if not splits[name]:
-            hint = "Name some kinds in data.test_kinds." if name == "newkinds" else "Give more contexts of each kind."
-            problems.append(f"data.contexts: no context is left for {name!r} (there are: {sizes}). {hint}")
+            hint = "Name some kinds in data.test_kinds" if name == "newkinds" else "Give more contexts of each kind"
+            problems.append(
+                f"data.contexts: no context is left for {name!r} (there are: {sizes}; {left_out} were left out: longer than"
+                f" data.max_context_tokens or with control tokens). {hint}, or raise data.max_context_tokens."
+            )
     return problems
 
 
 def question_problems(train: Sequence[str], heldout: Sequence[str], test_sets: Sequence[str]) -> list[str]:
     """Check that there are questions, and that held-out ones are not trained on."""
     problems = [] if train else ["data.questions: got none. Expected at least one question."]
+    if not all(question.strip() for question in (*train, *heldout)):
+        problems.append("data.questions, data.heldout_questions: got an empty question. Leave it out.")
     if "newquestions" in test_sets and not heldout:
         problems.append("data.heldout_questions: got none, but the test set 'newquestions' asks them. Give at least one.")
     return problems + [
         f"data.heldout_questions: {question!r} is in data.questions too: what is tested has been trained on."
         for question in repeated_questions(train, heldout)
+    ]
+
+
+def window_problems(context: int, question: int, config: PretrainedConfig) -> list[str]:
+    """Check that the longest conversation fits into what the model can attend to.
+
+    Args:
+        context: Most tokens of a context.
+        question: Tokens of the question.
+        config: The model's configuration.
+    """
+    window = getattr(config, "max_position_embeddings", None)
+    if window is None or context + question <= window:
+        return []
+    return [
+        f"data.max_context_tokens: {context}, and {question} for the question, are more than the {window} positions of the "
+        f"model. Expected at most {window - question}."
+    ]
+
+
+def run_folder_problems(folder: str | None, resuming: bool) -> list[str]:
+    """Check that a new run does not land in the folder of an older one, whose results would then pass for its own.
+
+    Args:
+        folder: Where the run's files go.
+        resuming: It goes on from a checkpoint.
+    """
+    if folder is None or resuming or not list(Path(folder).glob("checkpoints/*.ckpt")):
+        return []
+    return [
+        f"trainer.logger: {folder} holds the checkpoints of another run. Leave the logger's version out, name another "
+        "folder, or resume with ckpt_path."
     ]
 
 
@@ -198,6 +235,8 @@ def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) 
 def lora_problems(lora: Lora, n_layers: int) -> list[str]:
     """Check the adapter's settings against the model."""
     problems = []
+    if not lora.target_modules:
+        problems.append("model.lora.target_modules: got none. Expected names of linear modules, such as q_proj.")
     if lora.r < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
         problems.append(
             f"model.lora: got r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}. Expected r >= 1, alpha > 0 and "
@@ -216,7 +255,7 @@ def identity_problems(saved: dict[str, Any] | None, identity: dict[str, Any]) ->
         saved: What the checkpoint says it belongs to; None or empty if it says nothing.
         identity: What the configuration says.
     """
-    if not saved:
+    if not isinstance(saved, dict) or not math.isfinite(saved.get("threshold", math.nan)):
         return ["ckpt_path: the file is a checkpoint, but not one of introspection_lit."]
     return [
         f"ckpt_path: the checkpoint has {name} {saved.get(name)!r}, the configuration {value!r}. Use the configuration "
@@ -230,10 +269,10 @@ def checkpoint_problems(path: str | None, identity: dict[str, Any]) -> list[str]
     """Check that the checkpoint that is to be loaded exists, can be read and fits.
 
     Args:
-        path: None or one of Lightning's words (``last``, ``best``, ``hpc``): nothing to check yet.
+        path: What the command line names; None if nothing.
         identity: What the configuration says the checkpoint must belong to.
     """
-    if path is None or path in LIGHTNING_CHECKPOINTS:
+    if path is None:
         return []
     if not Path(path).is_file():
         return [
@@ -241,7 +280,8 @@ def checkpoint_problems(path: str | None, identity: dict[str, Any]) -> list[str]
         ]
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [f"ckpt_path: {path} cannot be read as a checkpoint ({reason}). It may be cut off: try another one."]
-    return identity_problems(checkpoint.get("introspection") if isinstance(checkpoint, dict) else None, identity)
+    except Exception as error:  # whatever torch makes of a file that is not one of its own
+        kind = type(error).__name__
+        return [f"ckpt_path: {path} cannot be read as a checkpoint ({kind}). It may be cut off: try another one."]
+    saved = checkpoint.get("introspection") if isinstance(checkpoint, dict) else None
+    return identity_problems(saved, identity)

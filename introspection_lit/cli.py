@@ -7,8 +7,10 @@ import warnings
 from typing import Any
 
 import transformers
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from introspection_lit.callbacks import (
     AdapterExport,
@@ -50,6 +52,12 @@ class IntrospectionCLI(LightningCLI):
         have none; what must agree is compared by :func:`~introspection_lit.checks.checkpoint_problems`.
         """
 
+    def before_instantiate_classes(self) -> None:
+        """Leave the progress bar out where it is switched off."""
+        if self._get(self.config, "trainer.enable_progress_bar") is False:
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
+
     def after_instantiate_classes(self) -> None:
         """Tell the data module which checkpoint will be loaded, so that it is checked before the model is loaded."""
         self.datamodule.checkpoint = self._get(self.config, "ckpt_path")
@@ -58,8 +66,12 @@ class IntrospectionCLI(LightningCLI):
         """Test the best checkpoint, if asked to."""
         saver = self.trainer.checkpoint_callback
         # Without a checkpoint (a dev run, or one that ended before its first validation) there is nothing to test.
-        if self._get(self.config, "test_after_fit") and isinstance(saver, ModelCheckpoint) and saver.best_model_path:
+        if not self._get(self.config, "test_after_fit"):
+            return
+        if isinstance(saver, ModelCheckpoint) and saver.best_model_path:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
+        else:
+            rank_zero_warn("test_after_fit: nothing was tested, since no validation has saved a checkpoint.")
 
     def before_test(self) -> None:
         """Print one table, ours: Lightning's repeats every metric for every loader."""
@@ -120,6 +132,6 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
             parser_kwargs={"parser_mode": "yaml"},
             args=args,
         )
-    except ConfigurationError as error:
+    except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"error: the configuration cannot work. {error}\n")
         raise SystemExit(2) from error

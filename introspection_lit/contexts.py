@@ -79,7 +79,7 @@ def load_contexts(source: str) -> list[Context]:
                 [f"data.contexts: no such file: {source}. Expected 'builtin', a .jsonl file, or 'hub:NAME'."]
             )
         try:
-            rows = _jsonl_rows(path.read_text(encoding="utf-8"), source)
+            rows = _jsonl_rows(path.read_text(encoding="utf-8-sig"), source)
         except UnicodeDecodeError as error:
             raise ConfigurationError([f"data.contexts: {source} is not UTF-8 text ({error})."]) from error
     contexts: dict[str, Context] = {}
@@ -104,7 +104,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{name}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
                 yield f"{name}, line {number}", error
 
 
@@ -125,15 +125,18 @@ def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
 
 def _as_context(row: Any) -> Context | str:
     """Read a row as a context, or say why it is not one."""
-    if isinstance(row, json.JSONDecodeError):
+    if isinstance(row, ValueError | RecursionError):
         return f"not JSON ({row})"
     if not isinstance(row, dict):
         return f"expected an object, got {type(row).__name__}."
     fields = dict(row)
     messages = fields.get("messages")
     if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
-        turns = [message for message in messages if message.get("role") != "system"][:2]
-        fields |= {str(turn.get("role")): turn.get("content") for turn in turns}
+        roles = [message.get("role") for message in messages]
+        first = roles.index("user") if "user" in roles else 0
+        if roles[first : first + 2] != ["user", "assistant"]:
+            return "expected a 'user' message and an 'assistant' reply right after it in 'messages'."
+        fields |= {role: messages[first + i].get("content") for i, role in enumerate(("user", "assistant"))}
     kind = fields.get("kind") or "unlabelled"
     user, assistant = fields.get("user"), fields.get("assistant")
     texts = [text for text in (kind, user, assistant) if isinstance(text, str) and text.strip()]

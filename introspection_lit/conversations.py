@@ -109,11 +109,35 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, 
     return Encoded(ids[:cut], ids[cut:])
 
 
-def keep_short(
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that the tokenizer turns into control tokens, such as ``<|im_end|>``."""
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def control_tokens_in(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    """Problems with texts of the configuration that hold control tokens: they would open or close turns."""
+    return [
+        f"data: the text {text[:60]!r} holds the control token {token!r}, which would open or close a turn. Leave it out."
+        for text in texts
+        for token in control_tokens(tokenizer)
+        if token in text
+    ]
+
+
+def keep_usable(
     tokenizer: PreTrainedTokenizerBase, contexts: Sequence[Context], question: str, phrasing: Phrasing, limit: int
 ) -> list[Context]:
-    """Leave out contexts of more than ``limit`` tokens: cutting them would break the chat template."""
-    return [c for c in contexts if len(encode(tokenizer, c, question, phrasing).context_ids) <= limit]
+    """Leave out contexts of more than ``limit`` tokens (cutting them would break the chat template) or with control tokens.
+
+    A user message with ``<|im_end|>`` in it would be several turns, and could plant the answer.
+    """
+    tokens = control_tokens(tokenizer)
+    return [
+        context
+        for context in contexts
+        if not any(token in context.user or token in context.assistant for token in tokens)
+        and len(encode(tokenizer, context, question, phrasing).context_ids) <= limit
+    ]
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing) -> tuple[int, int]:
@@ -126,7 +150,9 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phra
         ConfigurationError: A word is not exactly one token there, or both are the same one.
     """
     problems = []
-    if phrasing.answer_prefix != phrasing.answer_prefix.rstrip():
+    if not phrasing.answer_prefix.strip():
+        problems.append("data.answer_prefix: got none. Expected the start of an answer, such as 'The answer is'.")
+    elif phrasing.answer_prefix != phrasing.answer_prefix.rstrip():
         problems.append(
             f"data.answer_prefix: {phrasing.answer_prefix!r} ends in white space, which the model would then write "
             "twice. Leave it out."

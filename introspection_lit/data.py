@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from introspection_lit import checks, leaks
 from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrialBatch
 from introspection_lit.contexts import BUILTIN, Context, load_contexts, split_contexts
-from introspection_lit.conversations import HELDOUT_QUESTIONS, QUESTION, Phrasing, answer_ids, keep_short
+from introspection_lit.conversations import (
+    HELDOUT_QUESTIONS,
+    QUESTION,
+    Phrasing,
+    answer_ids,
+    control_tokens_in,
+    encode,
+    keep_usable,
+)
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.model import load_config, load_tokenizer
@@ -174,6 +182,9 @@ class IntrospectionDataModule(LightningDataModule):
         found, base = checks.Problems(), self.module.base
         self._check_numbers(found)
         found.add(checks.question_problems(self.questions["train"], self.questions["heldout"], self.test_sets))
+        found.add(self.module.problems())
+        if self.running.state.fn == "fit" and not self.running.fast_dev_run:  # type: ignore[attr-defined]
+            found.add(checks.run_folder_problems(self.running.log_dir, resuming=self.checkpoint is not None))
         found.add(checks.precision_problems(base, str(self.running.precision)))
         found.add(checks.checkpoint_problems(self.checkpoint, self.module.identity()))
         bank = found.attempt(VectorBank.load, self.bank_path) if self.bank_path else None
@@ -193,16 +204,29 @@ class IntrospectionDataModule(LightningDataModule):
                 misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
                 found.add(misfits or leaks.between_splits(bank))
         if tokenizer and self.questions["train"]:
-            answers = found.attempt(answer_ids, tokenizer, self.questions["train"][0], self.phrasing)
+            question = self.questions["train"][0]
+            answers = found.attempt(answer_ids, tokenizer, question, self.phrasing)
+            texts = [
+                *self.questions["train"],
+                *self.questions["heldout"],
+                self.phrasing.system,
+                self.phrasing.answer_prefix,
+            ]
+            found.add(control_tokens_in(tokenizer, texts))
+            tokens = found.attempt(encode, tokenizer, Context("probe", "Hello", "Hello"), question, self.phrasing)
+            if config and tokens:
+                found.add(checks.window_problems(self.max_context_tokens, len(tokens.question_ids), config))
         found.raise_if_any()
         assert dealt and tokenizer and answers  # noqa: PT018 - had one been missing, there would have been a problem
         assert bands and test_bands  # noqa: PT018
         question, limit = self.questions["train"][0], self.max_context_tokens
-        kept = {name: keep_short(tokenizer, group, question, self.phrasing, limit) for name, group in dealt.items()}
+        kept = {name: keep_usable(tokenizer, group, question, self.phrasing, limit) for name, group in dealt.items()}
         before, after = (sum(map(len, groups.values())) for groups in (dealt, kept))
         if after < before:
-            rank_zero_info(f"left out: {before - after} of {before} contexts, longer than {limit} tokens")
-        found.add(checks.split_problems(kept, [SOURCES[name].contexts for name in self._names()]))
+            rank_zero_info(
+                f"left out: {before - after} of {before} contexts, longer than {limit} tokens or with control tokens"
+            )
+        found.add(checks.split_problems(kept, [SOURCES[name].contexts for name in self._names()], before - after))
         found.raise_if_any()
         return Pieces(kept, tokenizer, bands, test_bands, answers, bank)
 
@@ -217,6 +241,8 @@ class IntrospectionDataModule(LightningDataModule):
         found.add(checks.strength_problems("strengths", self.strengths))
         if self.test_strengths != self.strengths:
             found.add(checks.strength_problems("test_strengths", self.test_strengths))
+        if self.seed < 0 or self.num_workers < 0:
+            found.add([f"data.seed, data.num_workers: got {self.seed} and {self.num_workers}. Expected 0 or more."])
         if len(self.concepts) < 3 or len(set(self.concepts)) < len(self.concepts):
             wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
             found.add([f"data.concepts: got {self.concepts}. {wanted}."])
@@ -356,6 +382,8 @@ class IntrospectionDataModule(LightningDataModule):
         if self.running.training and state_dict != self.state_dict():
             raise ConfigurationError([leaks.OTHER_DATA])
         if not self.running.training:
+            for difference in leaks.trained_otherwise(state_dict, self.splits["train"], self.prefill_adapter):
+                rank_zero_warn(difference)
             problems = leaks.trained_on(state_dict, {name: self.splits[name] for name in self.test_sets}, self.bank)
             if problems:
                 raise ConfigurationError(problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from introspection_lit.batches import Split
@@ -11,8 +12,8 @@ from introspection_lit.trials import SOURCES
 from introspection_lit.vectors import VectorBank
 
 OTHER_DATA = (
-    "ckpt_path: the checkpoint was trained on other contexts, vectors or questions than this configuration holds. Resume "
-    "with the data.* settings (data.seed above all) that it began with."
+    "ckpt_path: the checkpoint was trained on other contexts, vectors, questions, bands or strengths than this "
+    "configuration holds. Resume with the data.* settings (data.seed above all) that it began with."
 )
 HINT = "Test with the data.* settings of the training, data.seed above all (config.yaml of its run)."
 
@@ -32,7 +33,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
 
     Returns:
         Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
-        and ``prefill_adapter``; plain sorted values, equal for equal data.
+        ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
+        equal data.
     """
     seen = [splits[name] for name in ("train", "validation")]
     return {
@@ -41,7 +43,33 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         "vectors": sorted(key for split in seen for key in bank.keys(split.name)),
         "questions": sorted({fingerprint(question) for split in seen for question in split.questions}),
         "prefill_adapter": prefill_adapter,
+        "phrasing": asdict(splits["train"].phrasing) | {"answers": list(splits["train"].phrasing.answers)},
+        "bands": [list(band) for band in splits["train"].plan.bands],
+        "strengths": list(splits["train"].plan.strengths),
+        "strength_unit": splits["train"].strength_unit,
     }
+
+
+def trained_otherwise(record: Mapping[str, Any], train: Split, prefill_adapter: bool) -> list[str]:
+    """List what a test does differently from training though nothing leaks; it may be meant, so these are warnings.
+
+    Args:
+        record: What :func:`training_record` said when the checkpoint was made.
+        train: The split ``train`` of this configuration.
+        prefill_adapter: Whether the adapter is on while caches are written now.
+    """
+    now = {
+        "prefill_adapter": prefill_adapter,
+        **asdict(train.phrasing),
+        "answers": list(train.phrasing.answers),
+        "strength_unit": train.strength_unit,
+    }
+    then = {"prefill_adapter": record["prefill_adapter"], **record["phrasing"], "strength_unit": record["strength_unit"]}
+    return [
+        f"{name} is {now[name]!r}, in training it was {then[name]!r}: the stored threshold was set under the latter."
+        for name in now
+        if now[name] != then[name]
+    ]
 
 
 def trained_on(record: Mapping[str, Any], tests: Mapping[str, Split], bank: VectorBank) -> list[str]:

@@ -14,6 +14,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_roc
 from torchmetrics.utilities import dim_zero_cat
 
+from introspection_lit.errors import ConfigurationError
+
 
 def ranks(scores: Tensor) -> Tensor:
     """Replace scores by their ranks scaled to [0, 1], ties kept.
@@ -174,8 +176,20 @@ class DetectionMetrics(Metric):
         self.numbers.append(numbers.long())
 
     def compute(self) -> dict[str, Any]:
-        """Summarise what was gathered; see :func:`summarise`."""
+        """Summarise what was gathered; see :func:`summarise`.
+
+        Raises:
+            ConfigurationError: A score is not finite: every metric of it would look plausible and mean nothing.
+        """
         scores, labels, masses, inputs, numbers = (dim_zero_cat(getattr(self, name)).cpu() for name in self.states)
+        broken = int((~scores.isfinite()).sum())
+        if broken:
+            raise ConfigurationError(
+                [
+                    f"{broken} of {len(scores)} trials gave no finite score: training has diverged, or the strength or the "
+                    "precision overflows. Lower model.learning_rate or data.strengths, or use trainer.precision 32-true."
+                ]
+            )
         wanted = slice(None) if self.total is None else numbers < self.total
         self.gathered = Gathered(scores[wanted], labels[wanted], masses[wanted], inputs[wanted])
         threshold = self.threshold

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -169,8 +170,11 @@ def unpack_gguf(file: Path) -> Path:
     folder = cache / f"{file.stem}-{digest}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=cache))
+    except OSError as error:
+        raise ValueError(f"INTROSPECTION_LIT_CACHE: {cache} cannot be written to ({error}).") from error
     try:
         source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
@@ -250,14 +254,20 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
 
     Returns:
         The causal language model in eval mode; no parameter requires a gradient.
+
+    Raises:
+        ValueError: The weights are missing or damaged, or a package that the options need is not installed.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        **resolve(base),
-        dtype=getattr(torch, base.dtype),
-        attn_implementation=base.attention,
-        quantization_config=quantization_config(base),
-        device_map={"": torch.device(device)},
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **resolve(base),
+            dtype=getattr(torch, base.dtype),
+            attn_implementation=base.attention,
+            quantization_config=quantization_config(base),
+            device_map={"": torch.device(device)},
+        )
+    except (OSError, ImportError, SafetensorError) as error:
+        raise ValueError(f"base: the weights of {base.name_or_path!r} could not be loaded: {error}") from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward in eval mode (our

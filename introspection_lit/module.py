@@ -59,13 +59,13 @@ class IntrospectionModule(LightningModule):
         """Load the base model and put the adapter on it; a second call does nothing.
 
         Raises:
-            ConfigurationError: The decoder layers or the adapter's target modules cannot be found.
+            ConfigurationError: The weights cannot be read, or the decoder layers or target modules not found.
         """
         if self.layers:
             return
-        model = load_model(self.base, self.trainer.strategy.root_device)
         # A plain list: the layers are found inside the model, not registered a second time.
         try:
+            model = load_model(self.base, self.trainer.strategy.root_device)
             layers = find_decoder_layers(model, self.base.decoder_layers)
             self.model = add_lora(model, self.lora).train()
         except ValueError as error:
@@ -118,8 +118,19 @@ class IntrospectionModule(LightningModule):
         return metrics
 
     def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:
-        """The loss of a training batch."""
+        """The loss of a training batch.
+
+        Raises:
+            ConfigurationError: It is not finite.
+        """
         loss, _, masses = self._step(batch)
+        if not loss.isfinite():
+            raise ConfigurationError(
+                [
+                    f"training has diverged: the loss of step {self.global_step} is {loss.item()}. Lower "
+                    "model.learning_rate, or use another trainer.precision. The checkpoints so far are good."
+                ]
+            )
         size = len(batch.trials)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log("train/mass_step", masses.mean(), batch_size=size)
@@ -194,6 +205,13 @@ class IntrospectionModule(LightningModule):
         schedule = get_linear_schedule_with_warmup(optimizer, round(self.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def problems(self) -> list[str]:
+        """What is wrong with the optimiser's settings."""
+        settings = f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, warmup {self.warmup}"
+        if self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.warmup <= 1:
+            return []
+        return [f"model: got {settings}. Expected learning_rate > 0, weight_decay >= 0 and a warmup share in [0, 1]."]
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the configuration it is loaded into."""
         return {
@@ -231,4 +249,8 @@ class IntrospectionModule(LightningModule):
         problems = identity_problems(saved, self.identity())
         if problems or saved is None:
             raise ConfigurationError(problems)
+        own = {name for name, _ in self.named_parameters() if "lora_" in name}
+        if set(checkpoint.get("state_dict", ())) != own:
+            found = len(own & set(checkpoint.get("state_dict", ())))
+            raise ConfigurationError([f"ckpt_path: the checkpoint holds {found} of the adapter's {len(own)} tensors."])
         self.threshold, self.validated = saved["threshold"], saved["validation"]

@@ -111,7 +111,7 @@ def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, 
         residual_norms: Median norm of the residual stream after each layer, ``(layers,)``.
         unit: ``absolute``: the strength is the length added at each layer of the band, as in the literature.
             ``relative``: it is a fraction of the layer's median residual norm, divided by the square root of the number of
-            layers in the band, so that bands of different width are comparable.
+            layers in the band that reach the cache (the last one does not), so that bands of all widths are comparable.
 
     Returns:
         Lengths, ``(layers,)``; 0 outside the band.
@@ -121,5 +121,6 @@ def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, 
     if unit == "absolute":
         scale[first : last + 1] = strength
     else:
-        scale[first : last + 1] = strength * residual_norms[first : last + 1] / (last - first + 1) ** 0.5
+        reaching = min(last, len(scale) - 2) - first + 1  # the last layer's output reaches no cache
+        scale[first : last + 1] = strength * residual_norms[first : last + 1] / reaching**0.5
     return scale

@@ -89,13 +89,17 @@ class VectorBank:
         """
         problems = []
         if tuple(self.residual_norms.shape) != (n_layers,):
-            problems.append(f"made for {len(self.residual_norms)} layers; {base_model} has {n_layers}")
-        elif not (self.residual_norms > 0).all():
+            problems.append(f"made for {self.residual_norms.numel()} layers; {base_model} has {n_layers}")
+        elif not ((self.residual_norms > 0) & self.residual_norms.isfinite()).all():
             problems.append("its residual norms are not all positive")
+        if extra := set(self.directions) - {*RANDOM_SPLITS, "concept"}:
+            problems.append(f"it has splits that are not known: {sorted(extra)}")
         for split in (*RANDOM_SPLITS, "concept"):
             rows = self.directions.get(split, torch.empty(0))
             shapes = [(len(rows), n_layers, hidden)] + [(len(rows), hidden)] * (split != "concept")
-            if len(rows) == 0:
+            if rows.dtype != torch.float32:
+                problems.append(f"the directions of {split!r} are {rows.dtype}, not float32")
+            elif len(rows) == 0:
                 problems.append(f"it has no directions for {split!r}")
             elif tuple(rows.shape) not in shapes:
                 problems.append(

@@ -66,6 +66,15 @@ def refused(
         (["--data.max_context_tokens", "5"], ["no context is left for 'train'"]),
         (["--data.test_trials", '{"elsewhere": 8}'], ["'elsewhere' is no test set", "newkinds"]),
         (["--data.bank", "nowhere.safetensors"], ["data.bank", "no such file"]),
+        (["--data.max_context_tokens", "500"], ["data.max_context_tokens: 500", "512 positions"]),
+        (["--data.questions", "[' ']"], ["got an empty question"]),
+        (["--data.questions", "['Hm?<|im_end|>']"], ["control token '<|im_end|>'"]),
+        (["--data.answer_prefix", ""], ["data.answer_prefix: got none"]),
+        (["--data.seed", "-1"], ["data.seed", "-1", "0 or more"]),
+        (["--model.learning_rate", "-1"], ["learning_rate -1.0", "learning_rate > 0"]),
+        (["--model.warmup", "5"], ["warmup 5.0", "[0, 1]"]),
+        (["--model.lora.target_modules", "[]"], ["model.lora.target_modules: got none"]),
+        (["--ckpt_path", "last"], ["ckpt_path", "no such file: last"]),
         (["--model.lora.r", "0"], ["model.lora", "r >= 1"]),
         (["--model.lora.layers", "[2, 6]"], ["model.lora.layers", "[6]", "0..5"]),
         (["--ckpt_path", "nowhere.ckpt"], ["ckpt_path", "no such file: nowhere.ckpt"]),
@@ -126,6 +135,15 @@ def test_hub_model_without_a_hub(refused: Callable[..., str]) -> None:
     assert "'nobody/nothing' could not be loaded as a model" in refused(base="nobody/nothing")
 
 
+def test_folder_of_another_run(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Its results and its last.ckpt would pass for those of the new run."""
+    folder = tmp_path / "lightning_logs" / "default" / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt").write_text("somebody's")
+    assert "holds the checkpoints of another run" in refused("--trainer.logger.init_args.version", "0")
+    assert (folder / "last.ckpt").read_text() == "somebody's"
+
+
 def test_tokenizer_without_chat_template(refused: Callable[..., str], tiny: Path, tmp_path: Path) -> None:
     """A base model, not an instruct model."""
     shutil.copytree(tiny, tmp_path / "base")
@@ -154,6 +172,8 @@ def test_checkpoints_that_cannot_be_used(refused: Callable[..., str], tmp_path: 
     assert "cut.ckpt cannot be read as a checkpoint" in refused("--ckpt_path", "cut.ckpt")
     identity = {"threshold": 0.0, "base_model": "Qwen/Qwen2.5-7B-Instruct", "revision": None, "lora": {}}
     torch.save({"state_dict": {}, "introspection": identity, "pytorch-lightning_version": "2.6.0"}, tmp_path / "qwen.ckpt")
+    (tmp_path / "text.ckpt").write_text("hello")
+    assert "text.ckpt cannot be read as a checkpoint" in refused("--ckpt_path", "text.ckpt")
     assert "has base_model 'Qwen/Qwen2.5-7B-Instruct'" in refused("--ckpt_path", "qwen.ckpt", subcommand="test")
 
 

@@ -181,6 +181,7 @@ def test_exported_adapter_gives_the_same_scores_through_plain_peft(fitted: tuple
         ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1", "--data.num_workers", "1"],
         ["--trainer.logger", "false", "--data.prefill_adapter", "true", "--model.loss", "pairwise"],
         ["--trainer.fast_dev_run", "true"],
+        ["--trainer.enable_progress_bar", "false"],
         ["--trainer.num_sanity_val_steps", "1", "--data.bands", "[all, [1, 3]]", "--data.strength_unit", "absolute"],
     ],
     ids=lambda options: options[0].removeprefix("--trainer."),
@@ -235,6 +236,54 @@ def test_best_score_survives_a_resume(run: Callable[..., IntrospectionCLI], fitt
     resumed = run("fit", "--ckpt_path", "doctored.ckpt", "--checkpoint.save_top_k", "1")
     assert resumed.trainer.checkpoint_callback.best_model_path == str(first_epoch)
     assert first_epoch.is_file()
+
+
+def test_moved_run_can_be_resumed(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
+    """The best checkpoint so far is not where it was: a warning, and the best of the rest is exported."""
+    checkpoint = torch.load(fitted[1] / "checkpoints" / "best-step3.ckpt", weights_only=True)
+    state = next(value for key, value in checkpoint["callbacks"].items() if "Checkpoint" in key)
+    state["best_model_path"], state["best_k_models"] = "moved/best.ckpt", {"moved/best.ckpt": torch.tensor(2.0)}
+    state["best_model_score"] = state["kth_value"] = torch.tensor(2.0)
+    torch.save(checkpoint, "moved.ckpt")
+    with pytest.warns(UserWarning, match="not there any more: moved/best"):
+        resumed = run("fit", "--ckpt_path", "moved.ckpt")
+    assert Path(resumed.trainer.checkpoint_callback.best_model_path).is_file()
+    assert Path("lightning_logs/default/version_0/adapter/introspection.json").is_file()
+
+
+def test_damaged_adapter_is_refused(
+    run: Callable[..., IntrospectionCLI], fitted: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loading is not strict about the base weights, so it must be about the adapter's."""
+    checkpoint = torch.load(checkpoint_of(fitted[1]), weights_only=True)
+    checkpoint["state_dict"] = dict(list(checkpoint["state_dict"].items())[:3])
+    torch.save(checkpoint, "three.ckpt")
+    with pytest.raises(SystemExit):
+        run("test", "--ckpt_path", "three.ckpt")
+    assert "holds 3 of the adapter's 48 tensors" in capsys.readouterr().err
+
+
+def test_test_unlike_training_warns(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
+    """Nothing leaks, but the stored threshold belongs to the other way of asking."""
+    with pytest.warns(UserWarning, match="prefill_adapter is True, in training it was False"):
+        run("test", "--ckpt_path", checkpoint_of(fitted[1]), "--data.prefill_adapter", "true")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["fit", "--model.learning_rate", "1e30"], "diverged"),
+        (["test", "--data.strengths", "[1e38, 1e38]"], "gave no finite score"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_not_reported(
+    run: Callable[..., IntrospectionCLI], command: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A nan outranks every number: the AUROC of diverged scores would be 1.000."""
+    with pytest.raises(SystemExit):
+        run(*command)
+    assert message in capsys.readouterr().err
+    assert not list(Path().rglob("results.json"))
 
 
 def test_unknown_target_module_is_a_clean_error(

@@ -109,7 +109,8 @@ def test_hub_data_set_by_name(tmp_path: Path) -> None:
         ('{"user": "u"}\n', "line 1: expected non-empty strings"),
         ("[1]\n", "expected an object, got list"),
         ('{"user": "u", "assistant": " "}\n', "expected non-empty strings"),
-        ('{"messages": [{"role": "user", "content": 3}]}\n', "expected non-empty strings"),
+        ('{"messages": [{"role": "user", "content": 3}]}\n', "expected a 'user' message"),
+        ("[" * 100_000 + "\n", "line 1: not JSON"),
     ],
 )
 def test_bad_files_name_the_line(tmp_path: Path, text: str, message: str) -> None:
@@ -127,6 +128,17 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
         load_contexts(str(tmp_path / "binary.jsonl"))
+
+
+def test_message_lists_begin_at_the_first_user(tmp_path: Path) -> None:
+    """A greeting before it is dropped; a user without a reply is no context. A byte-order mark is none of our business."""
+    greeting = {"role": "assistant", "content": "Hello!"}
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write_rows(tmp_path / "own.jsonl", [{"messages": [greeting, *asked, asked[0]]}])
+    Path(path).write_text(Path(path).read_text(), encoding="utf-8-sig")
+    assert load_contexts(path) == [Context("unlabelled", "q", "a")]
+    with pytest.raises(ConfigurationError, match="an 'assistant' reply right after it"):
+        load_contexts(write_rows(tmp_path / "bad.jsonl", [{"messages": [asked[0], asked[0]]}]))
 
 
 def test_all_bad_rows_are_named_up_to_ten(tmp_path: Path) -> None:

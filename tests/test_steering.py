@@ -18,6 +18,12 @@ def test_relative_strength_is_a_fraction_of_the_norm_over_root_width() -> None:
     torch.testing.assert_close(layer_scale(0.5, (1, 2), NORMS), expected)
 
 
+def test_last_layer_does_not_count_into_the_width() -> None:
+    """Layers 2..3 of 4: only layer 2 reaches the cache, so it gets the whole strength."""
+    assert layer_scale(0.5, (2, 3), NORMS)[2] == pytest.approx(0.5 * 30)
+    assert layer_scale(0.5, (2, 2), NORMS)[2] == pytest.approx(0.5 * 30)
+
+
 def test_absolute_strength_is_the_length_at_each_layer() -> None:
     """As in the literature: 20 at each of the 22 layers of 21..42, whatever the norms."""
     scale = layer_scale(20.0, (21, 42), torch.rand(64), "absolute")

@@ -108,6 +108,9 @@ def test_misfits_are_named() -> None:
         (lambda bank: bank.directions["concept"][0, 0].fill_(float("nan")), "'concept' are not all of length 1"),
         (lambda bank: bank.directions.update(concept=bank.directions["train"]), "'concept' has shape (5, 64)"),
         (lambda bank: bank.residual_norms.zero_(), "not all positive"),
+        (lambda bank: bank.residual_norms.fill_(float("inf")), "not all positive"),
+        (lambda bank: bank.directions.update(train=bank.directions["train"].half()), "torch.float16, not float32"),
+        (lambda bank: bank.directions.update(more=bank.directions["train"]), "splits that are not known: ['more']"),
         (lambda bank: bank.names["train"].pop(), "5 directions and 4 names"),
     ],
 )
