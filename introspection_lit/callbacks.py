@@ -17,7 +17,7 @@ from rich.table import Table
 
 from introspection_lit.export import export_adapter, load_checkpoint
 from introspection_lit.figures import log_odds_figure
-from introspection_lit.provenance import provenance
+from introspection_lit.provenance import protocol, provenance
 
 if TYPE_CHECKING:
     from introspection_lit.batches import TrialBatch
@@ -163,7 +163,7 @@ class ResultsWriter(Callback):
             **module.identity(),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "precision": str(trainer.precision),
-            **data.protocol(),
+            **protocol(data),
             "threshold": module.threshold,
             "n_clean_distinct_total": len(torch.unique(inputs)),
             "sets": sets,

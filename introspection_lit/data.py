@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from introspection_lit import checks, leaks
+from introspection_lit import leaks
 from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrialBatch
-from introspection_lit.contexts import BUILTIN, Context, load_contexts, split_contexts
+from introspection_lit.contexts import BUILTIN
 from introspection_lit.conversations import (
     HELDOUT_QUESTIONS,
     QUESTION,
     Phrasing,
-    answer_ids,
-    control_tokens_in,
-    encode,
-    keep_usable,
 )
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.measure import CONCEPTS, build_bank
-from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.prefill import Forward, steered_cache
-from introspection_lit.trials import DEFAULT_TEST_SETS, SOURCES, Trial, TrialPlan
+from introspection_lit.preparation import prepare
+from introspection_lit.trials import DEFAULT_TEST_SETS, SOURCES, Trial
 from introspection_lit.vectors import VectorBank
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from introspection_lit.module import IntrospectionModule
 
 # Of the contexts that come with the package: kinds that the threshold is set on, and kinds that only the test sees.
@@ -41,18 +34,6 @@ TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turki
 NORM_CONTEXTS = 32
 # Training batches that are sorted by length together; a validation or test set is sorted as a whole.
 TRAINING_POOL = 8
-
-
-@dataclass
-class Pieces:
-    """What the checks have read: contexts by split, and the rest that splits and bank are made of."""
-
-    contexts: dict[str, list[Context]]
-    tokenizer: PreTrainedTokenizerBase
-    bands: tuple[checks.Band, ...]
-    test_bands: tuple[checks.Band, ...]
-    answers: tuple[int, int]
-    bank: VectorBank | None
 
 
 class IntrospectionDataModule(LightningDataModule):
@@ -165,10 +146,9 @@ class IntrospectionDataModule(LightningDataModule):
         """
         if self.bank is not None:
             return
-        pieces = self._check()
-        self._build_splits(pieces)
+        self.splits, given = prepare(self)
         self.module.configure_model()
-        bank = pieces.bank or self._make_bank()
+        bank = given or self._make_bank()
         problems = leaks.between_splits(bank)
         if problems:
             raise ConfigurationError(problems)
@@ -176,108 +156,6 @@ class IntrospectionDataModule(LightningDataModule):
         log_dir = self.running.log_dir  # asked for on every process: the answer is broadcast
         if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
             bank.save(Path(log_dir) / "vectors.safetensors")
-
-    def _check(self) -> Pieces:
-        """Find all problems that can be found without the model, and read what was needed to find them."""
-        found, base = checks.Problems(), self.module.base
-        self._check_numbers(found)
-        found.add(checks.question_problems(self.questions["train"], self.questions["heldout"], self.test_sets))
-        found.add(self.module.problems())
-        if self.running.state.fn == "fit" and not self.running.fast_dev_run:  # type: ignore[attr-defined]
-            found.add(checks.run_folder_problems(self.running.log_dir, resuming=self.checkpoint is not None))
-        found.add(checks.precision_problems(base, str(self.running.precision)))
-        found.add(checks.checkpoint_problems(self.checkpoint, self.module.identity()))
-        bank = found.attempt(VectorBank.load, self.bank_path) if self.bank_path else None
-        contexts = found.attempt(load_contexts, self.contexts_source)
-        dealt = contexts and found.attempt(split_contexts, contexts, self.seed, self.validation_kinds, self.test_kinds)
-        config = found.attempt(load_config, base)
-        tokenizer = found.attempt(load_tokenizer, base) if config else None
-        bands = test_bands = answers = None
-        if config:
-            layers = config.num_hidden_layers
-            bands = test_bands = found.attempt(checks.resolve_bands, self.bands, layers)
-            if self.test_bands != self.bands:
-                test_bands = found.attempt(checks.resolve_bands, self.test_bands, layers, "test_bands")
-            found.add(checks.lora_problems(self.module.lora, layers))
-            found.add(checks.nf4_on_cpu_problems(base, config, self.running.strategy.root_device.type))
-            if bank:
-                misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
-                found.add(misfits or leaks.between_splits(bank))
-        if tokenizer and self.questions["train"]:
-            question = self.questions["train"][0]
-            answers = found.attempt(answer_ids, tokenizer, question, self.phrasing)
-            texts = [
-                *self.questions["train"],
-                *self.questions["heldout"],
-                self.phrasing.system,
-                self.phrasing.answer_prefix,
-            ]
-            found.add(control_tokens_in(tokenizer, texts))
-            tokens = found.attempt(encode, tokenizer, Context("probe", "Hello", "Hello"), question, self.phrasing)
-            if config and tokens:
-                found.add(checks.window_problems(self.max_context_tokens, len(tokens.question_ids), config))
-        found.raise_if_any()
-        assert dealt and tokenizer and answers  # noqa: PT018 - had one been missing, there would have been a problem
-        assert bands and test_bands  # noqa: PT018
-        question, limit = self.questions["train"][0], self.max_context_tokens
-        kept = {name: keep_usable(tokenizer, group, question, self.phrasing, limit) for name, group in dealt.items()}
-        before, after = (sum(map(len, groups.values())) for groups in (dealt, kept))
-        if after < before:
-            rank_zero_info(
-                f"left out: {before - after} of {before} contexts, longer than {limit} tokens or with control tokens"
-            )
-        found.add(checks.split_problems(kept, [SOURCES[name].contexts for name in self._names()], before - after))
-        found.raise_if_any()
-        return Pieces(kept, tokenizer, bands, test_bands, answers, bank)
-
-    def _check_numbers(self, found: checks.Problems) -> None:
-        """Find the problems of counts, sizes and ranges."""
-        counts = {f"{split}_vectors": count for split, count in self.vector_counts.items()}
-        counts |= {"max_context_tokens": self.max_context_tokens}
-        sizes = {"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size}
-        sizes |= {"trials_per_epoch": self.trials["train"], "validation_trials": self.trials["validation"]}
-        sizes |= {f"test_trials.{name}": self.trials[name] for name in self.test_sets}
-        found.add(checks.count_problems(counts, sizes, self.test_sets))
-        found.add(checks.strength_problems("strengths", self.strengths))
-        if self.test_strengths != self.strengths:
-            found.add(checks.strength_problems("test_strengths", self.test_strengths))
-        if self.seed < 0 or self.num_workers < 0:
-            found.add([f"data.seed, data.num_workers: got {self.seed} and {self.num_workers}. Expected 0 or more."])
-        if len(self.concepts) < 3 or len(set(self.concepts)) < len(self.concepts):
-            wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
-            found.add([f"data.concepts: got {self.concepts}. {wanted}."])
-
-    def _names(self) -> list[str]:
-        """The splits that trials are drawn from."""
-        return ["train", "validation", *self.test_sets]
-
-    def _build_splits(self, pieces: Pieces) -> None:
-        sizes = dict(self.vector_counts, concept=len(self.concepts))
-        if pieces.bank:
-            sizes = {split: len(rows) for split, rows in pieces.bank.directions.items()}
-        for name in self._names():
-            source, training = SOURCES[name], name in ("train", "validation")
-            contexts, questions = pieces.contexts[source.contexts], self.questions[source.questions]
-            plan = TrialPlan(
-                self.seed,
-                name,
-                len(contexts),
-                len(questions),
-                sizes[source.vectors],
-                pieces.bands if training else pieces.test_bands,
-                self.strengths if training else self.test_strengths,
-            )
-            self.splits[name] = Split(
-                name,
-                plan,
-                contexts,
-                questions,
-                pieces.tokenizer,
-                self.phrasing,
-                pieces.answers,
-                self.strength_unit,
-                total=None if name == "train" else self.trials[name],
-            )
 
     def _make_bank(self) -> VectorBank:
         module, train = self.module, self.splits["train"]
@@ -340,27 +218,6 @@ class IntrospectionDataModule(LightningDataModule):
                 adapter=self.prefill_adapter,
             )
         return batch
-
-    def protocol(self) -> dict[str, Any]:
-        """Everything about the trials that a number depends on, for results files."""
-        assert self.bank is not None
-        test = self.splits[self.test_sets[0]].plan
-        return {
-            "seed": self.seed,
-            "contexts": self.contexts_source,
-            "max_context_tokens": self.max_context_tokens,
-            "kinds": {name: sorted({c.kind for c in split.contexts}) for name, split in self.splits.items()},
-            "questions": self.questions,
-            **asdict(self.phrasing),
-            "bands": [list(band) for band in test.bands],
-            "strengths": list(test.strengths),
-            "strength_unit": self.strength_unit,
-            "prefill_adapter": self.prefill_adapter,
-            "bank": str(self.bank_path) if self.bank_path else None,
-            "vectors": {split: len(rows) for split, rows in self.bank.directions.items()},
-            "concepts": self.bank.names["concept"],
-            "concept_cosines": [[round(c, 3) for c in row] for row in self.bank.concept_cosines().tolist()],
-        }
 
     def describe(self, trial: Trial) -> dict[str, Any]:
         """Everything that defines a trial, in words, for a table of predictions."""

@@ -1,4 +1,4 @@
-"""Where a number came from: command, code, versions, hardware."""
+"""Where a number came from: command, code, versions, hardware, and what was tested."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from introspection_lit.data import IntrospectionDataModule
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "numpy")
 
@@ -31,6 +35,32 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "hardware": _hardware(),
+    }
+
+
+def protocol(data: IntrospectionDataModule) -> dict[str, Any]:
+    """Describe everything about the trials of a test that a number depends on, for results files.
+
+    Args:
+        data: After its set-up.
+    """
+    assert data.bank is not None
+    test = data.splits[data.test_sets[0]].plan
+    return {
+        "seed": data.seed,
+        "contexts": data.contexts_source,
+        "max_context_tokens": data.max_context_tokens,
+        "kinds": {name: sorted({c.kind for c in split.contexts}) for name, split in data.splits.items()},
+        "questions": data.questions,
+        **asdict(data.phrasing),
+        "bands": [list(band) for band in test.bands],
+        "strengths": list(test.strengths),
+        "strength_unit": data.strength_unit,
+        "prefill_adapter": data.prefill_adapter,
+        "bank": str(data.bank_path) if data.bank_path else None,
+        "vectors": {split: len(rows) for split, rows in data.bank.directions.items()},
+        "concepts": data.bank.names["concept"],
+        "concept_cosines": [[round(c, 3) for c in row] for row in data.bank.concept_cosines().tolist()],
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from introspection_lit import module
-from introspection_lit.checks import precision_problems
+from introspection_lit.checks import precision_problems, run_folder_problems
 from introspection_lit.cli import main
 from introspection_lit.model import BaseModel
 from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
@@ -142,6 +142,15 @@ def test_folder_of_another_run(refused: Callable[..., str], tmp_path: Path) -> N
     (folder / "last.ckpt").write_text("somebody's")
     assert "holds the checkpoints of another run" in refused("--trainer.logger.init_args.version", "0")
     assert (folder / "last.ckpt").read_text() == "somebody's"
+
+
+def test_resumed_run_goes_on_in_its_folder(tmp_path: Path) -> None:
+    """Only a run that does not resume must not land where checkpoints are."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_text("ours")
+    assert run_folder_problems(str(tmp_path), resuming=False)
+    assert run_folder_problems(str(tmp_path), resuming=True) == []
+    assert run_folder_problems(None, resuming=False) == []
 
 
 def test_tokenizer_without_chat_template(refused: Callable[..., str], tiny: Path, tmp_path: Path) -> None:
