@@ -40,7 +40,9 @@ def prepare(data: IntrospectionDataModule) -> tuple[dict[str, Split], VectorBank
     _check_run(data, found)
     bank = found.attempt(VectorBank.load, data.bank_path) if data.bank_path else None
     contexts = found.attempt(load_contexts, data.contexts_source)
-    dealt = contexts and found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
+    dealt = None
+    if contexts and data.seed >= 0:
+        dealt = found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
     config = found.attempt(load_config, base)
     tokenizer = found.attempt(load_tokenizer, base) if config else None
     bands = _check_model(data, config, bank, found) if config else None

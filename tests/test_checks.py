@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from introspection_lit import module
-from introspection_lit.checks import precision_problems, run_folder_problems
+from introspection_lit.checks import precision_problems
 from introspection_lit.cli import main
 from introspection_lit.model import BaseModel
 from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
@@ -135,22 +135,17 @@ def test_hub_model_without_a_hub(refused: Callable[..., str]) -> None:
     assert "'nobody/nothing' could not be loaded as a model" in refused(base="nobody/nothing")
 
 
-def test_folder_of_another_run(refused: Callable[..., str], tmp_path: Path) -> None:
-    """Its results and its last.ckpt would pass for those of the new run."""
+def test_folder_of_another_run(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its results and its last.ckpt would pass for those of the new run; a job that SLURM requeued may go on in it."""
     folder = tmp_path / "lightning_logs" / "default" / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "last.ckpt").write_text("somebody's")
     assert "holds the checkpoints of another run" in refused("--trainer.logger.init_args.version", "0")
     assert (folder / "last.ckpt").read_text() == "somebody's"
-
-
-def test_resumed_run_goes_on_in_its_folder(tmp_path: Path) -> None:
-    """Only a run that does not resume must not land where checkpoints are."""
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").write_text("ours")
-    assert run_folder_problems(str(tmp_path), resuming=False)
-    assert run_folder_problems(str(tmp_path), resuming=True) == []
-    assert run_folder_problems(None, resuming=False) == []
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    printed = refused("--trainer.logger.init_args.version", "0", "--data.seed", "-1")
+    assert "another run" not in printed
+    assert "1 problem:" in printed
 
 
 def test_tokenizer_without_chat_template(refused: Callable[..., str], tiny: Path, tmp_path: Path) -> None:
