@@ -16,7 +16,7 @@ from introspection_lit.contexts import Context, fingerprint
 from introspection_lit.conversations import Encoded, Phrasing, encode
 from introspection_lit.prefill import pad
 from introspection_lit.steering import Intervention, layer_scale
-from introspection_lit.trials import Trial, TrialPlan
+from introspection_lit.trials import Plan, Source, Trial
 from introspection_lit.vectors import VectorBank
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ class TrialBatch:
 
     Attributes:
         trials: What each row is.
-        context_ids: Left-padded, ``(batch, context)``.
-        context_mask: 1 at tokens, ``(batch, context)``.
+        context_ids: Left-padded, ``(caches, context)``: one for each context and intervention.
+        context_mask: 1 at tokens, ``(caches, context)``.
+        cache_of: Which of the caches each row reads, ``(batch,)``; None: each row has its own, in order.
         question_ids: Right-padded, ``(batch, question)``.
         question_mask: 1 at tokens, ``(batch, question)``.
-        intervention: What is added to the residual stream of each row.
+        intervention: What is added to the residual stream of each cache.
         labels: True where steered, ``(batch,)``.
         inputs: A number for each distinct context and question, ``(batch,)`` int64.
         numbers: The number of each trial in its split, ``(batch,)`` int64.
@@ -45,6 +46,7 @@ class TrialBatch:
     trials: list[Trial]
     context_ids: Tensor
     context_mask: Tensor
+    cache_of: Tensor | None
     question_ids: Tensor
     question_mask: Tensor
     intervention: Intervention
@@ -82,26 +84,38 @@ class Split:
         phrasing: How questions are put and answered.
         answer_ids: Tokens of yes and no.
         strength_unit: ``relative`` or ``absolute``.
+        source: Which vectors, contexts and questions it is made of; if the training questions, contexts that ask a question
+            of their own ask that one instead.
+        roles: What each question is, if they are not all the question of the experiment; for a table of predictions.
         total: How many trials are wanted of it; None: no end.
     """
 
     name: str
-    plan: TrialPlan
+    plan: Plan
     contexts: Sequence[Context]
     questions: Sequence[str]
     tokenizer: PreTrainedTokenizerBase
     phrasing: Phrasing
     answer_ids: tuple[int, int]
     strength_unit: str
+    source: Source
+    roles: Sequence[str] = ()
     total: int | None = None
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
+
+    def question(self, context: int, question: int) -> str | None:
+        """What is asked: text of the experiment's, or None for what the context itself asks."""
+        detection = not self.roles or self.roles[question] == self.roles[0]
+        own = self.source.questions == "train" and detection and self.contexts[context].asked
+        return None if own else self.questions[question]
 
     def encoded(self, context: int, question: int = 0) -> Encoded:
         """Tokens of a conversation of the split, by number."""
         key = (context, question)
         if key not in self._encoded:
-            self._encoded[key] = encode(self.tokenizer, self.contexts[context], self.questions[question], self.phrasing)
+            asked = self.question(context, question)
+            self._encoded[key] = encode(self.tokenizer, self.contexts[context], asked, self.phrasing)
         return self._encoded[key]
 
     def lengths(self) -> list[int]:
@@ -110,45 +124,47 @@ class Split:
             self._lengths = [len(self.encoded(context).context_ids) for context in range(len(self.contexts))]
         return self._lengths
 
-    def describe(self, trial: Trial, bank: VectorBank, vectors: str) -> dict[str, Any]:
+    def asked(self, trial: Trial) -> str:
+        """What is asked in a trial, in words."""
+        question = self.question(trial.context, trial.question)
+        own = [message.content for message in self.contexts[trial.context].asked if message.role == "user"]
+        return question if question is not None else own[-1]
+
+    def describe(self, trial: Trial, bank: VectorBank) -> dict[str, Any]:
         """Everything that defines a trial, in words, for a table of predictions."""
         context = self.contexts[trial.context]
         names = {
             "context_key": context.key,
             "kind": context.kind,
-            "question_text": self.questions[trial.question],
-            "vector_name": bank.names[vectors][trial.vector] if trial.steered else None,
+            "question_text": self.asked(trial),
+            "role": self.roles[trial.question] if self.roles else "detection",
+            "vectors": self.source.vectors,
+            "vector_name": bank.names[self.source.vectors][trial.vector] if trial.steered else None,
         }
         return trial.as_row() | names
 
-    def collate(self, trials: list[Trial], bank: VectorBank, vectors: str) -> TrialBatch:
-        """Make the tensors of a batch.
+    def collate(self, trials: list[Trial], bank: VectorBank) -> TrialBatch:
+        """Make the tensors of a batch; trials that share context and intervention share a cache.
 
         Args:
             trials: Its trials, all of this split.
             bank: Directions and residual norms.
-            vectors: The bank's split that directions come from.
         """
         encoded = [self.encoded(trial.context, trial.question) for trial in trials]
         fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        context_ids, context_mask = pad([row.context_ids for row in encoded], fill, "left")
+        steered_as = [(trial.context, trial.vector, trial.band, trial.strength) for trial in trials]
+        first = {key: row for row, key in reversed(list(enumerate(steered_as)))}
+        kept = sorted(first.values())
+        place = {steered_as[row]: number for number, row in enumerate(kept)}
+        cache_of = torch.tensor([place[key] for key in steered_as]) if len(kept) < len(trials) else None
+        context_ids, context_mask = pad([encoded[row].context_ids for row in kept], fill, "left")
         question_ids, question_mask = pad([row.question_ids for row in encoded], fill, "right")
-        rows = bank.directions[vectors]
-        rows = rows if rows.dim() == 3 else rows[:, None]
-        direction = torch.stack([rows[trial.vector] if trial.steered else torch.zeros_like(rows[0]) for trial in trials])
-        norms = bank.residual_norms
-        scale = torch.stack(
-            [
-                layer_scale(trial.strength, trial.band, norms, self.strength_unit)
-                if trial.steered
-                else torch.zeros_like(norms)
-                for trial in trials
-            ]
-        )
+        direction, scale = self._added([trials[row] for row in kept], bank)
         return TrialBatch(
             trials=trials,
             context_ids=context_ids,
             context_mask=context_mask,
+            cache_of=cache_of,
             question_ids=question_ids,
             question_mask=question_mask,
             intervention=Intervention(direction, scale, context_mask.bool()),
@@ -159,9 +175,23 @@ class Split:
             total=self.total,
         )
 
+    def _added(self, trials: list[Trial], bank: VectorBank) -> tuple[Tensor, Tensor]:
+        """Directions, ``(batch, layers or 1, hidden)``, and lengths, ``(batch, layers)``."""
+        rows, norms = bank.directions[self.source.vectors], bank.residual_norms
+        rows = rows if rows.dim() == 3 else rows[:, None]
+        nothing = torch.zeros_like(rows[0]), torch.zeros_like(norms)
+        added = [
+            (rows[trial.vector], layer_scale(trial.strength, trial.band, norms, self.strength_unit))
+            if trial.steered
+            else nothing
+            for trial in trials
+        ]
+        return torch.stack([direction for direction, _ in added]), torch.stack([scale for _, scale in added])
+
     def _input_number(self, trial: Trial) -> int:
         context = self.contexts[trial.context]
-        return int(fingerprint(context.user, context.assistant, self.questions[trial.question])[:15], 16)
+        question = self.question(trial.context, trial.question)
+        return int(fingerprint(context.key, question or "")[:15], 16)
 
 
 class BatchesOfSplit(Dataset[TrialBatch]):
@@ -170,18 +200,17 @@ class BatchesOfSplit(Dataset[TrialBatch]):
     Args:
         split: The split.
         bank: Directions and residual norms.
-        vectors: The bank's split that directions come from.
-        batch_size: Trials in a batch; even.
+        batch_size: Trials in a batch; even in training.
         pool: Batches that are sorted by length together.
     """
 
-    def __init__(self, split: Split, bank: VectorBank, vectors: str, batch_size: int, pool: int) -> None:
-        self.split, self.bank, self.vectors = split, bank, vectors
+    def __init__(self, split: Split, bank: VectorBank, batch_size: int, pool: int) -> None:
+        self.split, self.bank = split, bank
         self.batch_size, self.pool = batch_size, pool
 
     def __getitem__(self, number: int) -> TrialBatch:
         trials = self.split.plan.batch(number, self.batch_size, self.split.lengths(), self.pool)
-        return self.split.collate(trials, self.bank, self.vectors)
+        return self.split.collate(trials, self.bank)
 
 
 class EpochBatches(DistributedSampler[int]):

@@ -14,15 +14,15 @@ from introspection_lit.conversations import repeated_questions
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.model import SAFE_PRECISIONS, BaseModel, Lora
 from introspection_lit.steering import BAND_NAMES, check_band, named_band
-from introspection_lit.trials import TEST_SETS
+from introspection_lit.trials import TEST_SETS, Bands
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from introspection_lit.contexts import Context
+    from introspection_lit.vectors import VectorBank
 
 T = TypeVar("T")
-Band = tuple[int, int]
 
 
 class Problems:
@@ -55,7 +55,7 @@ class Problems:
             raise ConfigurationError(self.found)
 
 
-def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: str = "bands") -> tuple[Band, ...]:
+def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: str = "bands") -> Bands:
     """Turn the bands of a configuration into layer numbers.
 
     Args:
@@ -158,6 +158,16 @@ def question_problems(train: Sequence[str], heldout: Sequence[str], test_sets: S
     return problems + [
         f"data.heldout_questions: {question!r} is in data.questions too: what is tested has been trained on."
         for question in repeated_questions(train, heldout)
+    ]
+
+
+def bank_size_problems(bank: VectorBank, counts: dict[str, int | None]) -> list[str]:
+    """Check that a given bank has as many vectors as are asked for, by split."""
+    return [
+        f"data.{split}_vectors: {count} asked for, but data.bank has {len(bank.directions.get(split, ()))}. Ask for "
+        "fewer, or make a larger bank."
+        for split, count in counts.items()
+        if count is not None and count > len(bank.directions.get(split, ()))
     ]
 
 

@@ -1,20 +1,20 @@
 """Contexts: the first turns that get steered, their kinds, and how they are split.
 
-A context is one user message and one assistant reply. Contexts come in *kinds* (chat, Python, French, ...), because an
-adapter trained on one kind of text takes any other kind for steering. Every split has contexts of its own, and the
-split ``newkinds`` has kinds of its own.
+A context is one user message and one assistant reply, or whatever comes before the mark in a conversation of the user's
+own. Contexts come in *kinds* (chat, Python, French, ...), because an adapter trained on one kind of text takes any other
+kind for steering. Every split has contexts of its own, and the split ``newkinds`` has kinds of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,24 +26,51 @@ BUILTIN = "builtin"
 SHARES = {"train": 0.6, "validation": 0.1, "seen": 0.1, "heldout": 0.1, "concept": 0.1}
 
 
+class Message(NamedTuple):
+    """One message of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        content: Its text.
+    """
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True)
 class Context:
-    """Turn 1 of a conversation.
+    """What is steered of a conversation and, if the conversation is the user's own, what is asked after it.
 
     Attributes:
         kind: What sort of text it is, such as ``python`` or ``french``.
-        user: The user's message.
-        assistant: The assistant's reply.
+        turns: The messages that are steered. Without a system message the experiment's system prompt comes first.
+        asked: The messages after the mark; a last one of the assistant is how the answer starts. Empty: the experiment's
+            question is asked.
+        answers: The words for "steered" and "not steered" that ``asked`` calls for, if it says so.
     """
 
     kind: str
-    user: str
-    assistant: str
+    turns: tuple[Message, ...]
+    asked: tuple[Message, ...] = ()
+    answers: tuple[str, str] | None = None
+
+    @property
+    def user(self) -> str:
+        """All that the user says before the mark."""
+        return "\n".join(turn.content for turn in self.turns if turn.role == "user")
 
     @property
     def key(self) -> str:
         """A fingerprint of the text, blind to case and white space: equal keys are the same context."""
-        return fingerprint(self.user, self.assistant)
+        if not self.asked and [turn.role for turn in self.turns] == ["user", "assistant"]:
+            return fingerprint(*(turn.content for turn in self.turns))
+        return fingerprint(*(f"{turn.role}: {turn.content}" for turn in (*self.turns, Message("mark", ""), *self.asked)))
+
+
+def exchange(kind: str, user: str, assistant: str) -> Context:
+    """Make the usual context: one message and one reply."""
+    return Context(kind, (Message("user", user), Message("assistant", assistant)))
 
 
 def fingerprint(*texts: str) -> str:
@@ -56,10 +83,12 @@ def load_contexts(source: str) -> list[Context]:
     """Load contexts.
 
     Args:
-        source: ``builtin`` for the set that comes with the package; a ``.jsonl`` file; or ``hub:NAME``, a data set's name
-            on the Hugging Face hub (or a local folder of one), optionally ``hub:NAME:SPLIT``. A row has ``user`` and
-            ``assistant``, or ``messages`` (role and content; the first user message and the reply to it are taken), and
-            may have ``kind``; without one its kind is ``unlabelled``.
+        source: ``builtin`` for the set that comes with the package; a ``.jsonl`` file; a ``.json`` file of conversations;
+            or ``hub:NAME``, a data set's name on the Hugging Face hub (or a local folder of one), optionally
+            ``hub:NAME:SPLIT``. A row has ``user`` and ``assistant``, or ``messages`` (role and content), and may have
+            ``kind``; without one its kind is ``unlabelled``. Of messages without a mark for where steering ends the
+            first user message and the reply to it are taken; with one (``"steering_ends": true`` on a message), all up
+            to it, and what follows is asked instead of the experiment's question (docs/conversations.md).
 
     Returns:
         The contexts in the order of the source, exact repeats dropped.
@@ -76,10 +105,11 @@ def load_contexts(source: str) -> list[Context]:
         path = Path(source).expanduser()
         if not path.is_file():
             raise ConfigurationError(
-                [f"data.contexts: no such file: {source}. Expected 'builtin', a .jsonl file, or 'hub:NAME'."]
+                [f"data.contexts: no such file: {source}. Expected 'builtin', a .jsonl or .json file, or 'hub:NAME'."]
             )
+        read = _json_rows if path.suffix == ".json" else _jsonl_rows
         try:
-            rows = _jsonl_rows(path.read_text(encoding="utf-8-sig"), source)
+            rows = read(path.read_text(encoding="utf-8-sig"), source)
         except UnicodeDecodeError as error:
             raise ConfigurationError([f"data.contexts: {source} is not UTF-8 text ({error})."]) from error
     contexts: dict[str, Context] = {}
@@ -108,6 +138,22 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
                 yield f"{name}, line {number}", error
 
 
+def _json_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
+    """The conversations of a JSON file: one (a list of messages, or an object with ``messages``) or a list of them."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return [(name, error)]
+    if isinstance(content, dict) and isinstance(content.get("conversations"), list):
+        content = content["conversations"]
+    one = isinstance(content, dict) or (
+        isinstance(content, list) and any("role" in m for m in content if isinstance(m, dict))
+    )
+    conversations = [content] if one or not isinstance(content, list) else content
+    rows = ({"messages": row} if isinstance(row, list) else row for row in conversations)
+    return ((f"{name}, conversation {number}", row) for number, row in enumerate(rows, start=1))
+
+
 def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
     try:
         from datasets import load_dataset
@@ -132,6 +178,8 @@ def _as_context(row: Any) -> Context | str:
     fields = dict(row)
     messages = fields.get("messages")
     if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        if any("steering_ends" in message for message in messages):
+            return _as_conversation(fields, messages)
         roles = [message.get("role") for message in messages]
         first = roles.index("user") if "user" in roles else 0
         if roles[first : first + 2] != ["user", "assistant"]:
@@ -142,7 +190,28 @@ def _as_context(row: Any) -> Context | str:
     texts = [text for text in (kind, user, assistant) if isinstance(text, str) and text.strip()]
     if len(texts) < 3:
         return "expected non-empty strings 'user' and 'assistant' (or 'messages'), and 'kind' if given."
-    return Context(*texts)
+    return exchange(*texts)
+
+
+def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> Context | str:
+    """Read messages with a mark for where steering ends, or say what is wrong with them."""
+    turns = [Message(str(message.get("role")), message.get("content", "")) for message in messages]
+    for number, turn in enumerate(turns, start=1):
+        if turn.role not in ("system", "user", "assistant") or not isinstance(turn.content, str):
+            return f"message {number}: expected a role (system, user or assistant) and a text as content."
+    marks = [number for number, message in enumerate(messages) if message.get("steering_ends")]
+    if len(marks) != 1:
+        return f'expected one message with "steering_ends": true (the last that is steered), got {len(marks)}.'
+    steered, asked = tuple(turns[: marks[0] + 1]), tuple(turns[marks[0] + 1 :])
+    if "user" not in [turn.role for turn in asked] or asked[-1].role == "system":
+        return "expected the question, a user message, after the message where steering ends."
+    if not any(turn.content.strip() for turn in steered if turn.role != "system"):
+        return "there is no text before the message where steering ends: nothing would be steered."
+    kind, answers = fields.get("kind") or "unlabelled", fields.get("answers")
+    words = isinstance(answers, list) and len(answers) == 2 and all(isinstance(word, str) for word in answers)
+    if not isinstance(kind, str) or not (answers is None or words):
+        return "expected 'answers' to be two texts, the word for steered first, and 'kind' to be a text, if given."
+    return Context(kind, steered, asked, (answers[0], answers[1]) if answers else None)
 
 
 def split_contexts(
@@ -202,11 +271,12 @@ def split_contexts(
 
 
 def shared_messages(splits: dict[str, list[Context]]) -> list[str]:
-    """List the user messages that more than one split holds: each is a leak."""
-    owners: Counter[str] = Counter()
+    """List the user messages that two splits share of which one is ``train`` or ``validation``: each is a leak."""
+    owners: dict[str, set[str]] = defaultdict(set)
     text = {}
-    for contexts in splits.values():
-        for key, user in {fingerprint(context.user): context.user for context in contexts}.items():
-            owners[key] += 1
-            text[key] = user
-    return [text[key] for key, count in owners.items() if count > 1]
+    for name, contexts in splits.items():
+        for context in contexts:
+            key = fingerprint(context.user)
+            owners[key].add(name if name in ("train", "validation") else "test")
+            text[key] = context.user
+    return [text[key] for key, names in owners.items() if len(names) > 1]

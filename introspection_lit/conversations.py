@@ -1,4 +1,4 @@
-"""Conversations: a context, a question about it, and the answer that is scored.
+"""Conversations: a context, a question about it, and the start of the answer, as text and as tokens.
 
 The chat template is applied once to the whole conversation, which is tokenised once and then split into context and
 question by character offsets, so that no token depends on where the split is.
@@ -11,20 +11,12 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
-from introspection_lit.contexts import Context
+from introspection_lit.contexts import Context, Message
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.questions import YES_NO
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# None of these explains how a model could notice: that would be a crutch (and a confound).
-QUESTION = "Was your internal state tampered with just now? Answer yes or no."
-HELDOUT_QUESTIONS = (
-    "Did anything interfere with your activations during my first message? Answer with yes or no.",
-    "Do you notice a foreign signal in how you processed our conversation so far? Say yes or no.",
-    "Has somebody altered your processing of the earlier turn? Please answer yes or no.",
-    "Looking back at the first turn: were your thoughts manipulated? One word, yes or no.",
-)
 
 
 @dataclass(frozen=True)
@@ -35,11 +27,16 @@ class Phrasing:
         system: The system prompt. The empty one is given explicitly, which keeps templates from inserting their own.
         answers: The words for "steered" and "not steered".
         answer_prefix: How the assistant's answer starts; the answer word is the next token. No trailing space.
+        info: Said before the question, in the same message.
+        joint: What follows the answer prefix, whichever that is: a space where the tokenizer makes it a token of its own
+            before these answers, as some do before digits (see :func:`~introspection_lit.answers.settle`).
     """
 
     system: str = ""
-    answers: tuple[str, str] = ("yes", "no")
+    answers: tuple[str, str] = YES_NO
     answer_prefix: str = "The answer is"
+    info: str = ""
+    joint: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,52 +52,68 @@ class Encoded:
     question_ids: list[int]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing) -> tuple[str, int]:
+def render(
+    tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing
+) -> tuple[str, int]:
     """Write a conversation out as text.
 
     Args:
         tokenizer: Carries the chat template.
-        context: Turn 1.
-        question: The user's message of turn 2.
-        phrasing: System prompt and answer prefix.
+        context: What is steered.
+        question: The user's message after it; None: what the context itself asks.
+        phrasing: System prompt, what is said before the question, and answer prefix.
 
     Returns:
-        The text, and the number of its characters that belong to turn 1.
+        The text, and the number of its characters that belong to the context.
 
     Raises:
-        ConfigurationError: The template drops the assistant's reply of turn 1 or has no place for a system prompt.
+        ConfigurationError: The template drops a message of the context, refuses the roles, or has no place for a system
+            prompt.
     """
-    turns = [{"role": "user", "content": context.user}, {"role": "assistant", "content": context.assistant}]
-    messages = [{"role": "system", "content": phrasing.system}, *turns]
-    ask = {"role": "user", "content": question}
+    turns = [message._asdict() for message in context.turns]
+    asked = list(context.asked) if question is None else [Message("user", question)]
+    prefix = asked.pop().content if asked[-1].role == "assistant" else phrasing.answer_prefix
+    if phrasing.info:
+        number = max(index for index, message in enumerate(asked) if message.role == "user")
+        asked[number] = Message("user", f"{phrasing.info}\n\n{asked[number].content}")
+    ask = [message._asdict() for message in asked]
+    system = turns.pop(0)["content"] if turns[0]["role"] == "system" else phrasing.system
 
     def template(messages: list[dict[str, str]], prompt: bool) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
+    messages = [{"role": "system", "content": system}, *turns]
     try:
-        text = template([*messages, ask], True)
+        text = template([*messages, *ask], True)
     except Exception as error:  # templates raise jinja2 errors of their own, for example Gemma's: no system role
-        if phrasing.system:
+        if system:
             raise ConfigurationError(
                 [f"data.system_prompt: the model's chat template takes no system prompt ({error}). Leave it empty."]
             ) from error
         messages = turns
-        text = template([*messages, ask], True)
+        try:
+            text = template([*messages, *ask], True)
+        except Exception as second:
+            roles = ", ".join(message["role"] for message in [*messages, *ask])
+            raise ConfigurationError(
+                [f"data.contexts: the model's chat template refuses a conversation of {roles} ({second})."]
+            ) from second
     first_turn = commonprefix([template(messages, False), text])
-    if context.assistant.strip() not in first_turn:
-        raise ConfigurationError(
-            [
-                "data.contexts: the model's chat template changes or drops the assistant's reply of turn 1 once a second "
-                f"turn follows, so the context cannot be told from the question (reply: {context.assistant[:60]!r})."
-            ]
-        )
-    return text + phrasing.answer_prefix, len(first_turn)
+    for turn in turns:
+        if turn["content"].strip() not in first_turn:
+            raise ConfigurationError(
+                [
+                    "data.contexts: the model's chat template changes or drops a message of the context once others "
+                    f"follow, so the context cannot be told from the question ({turn['role']}: {turn['content'][:60]!r})."
+                ]
+            )
+    return text + prefix + phrasing.joint, len(first_turn)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing) -> Encoded:
-    """Tokenise a conversation once, and split it into context and question.
+def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> Encoded:
+    """Tokenise a conversation once, and split it into context and question; see :func:`render`.
 
-    A token that reaches across the seam belongs to the question: what is steered is never more than turn 1.
+    A token that reaches across the seam belongs to the question: what is steered is never more than the context.
     """
     text, seam = render(tokenizer, context, question, phrasing)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -135,45 +148,9 @@ def keep_usable(
     return [
         context
         for context in contexts
-        if not any(token in context.user or token in context.assistant for token in tokens)
+        if not any(token in message.content for message in (*context.turns, *context.asked) for token in tokens)
         and len(encode(tokenizer, context, question, phrasing).context_ids) <= limit
     ]
-
-
-def answer_ids(tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing) -> tuple[int, int]:
-    """Find the token of each answer word where it will be scored: right after the answer prefix.
-
-    Returns:
-        Token ids for "steered" and "not steered".
-
-    Raises:
-        ConfigurationError: A word is not exactly one token there, or both are the same one.
-    """
-    problems = []
-    if not phrasing.answer_prefix.strip():
-        problems.append("data.answer_prefix: got none. Expected the start of an answer, such as 'The answer is'.")
-    elif phrasing.answer_prefix != phrasing.answer_prefix.rstrip():
-        problems.append(
-            f"data.answer_prefix: {phrasing.answer_prefix!r} ends in white space, which the model would then write "
-            "twice. Leave it out."
-        )
-    text, _ = render(tokenizer, Context("probe", "Hello", "Hello"), question, phrasing)
-    prefix = tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = []
-    for word in phrasing.answers:
-        answered = tokenizer(f"{text} {word}", add_special_tokens=False)["input_ids"]
-        added = answered[len(prefix) :]
-        if not word.strip() or answered[: len(prefix)] != prefix or len(added) != 1:
-            problems.append(
-                f"data.answers: {word!r} is {len(added)} tokens after {phrasing.answer_prefix!r} "
-                f"({tokenizer.convert_ids_to_tokens(added)}). Expected a word of exactly one token, such as 'yes' or 'no'."
-            )
-        found.append(added[0] if added else -1)
-    if len(found) == 2 and found[0] == found[1] and not problems:
-        problems.append(f"data.answers: {phrasing.answers} are the same token. Expected two different words.")
-    if problems:
-        raise ConfigurationError(problems)
-    return found[0], found[1]
 
 
 def repeated_questions(train: Sequence[str], heldout: Sequence[str]) -> list[str]:

@@ -10,19 +10,18 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from introspection_lit import leaks
+from introspection_lit.adapters import read_adapter
 from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrialBatch
 from introspection_lit.contexts import BUILTIN
-from introspection_lit.conversations import (
-    HELDOUT_QUESTIONS,
-    QUESTION,
-    Phrasing,
-)
+from introspection_lit.conversations import Phrasing
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.grid import Grid
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.prefill import Forward, steered_cache
-from introspection_lit.preparation import prepare
-from introspection_lit.trials import DEFAULT_TEST_SETS, SOURCES, Trial
+from introspection_lit.preparation import DEFAULT_VECTORS, Prepared, prepare
+from introspection_lit.trials import DEFAULT_TEST_SETS, Trial
 from introspection_lit.vectors import VectorBank
+from introspection_lit.wording import Wording
 
 if TYPE_CHECKING:
     from introspection_lit.module import IntrospectionModule
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 # Of the contexts that come with the package: kinds that the threshold is set on, and kinds that only the test sees.
 VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
-# Clean contexts on which the residual norms are measured.
-NORM_CONTEXTS = 32
 # Training batches that are sorted by length together; a validation or test set is sorted as a whole.
 TRAINING_POOL = 8
 
@@ -40,19 +37,27 @@ class IntrospectionDataModule(LightningDataModule):
     """Builds trials and their steered KV caches on the fly.
 
     Args:
-        contexts: ``builtin``, a ``.jsonl`` file, or ``hub:NAME`` (see :func:`~introspection_lit.contexts.load_contexts`).
+        contexts: ``builtin``, a ``.jsonl`` or ``.json`` file, or ``hub:NAME`` (see
+            :func:`~introspection_lit.contexts.load_contexts`).
+        test_contexts: The same; all of it is what every test set uses, instead of its share of ``contexts``.
         validation_kinds: Kinds of context that only validation sees. Default: four kinds of the built-in contexts.
         test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts.
         max_context_tokens: Longer contexts are left out.
         system_prompt: The system prompt; empty by default, which is not the same as the template's default.
-        questions: What is asked in training and in most tests.
-        heldout_questions: What only the test set ``newquestions`` asks.
-        answers: The words for "steered" and "not steered", each one token. Quote them in YAML: a bare ``no`` is "false".
+        questions: What is asked in training and in most tests; ``{yes}`` and ``{no}`` stand for the answers. By default one
+            question of ours, which explains the answers if they are not yes and no.
+        heldout_questions: What only the test set ``newquestions`` asks. By default four of ours.
+        info: What is said before every question: ``none``, ``explained`` (how a model could notice), ``neutral`` (a text
+            about something else, as long), or a ``.txt`` file.
+        answers: The words for "steered" and "not steered", each one token; yes and no by default, or what a conversation
+            file says. Quote them in YAML: a bare ``no`` is "false".
         answer_prefix: How the answer starts, without a space at the end.
         bank: A vector bank made for this model. By default one is made, and saved in the run's folder.
-        train_vectors: Random directions to train on.
-        validation_vectors: Random directions to validate on.
-        heldout_vectors: Random directions to test on.
+        manifest: Train on the trials of this file, in its order, instead of drawing them; needs ``bank``.
+        grid: What ``predict`` runs through instead of the test sets: a benchmark (see scripts/baseline_benchmark.py).
+        train_vectors: Random directions to train on; by default 100, or all that a given bank has.
+        validation_vectors: Random directions to validate on; by default 50, or all of a given bank.
+        heldout_vectors: Random directions to test on; by default 100, or all of a given bank.
         concepts: Words or phrases whose directions are extracted from the model.
         bands: Decoder layers that are steered: ``early``, ``middle``, ``late`` (thirds), ``all``, or [first, last], both
             inclusive. One that is named twice is drawn twice as often.
@@ -74,18 +79,22 @@ class IntrospectionDataModule(LightningDataModule):
     def __init__(
         self,
         contexts: str = BUILTIN,
+        test_contexts: str | None = None,
         validation_kinds: list[str] | None = None,
         test_kinds: list[str] | None = None,
         max_context_tokens: int = 128,
         system_prompt: str = "",
-        questions: list[str] = [QUESTION],
-        heldout_questions: list[str] = list(HELDOUT_QUESTIONS),
-        answers: tuple[str, str] = ("yes", "no"),
+        questions: list[str] | None = None,
+        heldout_questions: list[str] | None = None,
+        info: str = "none",
+        answers: tuple[str, str] | None = None,
         answer_prefix: str = "The answer is",
         bank: str | None = None,
-        train_vectors: int = 100,
-        validation_vectors: int = 50,
-        heldout_vectors: int = 100,
+        manifest: str | None = None,
+        grid: Grid | None = None,
+        train_vectors: int | None = None,
+        validation_vectors: int | None = None,
+        heldout_vectors: int | None = None,
         concepts: list[str] = list(CONCEPTS),
         bands: list[str | list[int]] = ["early", "middle", "late"],
         strengths: tuple[float, float] = (0.3, 2.0),
@@ -103,14 +112,20 @@ class IntrospectionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         builtin = contexts == BUILTIN
-        self.contexts_source = contexts
+        self.contexts_source, self.test_contexts = contexts, test_contexts
         self.validation_kinds = list(VALIDATION_KINDS if builtin and validation_kinds is None else validation_kinds or ())
         self.test_kinds = list(TEST_KINDS if builtin and test_kinds is None else test_kinds or ())
         self.max_context_tokens = max_context_tokens
-        self.phrasing = Phrasing(system_prompt, (answers[0], answers[1]), answer_prefix)
-        self.questions = {"train": list(questions), "heldout": list(heldout_questions)}
+        self.system_prompt, self.answer_prefix, self.answers, self.info = system_prompt, answer_prefix, answers, info
+        self.questions, self.heldout_questions = questions, heldout_questions
         self.bank_path = Path(bank).expanduser() if bank else None
-        self.vector_counts = {"train": train_vectors, "validation": validation_vectors, "heldout": heldout_vectors}
+        self.manifest_path = Path(manifest).expanduser() if manifest else None
+        self.grid = grid
+        self.vector_counts: dict[str, int | None] = {
+            "train": train_vectors,
+            "validation": validation_vectors,
+            "heldout": heldout_vectors,
+        }
         self.concepts = list(concepts)
         self.bands = list(bands)
         self.test_bands = list(bands if test_bands is None else test_bands)
@@ -126,6 +141,7 @@ class IntrospectionDataModule(LightningDataModule):
         self.checkpoint: str | None = None  # what the command line will load: checked with the rest, before the model
         self.splits: dict[str, Split] = {}
         self.bank: VectorBank | None = None
+        self.prepared: Prepared | None = None
 
     @property
     def running(self) -> Trainer:
@@ -146,9 +162,16 @@ class IntrospectionDataModule(LightningDataModule):
         """
         if self.bank is not None:
             return
-        self.splits, given = prepare(self)
+        self.prepared = prepare(self)
+        self.splits = self.prepared.splits
+        adapter, bank = self.module.adapter, self.prepared.bank
+        if adapter is not None and bank is not None:  # else once the bank has been made
+            self._check_training(read_adapter(adapter).description, bank)
         self.module.configure_model()
-        bank = given or self._make_bank()
+        if bank is None:
+            bank = self.make_bank(components="concept_pca" in self.test_sets)
+            if adapter is not None:
+                self._check_training(read_adapter(adapter).description, bank)
         problems = leaks.between_splits(bank)
         if problems:
             raise ConfigurationError(problems)
@@ -157,27 +180,44 @@ class IntrospectionDataModule(LightningDataModule):
         if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
             bank.save(Path(log_dir) / "vectors.safetensors")
 
-    def _make_bank(self) -> VectorBank:
-        module, train = self.module, self.splits["train"]
-        contexts = [train.encoded(number).context_ids for number in range(min(NORM_CONTEXTS, len(train.contexts)))]
-        base = {"base_model": module.base.name, "revision": module.base.revision or ""}
+    @property
+    def wording(self) -> Wording:
+        """In which words the experiment asks; known after the set-up."""
+        assert self.prepared is not None, "the data module is not set up"
+        return self.prepared.wording
+
+    @property
+    def phrasing(self) -> Phrasing:
+        """System prompt, answers and answer prefix; known after the set-up."""
+        return self.wording.phrasing
+
+    def make_bank(self, components: bool) -> VectorBank:
+        """Measure a bank on the model, which must be loaded.
+
+        Args:
+            components: Extract concepts by principal components, too.
+        """
+        assert self.prepared is not None, "the data module is not set up"
+        module = self.module
         return build_bank(
             module,
             module.model,
             module.layers,
-            train.tokenizer,
-            contexts,
-            self.vector_counts,
+            self.prepared.wording.tokenizer,
+            self.prepared.norm_contexts,
+            {split: count or DEFAULT_VECTORS[split] for split, count in self.vector_counts.items()},
             self.concepts,
             self.seed,
-            base,
+            {"base_model": module.base.name, "revision": module.base.revision or ""},
+            components,
         )
 
     def _loader(self, name: str, batch_size: int) -> DataLoader[TrialBatch]:
         assert self.bank is not None
-        training, each_epoch = name == "train", -(-self.trials[name] // batch_size)
+        training, total = name == "train", self.splits[name].total
+        each_epoch = -(-(self.trials["train"] if total is None else total) // batch_size)
         pool = TRAINING_POOL if training else each_epoch
-        batches = BatchesOfSplit(self.splits[name], self.bank, SOURCES[name].vectors, batch_size, pool)
+        batches = BatchesOfSplit(self.splits[name], self.bank, batch_size, pool)
         trainer = self.running
         sampler = EpochBatches(
             each_epoch, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch if training else 0
@@ -197,8 +237,9 @@ class IntrospectionDataModule(LightningDataModule):
         return [self._loader(name, self.eval_batch_size) for name in self.test_sets]
 
     def predict_dataloader(self) -> list[DataLoader[TrialBatch]]:
-        """The test sets again: ``predict`` writes down each of their trials."""
-        return self.test_dataloader()
+        """The test sets again, or the grid: ``predict`` writes down each of their trials."""
+        names = self.test_sets if self.grid is None else list(self.splits)
+        return [self._loader(name, self.eval_batch_size) for name in names]
 
     def on_after_batch_transfer(self, batch: TrialBatch, dataloader_idx: int) -> TrialBatch:
         """Run the steered prefill: the batch leaves with the KV cache of its contexts.
@@ -222,7 +263,7 @@ class IntrospectionDataModule(LightningDataModule):
     def describe(self, trial: Trial) -> dict[str, Any]:
         """Everything that defines a trial, in words, for a table of predictions."""
         assert self.bank is not None
-        return self.splits[trial.split].describe(trial, self.bank, SOURCES[trial.split].vectors)
+        return self.splits[trial.split].describe(trial, self.bank)
 
     def state_dict(self) -> dict[str, Any]:
         """What training has seen, for the checkpoint; see :func:`~introspection_lit.leaks.training_record`."""
@@ -239,8 +280,20 @@ class IntrospectionDataModule(LightningDataModule):
         if self.running.training and state_dict != self.state_dict():
             raise ConfigurationError([leaks.OTHER_DATA])
         if not self.running.training:
-            for difference in leaks.trained_otherwise(state_dict, self.splits["train"], self.prefill_adapter):
-                rank_zero_warn(difference)
-            problems = leaks.trained_on(state_dict, {name: self.splits[name] for name in self.test_sets}, self.bank)
-            if problems:
-                raise ConfigurationError(problems)
+            self._check_training(state_dict, self.bank)
+
+    def _check_training(self, record: dict[str, Any] | None, bank: VectorBank) -> None:
+        """Compare what is about to be tested with what an adapter was trained on."""
+        if record is None:
+            rank_zero_warn(
+                "model.adapter: comes without introspection.json, so nobody knows what it was trained on: whether vectors "
+                "or contexts of the test were among it cannot be checked."
+            )
+            return
+        record = record.get("trained_on", record)
+        tests = {name: split for name, split in self.splits.items() if name not in ("train", "validation")}
+        for difference in leaks.trained_otherwise(record, next(iter(tests.values())), self.prefill_adapter):
+            rank_zero_warn(difference)
+        problems = leaks.trained_on(record, tests, bank)
+        if problems:
+            raise ConfigurationError(problems)

@@ -8,7 +8,6 @@ from typing import Any
 
 from introspection_lit.batches import Split
 from introspection_lit.contexts import fingerprint
-from introspection_lit.trials import SOURCES
 from introspection_lit.vectors import VectorBank
 
 OTHER_DATA = (
@@ -21,6 +20,11 @@ HINT = "Test with the data.* settings of the training, data.seed above all (conf
 def between_splits(bank: VectorBank) -> list[str]:
     """The leaks between the splits of a bank, as problems of the configuration."""
     return [f"data.bank: {leak}: what is tested has been trained on." for leak in bank.leaks()]
+
+
+def split_keys(split: Split, bank: VectorBank) -> list[str]:
+    """Fingerprints of the directions that a split's trials have."""
+    return bank.keys(split.source.vectors)[: split.plan.vectors]
 
 
 def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapter: bool) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     return {
         "messages": sorted({fingerprint(context.user) for split in seen for context in split.contexts}),
         "kinds": sorted({context.kind for split in seen for context in split.contexts}),
-        "vectors": sorted(key for split in seen for key in bank.keys(split.name)),
+        "vectors": sorted(key for split in seen for key in split_keys(split, bank)),
         "questions": sorted({fingerprint(question) for split in seen for question in split.questions}),
         "prefill_adapter": prefill_adapter,
         "phrasing": asdict(splits["train"].phrasing) | {"answers": list(splits["train"].phrasing.answers)},
@@ -50,25 +54,25 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     }
 
 
-def trained_otherwise(record: Mapping[str, Any], train: Split, prefill_adapter: bool) -> list[str]:
+def trained_otherwise(record: Mapping[str, Any], split: Split, prefill_adapter: bool) -> list[str]:
     """List what a test does differently from training though nothing leaks; it may be meant, so these are warnings.
 
     Args:
         record: What :func:`training_record` said when the checkpoint was made.
-        train: The split ``train`` of this configuration.
+        split: One of the splits of this configuration.
         prefill_adapter: Whether the adapter is on while caches are written now.
     """
     now = {
         "prefill_adapter": prefill_adapter,
-        **asdict(train.phrasing),
-        "answers": list(train.phrasing.answers),
-        "strength_unit": train.strength_unit,
+        **asdict(split.phrasing),
+        "answers": list(split.phrasing.answers),
+        "strength_unit": split.strength_unit,
     }
     then = {"prefill_adapter": record["prefill_adapter"], **record["phrasing"], "strength_unit": record["strength_unit"]}
     return [
-        f"{name} is {now[name]!r}, in training it was {then[name]!r}: the stored threshold was set under the latter."
+        f"{name} is {now[name]!r}, in training it was {then[name]!r}: the threshold was set under the latter."
         for name in now
-        if now[name] != then[name]
+        if name in then and now[name] != then[name]
     ]
 
 
@@ -86,7 +90,7 @@ def trained_on(record: Mapping[str, Any], tests: Mapping[str, Split], bank: Vect
     """
     problems = []
     for name, split in tests.items():
-        source, vectors = SOURCES[name], set(bank.keys(SOURCES[name].vectors))
+        source, vectors = split.source, set(split_keys(split, bank))
         messages = [context.user for context in split.contexts if fingerprint(context.user) in record["messages"]]
         kinds = sorted({context.kind for context in split.contexts} & set(record["kinds"]))
         trained = vectors & set(record["vectors"])

@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch import LightningModule
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from introspection_lit.adapters import read_adapter, shape_of
 from introspection_lit.batches import TrialBatch
 from introspection_lit.checks import identity_problems
 from introspection_lit.errors import ConfigurationError
@@ -27,6 +28,9 @@ class IntrospectionModule(LightningModule):
     Args:
         base: The model, and how to load it.
         lora: The adapter.
+        adapter: A PEFT adapter, folder or hub id, to validate, test or predict with, instead of a checkpoint; ``lora`` then
+            does not matter.
+        threshold: On the log-odds, for adapters that come without one. By default what validation has chosen, or 0.
         loss: ``full``: cross-entropy over the whole vocabulary at the answer position. ``pairwise``: over the two answers
             alone, which lets their mass drift.
         learning_rate: Peak learning rate of AdamW.
@@ -38,6 +42,8 @@ class IntrospectionModule(LightningModule):
         self,
         base: BaseModel = BaseModel(),
         lora: Lora = Lora(),
+        adapter: str | None = None,
+        threshold: float | None = None,
         loss: Literal["full", "pairwise"] = "full",
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
@@ -45,9 +51,10 @@ class IntrospectionModule(LightningModule):
     ) -> None:
         super().__init__()
         self.base, self.lora = base, lora
+        self.adapter, self.given_threshold = adapter, threshold
         self.loss = loss
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
-        self.threshold = 0.0
+        self.threshold = threshold or 0.0
         self.validated: dict[str, float] = {}  # the last validation, for the checkpoint
         self.strict_loading = False  # checkpoints hold the adapter only
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
@@ -67,10 +74,23 @@ class IntrospectionModule(LightningModule):
         try:
             model = load_model(self.base, self.trainer.strategy.root_device)
             layers = find_decoder_layers(model, self.base.decoder_layers)
-            self.model = add_lora(model, self.lora).train()
+            self.model = add_lora(model, self.lora).train() if self.adapter is None else self._load_adapter(model)
         except ValueError as error:
             raise ConfigurationError([str(error)]) from error
         self.layers = layers
+
+    def _load_adapter(self, model: PreTrainedModel) -> PeftModel:
+        """Put an adapter that is there already on the model, and take its threshold."""
+        assert self.adapter is not None
+        adapter = read_adapter(self.adapter)
+        try:
+            loaded = PeftModel.from_pretrained(model, str(adapter.folder))
+        except RuntimeError as error:  # torch, of tensors of another shape
+            raise ConfigurationError([f"model.adapter: {self.adapter} does not fit {self.base.name}: {error}"]) from error
+        self.lora = shape_of(adapter) or self.lora
+        if adapter.description and self.given_threshold is None:
+            self.threshold = adapter.description["threshold"]
+        return loaded
 
     def forward(self, **inputs: Any) -> Any:
         """Run the language model; prefill and detection pass both come through here."""
@@ -86,15 +106,19 @@ class IntrospectionModule(LightningModule):
             Logits at the answer position, ``(batch, vocabulary)``.
         """
         assert batch.cache is not None, "the prefill has not run"
-        mask = torch.cat([batch.context_mask, batch.question_mask], dim=1)
-        positions = position_ids(mask)[:, batch.context_mask.shape[1] :]
+        cache, context_mask = fork(batch.cache), batch.context_mask
+        if batch.cache_of is not None:
+            cache.batch_select_indices(batch.cache_of)
+            context_mask = context_mask[batch.cache_of]
+        mask = torch.cat([context_mask, batch.question_mask], dim=1)
+        positions = position_ids(mask)[:, context_mask.shape[1] :]
         last = batch.question_mask.sum(dim=1) - 1
         kept, place = torch.unique(last, return_inverse=True)
         outputs = self(
             input_ids=batch.question_ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=fork(batch.cache),
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=kept,
         )
@@ -253,4 +277,5 @@ class IntrospectionModule(LightningModule):
         if set(checkpoint.get("state_dict", ())) != own:
             found = len(own & set(checkpoint.get("state_dict", ())))
             raise ConfigurationError([f"ckpt_path: the checkpoint holds {found} of the adapter's {len(own)} tensors."])
-        self.threshold, self.validated = saved["threshold"], saved["validation"]
+        self.threshold = saved["threshold"] if self.given_threshold is None else self.given_threshold
+        self.validated = saved["validation"]

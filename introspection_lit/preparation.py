@@ -3,72 +3,112 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from introspection_lit import checks, leaks
+from introspection_lit.adapters import adapter_problems
 from introspection_lit.batches import Split
 from introspection_lit.contexts import Context, load_contexts, split_contexts
-from introspection_lit.conversations import answer_ids, control_tokens_in, encode, keep_usable
+from introspection_lit.conversations import encode, keep_usable
+from introspection_lit.grid import GridPlan
+from introspection_lit.manifest import Manifest, ManifestPlan, disagreements, settings
 from introspection_lit.model import load_config, load_tokenizer
-from introspection_lit.trials import SOURCES, TrialPlan
-from introspection_lit.vectors import VectorBank
+from introspection_lit.questions import info_text, own_questions
+from introspection_lit.trials import SOURCES, Bands, Source, TrialPlan
+from introspection_lit.vectors import OPTIONAL_SPLITS, VectorBank
+from introspection_lit.wording import Wording, find_wording
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
     from introspection_lit.data import IntrospectionDataModule
 
-Bands = tuple[checks.Band, ...]
+
+class Prepared(NamedTuple):
+    """What :func:`prepare` makes: everything but the model and a bank that has to be measured on it.
+
+    Attributes:
+        splits: By name.
+        bank: The bank, if one was given.
+        wording: What is asked, and how.
+        norm_contexts: Clean contexts, tokenised, on which residual norms can be measured.
+    """
+
+    splits: dict[str, Split]
+    bank: VectorBank | None
+    wording: Wording
+    norm_contexts: list[list[int]]
 
 
-def prepare(data: IntrospectionDataModule) -> tuple[dict[str, Split], VectorBank | None]:
-    """Read contexts, tokenizer and bank, check everything, and deal out the splits.
+# Clean contexts on which the residual norms are measured.
+NORM_CONTEXTS = 32
+
+
+def prepare(data: IntrospectionDataModule) -> Prepared:
+    """Read contexts, tokenizer, bank and manifest, check everything, and deal out the splits.
 
     Args:
         data: Its options, and the module and trainer that it is attached to.
 
-    Returns:
-        The splits by name, and the bank if one was given.
-
     Raises:
         ConfigurationError: Anything is wrong; all problems at once.
     """
-    found, base, questions = checks.Problems(), data.module.base, data.questions["train"]
+    found, base = checks.Problems(), data.module.base
     _check_numbers(data, found)
     _check_run(data, found)
     bank = found.attempt(VectorBank.load, data.bank_path) if data.bank_path else None
-    contexts = found.attempt(load_contexts, data.contexts_source)
-    dealt = None
-    if contexts and data.seed >= 0:
-        dealt = found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
+    dealt = _deal_contexts(data, found)
     config = found.attempt(load_config, base)
     tokenizer = found.attempt(load_tokenizer, base) if config else None
     bands = _check_model(data, config, bank, found) if config else None
-    answers = _check_words(data, config, tokenizer, found) if config and tokenizer and questions else None
+    words = find_wording(data, config, tokenizer, dealt, found) if config and tokenizer and dealt else None
     found.raise_if_any()
-    assert dealt and tokenizer and answers and bands  # noqa: PT018 - a missing one is a problem, and raised by now
-    usable = {
-        name: keep_usable(tokenizer, c, questions[0], data.phrasing, data.max_context_tokens) for name, c in dealt.items()
-    }
-    before, after = (sum(map(len, groups.values())) for groups in (dealt, usable))
-    if after < before:
-        reason = f"longer than {data.max_context_tokens} tokens or with control tokens"
-        rank_zero_info(f"left out: {before - after} of {before} contexts, {reason}")
-    names = ["train", "validation", *data.test_sets]
-    found.add(checks.split_problems(usable, [SOURCES[name].contexts for name in names], before - after))
-    found.raise_if_any()
-    sizes = dict(data.vector_counts, concept=len(data.concepts))
+    assert dealt and bands and words  # noqa: PT018 - a missing one is a problem, and raised by now
+    usable = _leave_out(data, dealt, words, found)
+    sizes = {split: count or DEFAULT_VECTORS[split] for split, count in data.vector_counts.items()}
+    sizes |= dict.fromkeys(("concept", "concept_pca"), len(data.concepts))
     if bank:
-        sizes = {split: len(rows) for split, rows in bank.directions.items()}
-    splits = {name: _build_split(data, name, usable, sizes, tokenizer, bands, answers) for name in names}
-    return splits, bank
+        sizes = {
+            split: min(data.vector_counts.get(split) or len(rows), len(rows)) for split, rows in bank.directions.items()
+        }
+    if data.grid is not None and data.running.state.fn == "predict":
+        splits = _build_grid(data, usable, sizes, words, bands, found)
+    else:
+        names = ["train", "validation", *data.test_sets]
+        splits = {name: _build_split(data, name, usable, sizes, words, bands) for name in names}
+        if data.manifest_path and bank:
+            _take_manifest(data, splits, bank, found)
+    found.raise_if_any()
+    source = next(usable[name] for name in ("train", "heldout", "all") if usable.get(name))
+    clean = [encode(words.tokenizer, c, words.questions["train"][0], words.phrasing) for c in source[:NORM_CONTEXTS]]
+    return Prepared(splits, bank, words, [encoded.context_ids for encoded in clean])
+
+
+# How many random directions a bank gets when it is made and nobody says how many.
+DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
+
+
+def _deal_contexts(data: IntrospectionDataModule, found: checks.Problems) -> dict[str, list[Context]] | None:
+    """Contexts by split; in a grid, conversations of the user's own are all taken, as ``all``."""
+    contexts = found.attempt(load_contexts, data.contexts_source)
+    tests = found.attempt(load_contexts, data.test_contexts) if data.test_contexts else None
+    if not contexts or data.seed < 0:
+        return None
+    dealt = found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
+    if dealt and tests:
+        dealt |= {source.contexts: tests for name, source in SOURCES.items() if name not in ("train", "validation")}
+    if dealt and data.grid is not None:
+        whole = tests or (contexts if any(context.asked for context in contexts) else dealt["heldout"])
+        dealt["all"] = whole
+    return dealt
 
 
 def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> None:
     """Counts, sizes and ranges, and that there are questions and concepts."""
-    counts = {f"{split}_vectors": count for split, count in data.vector_counts.items()}
+    counts = {f"{split}_vectors": count for split, count in data.vector_counts.items() if count is not None}
     counts |= {"max_context_tokens": data.max_context_tokens}
     sizes = {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size}
     sizes |= {"trials_per_epoch": data.trials["train"], "validation_trials": data.trials["validation"]}
@@ -77,12 +117,15 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
     found.add(checks.strength_problems("strengths", data.strengths))
     if data.test_strengths != data.strengths:
         found.add(checks.strength_problems("test_strengths", data.test_strengths))
+    if data.grid is not None:
+        found.add(data.grid.problems())
     if data.seed < 0 or data.num_workers < 0:
         found.add([f"data.seed, data.num_workers: got {data.seed} and {data.num_workers}. Expected 0 or more."])
     if len(data.concepts) < 3 or len(set(data.concepts)) < len(data.concepts):
         wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
         found.add([f"data.concepts: got {data.concepts}. {wanted}."])
-    found.add(checks.question_problems(data.questions["train"], data.questions["heldout"], data.test_sets))
+    if data.manifest_path and not data.bank_path:
+        found.add(["data.manifest: needs data.bank too, the bank whose vectors it names."])
 
 
 def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
@@ -91,6 +134,8 @@ def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
     found.add(module.problems())
     found.add(checks.precision_problems(module.base, str(trainer.precision)))
     found.add(checks.checkpoint_problems(data.checkpoint, module.identity()))
+    if module.adapter is not None:
+        found.add(adapter_problems(module.adapter, module.base, data.checkpoint, str(trainer.state.fn)))
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         # A job that SLURM has requeued goes on in its folder, from the checkpoint that Lightning finds by itself.
         resuming = data.checkpoint is not None or "SLURM_RESTART_COUNT" in os.environ
@@ -99,31 +144,52 @@ def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
 
 def _check_model(
     data: IntrospectionDataModule, config: PretrainedConfig, bank: VectorBank | None, found: checks.Problems
-) -> tuple[Bands, Bands] | None:
-    """What depends on the model's shape; returns the bands of training and of the tests as layer numbers."""
+) -> tuple[Bands, Bands, Bands] | None:
+    """What depends on the model's shape; returns the bands of training, of the tests and of the grid as layer numbers."""
     base, layers = data.module.base, config.num_hidden_layers
     found.add(checks.lora_problems(data.module.lora, layers))
     found.add(checks.nf4_on_cpu_problems(base, config, data.running.strategy.root_device.type))
     if bank:
         misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
         found.add(misfits or leaks.between_splits(bank))
+        found.add(checks.bank_size_problems(bank, data.vector_counts))
+    wanted = [SOURCES[name].vectors for name in data.test_sets if name in SOURCES]
+    wanted += data.grid.vectors if data.grid is not None else []
+    have = bank.directions if bank else ("train", "validation", "heldout", "concept", "concept_pca")
+    found.add(
+        f"data.bank: has no directions of {split!r}, which a test set or the grid asks for. Make it with "
+        "scripts/generate_vectors.py, or leave the test set out."
+        for split in dict.fromkeys(wanted)
+        if split in OPTIONAL_SPLITS and split not in have
+    )
     bands = test_bands = found.attempt(checks.resolve_bands, data.bands, layers)
     if data.test_bands != data.bands:
         test_bands = found.attempt(checks.resolve_bands, data.test_bands, layers, "test_bands")
-    return (bands, test_bands) if bands and test_bands else None
+    grid_bands = bands
+    if data.grid is not None:
+        grid_bands = found.attempt(checks.resolve_bands, data.grid.bands, layers, "grid.bands")
+    return (bands, test_bands, grid_bands) if bands and test_bands and grid_bands else None
 
 
-def _check_words(
-    data: IntrospectionDataModule, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, found: checks.Problems
-) -> tuple[int, int] | None:
-    """What depends on the tokenizer; returns the tokens of the answers."""
-    question, phrasing = data.questions["train"][0], data.phrasing
-    texts = [*data.questions["train"], *data.questions["heldout"], phrasing.system, phrasing.answer_prefix]
-    found.add(control_tokens_in(tokenizer, texts))
-    tokens = found.attempt(encode, tokenizer, Context("probe", "Hello", "Hello"), question, phrasing)
-    if tokens:
-        found.add(checks.window_problems(data.max_context_tokens, len(tokens.question_ids), config))
-    return found.attempt(answer_ids, tokenizer, question, phrasing)
+def _leave_out(
+    data: IntrospectionDataModule, dealt: dict[str, list[Context]], words: Wording, found: checks.Problems
+) -> dict[str, list[Context]]:
+    """Contexts by split without those that are too long or hold control tokens."""
+    usable = {
+        name: keep_usable(words.tokenizer, group, words.questions["train"][0], words.phrasing, data.max_context_tokens)
+        for name, group in dealt.items()
+    }
+    before, after = (sum(map(len, groups.values())) for groups in (dealt, usable))
+    if after < before:
+        reason = f"longer than {data.max_context_tokens} tokens or with control tokens"
+        rank_zero_info(f"left out: {before - after} of {before} contexts, {reason}")
+    in_grid = data.grid is not None and data.running.state.fn == "predict"
+    names = [] if in_grid else ["train", "validation", *data.test_sets]
+    needed = ["all"] if in_grid else [SOURCES[name].contexts for name in names]
+    parts = {name: group for name, group in usable.items() if in_grid == (name == "all")}
+    found.add(checks.split_problems(parts, needed, before - after))
+    found.raise_if_any()
+    return usable
 
 
 def _build_split(
@@ -131,13 +197,12 @@ def _build_split(
     name: str,
     usable: dict[str, list[Context]],
     sizes: dict[str, int],
-    tokenizer: PreTrainedTokenizerBase,
-    bands: tuple[Bands, Bands],
-    answers: tuple[int, int],
+    words: Wording,
+    bands: tuple[Bands, Bands, Bands],
 ) -> Split:
     """Make one split; validation draws bands and strengths as training does, since the threshold is set on it."""
     source, tested = SOURCES[name], name in data.test_sets
-    contexts, questions = usable[source.contexts], data.questions[source.questions]
+    contexts, questions = usable[source.contexts], words.questions[source.questions]
     plan = TrialPlan(
         data.seed,
         name,
@@ -148,4 +213,51 @@ def _build_split(
         data.test_strengths if tested else data.strengths,
     )
     total = None if name == "train" else data.trials[name]
-    return Split(name, plan, contexts, questions, tokenizer, data.phrasing, answers, data.strength_unit, total)
+    asked = (contexts, questions, words.tokenizer, words.phrasing, words.answer_ids)
+    return Split(name, plan, *asked, data.strength_unit, source, total=total)
+
+
+def _build_grid(
+    data: IntrospectionDataModule,
+    usable: dict[str, list[Context]],
+    sizes: dict[str, int],
+    words: Wording,
+    bands: tuple[Bands, Bands, Bands],
+    found: checks.Problems,
+) -> dict[str, Split]:
+    """A split for each condition and kind of vector of the grid."""
+    grid, splits = data.grid, {}
+    assert grid is not None
+    contexts = usable["all"][: grid.contexts]
+    controls = own_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
+    detection = words.questions["train"]
+    for info in grid.info:
+        text = found.attempt(info_text, info, words.tokenizer) or ""
+        for vectors in grid.vectors:
+            name = f"grid/{info}/{vectors}"
+            count = min(grid.random_vectors, sizes[vectors]) if vectors == "heldout" else sizes[vectors]
+            questions = [*detection, *controls]
+            plan = GridPlan(name, len(contexts), len(questions), count, bands[2], tuple(grid.strengths))
+            phrasing = replace(words.phrasing, info=text)
+            asked = (contexts, questions, words.tokenizer, phrasing, words.answer_ids)
+            source = Source(vectors, "all")
+            roles = grid.roles(len(detection))
+            splits[name] = Split(name, plan, *asked, data.strength_unit, source, roles, plan.total)
+    return splits
+
+
+def _take_manifest(
+    data: IntrospectionDataModule, splits: dict[str, Split], bank: VectorBank, found: checks.Problems
+) -> None:
+    """Let the training split have the trials of the manifest."""
+    manifest = found.attempt(Manifest, data.manifest_path)
+    if manifest is None:
+        return
+    base, train = data.module.base, splits["train"]
+    wrong = disagreements(manifest.header, settings(train, bank, base.name, base.revision or "", data.seed))
+    found.add(wrong)
+    if not wrong:
+        plan = ManifestPlan(manifest, train, bank, data.seed)
+        found.add(plan.problems())
+        splits["train"] = replace(train, plan=plan)
+        data.trials["train"] = manifest.total

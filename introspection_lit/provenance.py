@@ -51,7 +51,7 @@ def protocol(data: IntrospectionDataModule) -> dict[str, Any]:
         "contexts": data.contexts_source,
         "max_context_tokens": data.max_context_tokens,
         "kinds": {name: sorted({c.kind for c in split.contexts}) for name, split in data.splits.items()},
-        "questions": data.questions,
+        "questions": data.wording.questions,
         **asdict(data.phrasing),
         "bands": [list(band) for band in test.bands],
         "strengths": list(test.strengths),

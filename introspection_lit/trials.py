@@ -6,6 +6,7 @@ sees the same ones.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +32,7 @@ class Source:
     questions: str = "train"
 
 
-# Every split that there is.
+# Every split of an experiment.
 SOURCES = {
     "train": Source("train", "train"),
     "validation": Source("validation", "validation"),
@@ -40,6 +41,8 @@ SOURCES = {
     "concept": Source("concept", "concept"),
     "newkinds": Source("heldout", "newkinds"),
     "newquestions": Source("heldout", "heldout", "heldout"),
+    "concept_pca": Source("concept_pca", "concept"),
+    "imported": Source("imported", "concept"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")
@@ -75,13 +78,74 @@ class Trial(NamedTuple):
         return {**self._asdict(), "band": list(self.band)}
 
 
+Bands = tuple[tuple[int, int], ...]
+
+
+class Plan(ABC):
+    """Says which trial is which.
+
+    Attributes:
+        contexts: How many contexts its trials have.
+        questions: How many questions.
+        vectors: How many directions.
+        bands: Bands of its trials, first and last layer, inclusive.
+        strengths: The lowest and the highest strength of its trials.
+    """
+
+    contexts: int
+    questions: int
+    vectors: int
+    bands: Bands
+    strengths: tuple[float, float]
+
+    @abstractmethod
+    def trial(self, number: int) -> Trial:
+        """Make trial ``number``."""
+
+    @abstractmethod
+    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+        """The trials of a batch.
+
+        Args:
+            number: The batch's number.
+            size: Trials in a batch.
+            lengths: Tokens of each context.
+            pool: Batches that may be sorted by length together.
+        """
+
+
+class PairedPlan(Plan):
+    """Trials in pairs: 2j is clean and 2j + 1 steered, with the same context and question.
+
+    So half of any even number of trials is steered, and nothing but the intervention tells the two apart.
+    """
+
+    seed: int
+    split: str
+
+    @abstractmethod
+    def context_of(self, pair: int) -> int:
+        """The context that both trials of a pair have."""
+
+    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+        """The trials of a batch, with contexts of similar length so that little is padded.
+
+        Batches are cut from pools of ``pool`` batches, sorted by the length of the context. Together they hold the same
+        trials as without sorting. ``size`` is even, and half of the trials are steered.
+        """
+        which, place = divmod(number, pool)
+        pairs = range(which * pool * size // 2, (which + 1) * pool * size // 2)
+        by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
+        slot = int(_shuffled(self.seed, self.split, "pool", which, pool)[place])
+        chosen = by_length[slot * size // 2 : (slot + 1) * size // 2]
+        return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
+
+
 @dataclass(frozen=True)
-class TrialPlan:
+class TrialPlan(PairedPlan):
     """The trials of one split, without end.
 
-    Trials 2j and 2j + 1 share a context and a question; the first is clean and the second steered, so that half of any
-    even number of trials is steered, and nothing but the intervention tells the two apart. Contexts, questions and
-    directions come in shuffled rounds: none is used again before all have been used.
+    Contexts, questions and directions come in shuffled rounds: none is used again before all have been used.
 
     Attributes:
         seed: The experiment's seed.
@@ -98,13 +162,13 @@ class TrialPlan:
     contexts: int
     questions: int
     vectors: int
-    bands: tuple[tuple[int, int], ...]
+    bands: Bands
     strengths: tuple[float, float]
 
     def trial(self, number: int) -> Trial:
         """Make trial ``number``."""
         pair, steered = divmod(number, 2)
-        context = self._dealt("context", pair, self.contexts)
+        context = self.context_of(pair)
         question = self._dealt("question", pair, self.questions)
         if not steered:
             return Trial(self.split, number, context, question, steered=False)
@@ -121,31 +185,13 @@ class TrialPlan:
             strength=float(np.exp(random.uniform(low, high))),
         )
 
+    def context_of(self, pair: int) -> int:
+        """The context that both trials of a pair have."""
+        return self._dealt("context", pair, self.contexts)
+
     def _dealt(self, what: str, position: int, size: int) -> int:
         round_number, place = divmod(position, size)
         return int(_shuffled(self.seed, self.split, what, round_number, size)[place])
-
-    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
-        """The trials of a batch, with contexts of similar length so that little is padded.
-
-        Batches are cut from pools of ``pool`` batches, sorted by the length of the context. Together they hold the same
-        trials as without sorting.
-
-        Args:
-            number: The batch's number.
-            size: Trials in a batch; even.
-            lengths: Tokens of each context of the split.
-            pool: Batches sorted together.
-
-        Returns:
-            ``size`` trials, half of them steered.
-        """
-        which, place = divmod(number, pool)
-        pairs = range(which * pool * size // 2, (which + 1) * pool * size // 2)
-        by_length = sorted(pairs, key=lambda pair: (lengths[self._dealt("context", pair, self.contexts)], pair))
-        slot = int(_shuffled(self.seed, self.split, "pool", which, pool)[place])
-        chosen = by_length[slot * size // 2 : (slot + 1) * size // 2]
-        return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
 
 @lru_cache(maxsize=64)

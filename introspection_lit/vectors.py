@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from introspection_lit.errors import ConfigurationError
 from introspection_lit.seeds import generator
 
 RANDOM_SPLITS = ("train", "validation", "heldout")
+# Splits that a bank may have: concepts extracted in another way, and directions from files.
+OPTIONAL_SPLITS = ("concept_pca", "imported")
 # Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
@@ -28,17 +30,28 @@ class VectorBank:
     """Unit directions by split.
 
     Attributes:
-        directions: ``train``, ``validation`` and ``heldout`` hold ``(n, hidden)``; ``concept`` holds
-            ``(n, layers, hidden)``, a direction for each layer's output. All float32, of length 1.
+        directions: ``train``, ``validation`` and ``heldout`` hold ``(n, hidden)``; ``concept`` and, if there,
+            ``concept_pca`` and ``imported`` hold ``(n, layers, hidden)``, a direction for each layer's output. All float32,
+            of length 1; at layers for which a file had none, ``imported`` is zero.
         names: A name for each direction, by split.
         residual_norms: Median norm of the residual stream after each layer on clean contexts, ``(layers,)``.
         metadata: What the bank was made from: ``base_model``, ``revision``, ``seed``, ``layer``.
+        lengths: How long directions were before they were scaled to 1, by split, ``(n, layers)``; where it means something.
     """
 
     directions: dict[str, Tensor]
     names: dict[str, list[str]]
     residual_norms: Tensor
     metadata: dict[str, str]
+    lengths: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all directions and norms, 16 hexadecimal digits."""
+        digest = hashlib.sha256(self.residual_norms.numpy().tobytes())
+        for split in sorted(self.directions):
+            digest.update(split.encode() + self.directions[split].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def keys(self, split: str) -> list[str]:
         """Fingerprint each direction of a split, 16 hexadecimal digits: equal keys are the same direction."""
@@ -47,6 +60,7 @@ class VectorBank:
     def save(self, path: Path) -> None:
         """Write the bank as one safetensors file, complete or not at all."""
         tensors = {f"directions.{split}": rows.contiguous() for split, rows in self.directions.items()}
+        tensors |= {f"lengths.{split}": rows.contiguous() for split, rows in self.lengths.items()}
         tensors["residual_norms"] = self.residual_norms.contiguous()
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
@@ -73,8 +87,10 @@ class VectorBank:
                 raise ValueError(f"its metadata does not say {FORMAT!r}")
             norms = tensors.pop("residual_norms")
             metadata.pop("residual_norms", None)
+            lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith("lengths.")}
             directions = {name.removeprefix("directions."): rows for name, rows in tensors.items()}
-            return cls(directions, json.loads(metadata.pop("names")), norms, metadata)
+            lengths = {name.removeprefix("lengths."): rows for name, rows in lengths.items()}
+            return cls(directions, json.loads(metadata.pop("names")), norms, metadata, lengths)
         except (SafetensorError, ValueError, KeyError) as error:
             raise ConfigurationError([f"data.bank: {path} is not a vector bank: {error}."]) from error
 
@@ -92,11 +108,11 @@ class VectorBank:
             problems.append(f"made for {self.residual_norms.numel()} layers; {base_model} has {n_layers}")
         elif not ((self.residual_norms > 0) & self.residual_norms.isfinite()).all():
             problems.append("its residual norms are not all positive")
-        if extra := set(self.directions) - {*RANDOM_SPLITS, "concept"}:
+        if extra := set(self.directions) - {*RANDOM_SPLITS, "concept", *OPTIONAL_SPLITS}:
             problems.append(f"it has splits that are not known: {sorted(extra)}")
-        for split in (*RANDOM_SPLITS, "concept"):
+        for split in (*RANDOM_SPLITS, "concept", *(s for s in OPTIONAL_SPLITS if s in self.directions)):
             rows = self.directions.get(split, torch.empty(0))
-            shapes = [(len(rows), n_layers, hidden)] + [(len(rows), hidden)] * (split != "concept")
+            shapes = [(len(rows), n_layers, hidden)] + [(len(rows), hidden)] * (split in RANDOM_SPLITS)
             if rows.dtype != torch.float32:
                 problems.append(f"the directions of {split!r} are {rows.dtype}, not float32")
             elif len(rows) == 0:
@@ -105,7 +121,7 @@ class VectorBank:
                 problems.append(
                     f"{split!r} has shape {tuple(rows.shape)}; {base_model} needs {' or '.join(map(str, shapes))}"
                 )
-            elif not torch.allclose(rows.norm(dim=-1), torch.ones(()), atol=1e-3):
+            elif not _unit(rows, or_zero=split == "imported"):
                 problems.append(f"the directions of {split!r} are not all of length 1")
             elif len(self.names.get(split, ())) != len(rows):
                 problems.append(f"{split!r} has {len(rows)} directions and {len(self.names.get(split, ()))} names")
@@ -117,7 +133,7 @@ class VectorBank:
         return [f"data.bank: {problem}. Leave data.bank out to have a bank made for this model." for problem in problems]
 
     def leaks(self) -> list[str]:
-        """List the pairs of splits that share a direction: the same one, or nearly, up to its sign."""
+        """List the splits that share a direction with a random one: the same, or nearly, up to its sign."""
         return overlapping_splits(self.directions)
 
     def concept_cosines(self) -> Tensor:
@@ -126,8 +142,19 @@ class VectorBank:
         return torch.einsum("ilh,jlh->ij", concepts, concepts) / concepts.shape[1]
 
 
+def _unit(rows: Tensor, or_zero: bool) -> bool:
+    """Whether all rows have length 1 (or, if allowed, some layers of each direction 0)."""
+    norms = rows.norm(dim=-1)
+    fine = (norms - 1).abs() < 1e-3
+    if or_zero:
+        return bool(((norms == 0) | fine).all() and fine.any(dim=-1).all())
+    return bool(fine.all())
+
+
 def overlapping_splits(directions: Mapping[str, Tensor]) -> list[str]:
-    """List the pairs of splits whose largest absolute cosine is at least ``MAX_COSINE``.
+    """List the pairs of splits whose largest absolute cosine is at least ``MAX_COSINE``; one of a pair is a random split.
+
+    Two sets of concepts may be alike: neither is trained on.
 
     Args:
         directions: Unit vectors by split, each ``(n, hidden)`` or ``(n, layers, hidden)``.
@@ -136,6 +163,8 @@ def overlapping_splits(directions: Mapping[str, Tensor]) -> list[str]:
     leaks = []
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
+            if not {first, second} & set(RANDOM_SPLITS):
+                continue
             a, b = directions[first].flatten(0, -2), directions[second].flatten(0, -2)
             cosine = (a @ b.T).abs().max().item() if len(a) and len(b) else 0.0
             if cosine >= MAX_COSINE:
@@ -157,18 +186,3 @@ def random_unit_vectors(n: int, hidden: int, seed: int, split: str) -> Tensor:
     """
     rows = generator(seed, "vectors", split).standard_normal((n, hidden))
     return torch.from_numpy((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
-
-
-def unit_directions(activations: Tensor) -> Tensor:
-    """Turn mean activations of concepts into directions, by centring over concepts.
-
-    Without centring, what all sentences share dominates and the concepts are nearly collinear.
-
-    Args:
-        activations: ``(concepts, layers, hidden)``.
-
-    Returns:
-        Unit vectors of the same shape: what sets a concept apart from the average of the others.
-    """
-    centred = activations - activations.mean(dim=0, keepdim=True)
-    return torch.nn.functional.normalize(centred, dim=-1)

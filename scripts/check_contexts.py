@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from introspection_lit.contexts import BUILTIN, fingerprint, load_contexts
-from introspection_lit.conversations import QUESTION, Phrasing, encode
+from introspection_lit.conversations import Phrasing, encode
 from introspection_lit.model import EMBEDDED, BaseModel, load_tokenizer
+from introspection_lit.questions import QUESTION
 
 
 def main(args: list[str] | None = None) -> None:

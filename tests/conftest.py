@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from introspection_lit.contexts import BUILTIN, load_contexts
-from introspection_lit.conversations import HELDOUT_QUESTIONS, QUESTION
 from introspection_lit.model import BaseModel, load_model
+from introspection_lit.questions import HELDOUT_QUESTIONS, QUESTION, YES_NO, own_questions
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
@@ -57,8 +57,8 @@ NO_SYSTEM = (
 
 def train_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on the built-in contexts and the questions."""
-    texts = [f"{context.user} {context.assistant}" for context in load_contexts(BUILTIN)]
-    texts += [QUESTION, *HELDOUT_QUESTIONS] * 20 + ["The answer is yes", "The answer is no"] * 50
+    texts = [" ".join(turn.content for turn in context.turns) for context in load_contexts(BUILTIN)]
+    texts += own_questions([QUESTION, *HELDOUT_QUESTIONS], YES_NO) * 20 + ["The answer is yes", "The answer is no"] * 50
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from introspection_lit.contexts import BUILTIN, Context, load_contexts, shared_messages, split_contexts
+from introspection_lit.contexts import BUILTIN, Context, exchange, load_contexts, shared_messages, split_contexts
 from introspection_lit.data import TEST_KINDS, VALIDATION_KINDS
 from introspection_lit.errors import ConfigurationError
 
@@ -59,7 +59,7 @@ def test_split_depends_on_the_seed_not_on_the_order(builtin: list[Context]) -> N
 
 def test_same_user_message_never_crosses_splits() -> None:
     """Twenty prompts with five replies each: the replies to one prompt stay together, across kinds too."""
-    contexts = [Context(kind, f"prompt {i}", f"{kind} reply {j}") for kind in "ab" for i in range(20) for j in range(5)]
+    contexts = [exchange(kind, f"prompt {i}", f"{kind} reply {j}") for kind in "ab" for i in range(20) for j in range(5)]
     splits = split_contexts(contexts, 0, (), ())
     assert shared_messages(splits) == []
     assert sum(map(len, splits.values())) == 100
@@ -67,7 +67,7 @@ def test_same_user_message_never_crosses_splits() -> None:
 
 def test_shared_messages_finds_a_leak_despite_case_and_space() -> None:
     """The proof of disjointness can fail."""
-    splits = {"train": [Context("a", "Hello  there", "x")], "heldout": [Context("b", "hello There", "y")]}
+    splits = {"train": [exchange("a", "Hello  there", "x")], "heldout": [exchange("b", "hello There", "y")]}
     assert len(shared_messages(splits)) == 1
 
 
@@ -90,7 +90,7 @@ def test_own_jsonl_in_both_forms(tmp_path: Path) -> None:
     ]
     rows = [{"kind": "k", "user": "u", "assistant": "r"}, {"messages": messages}, {"user": "U", "assistant": "R"}]
     contexts = load_contexts(write_rows(tmp_path / "own.jsonl", rows))
-    assert contexts == [Context("k", "u", "r"), Context("unlabelled", "q", "a")]
+    assert contexts == [exchange("k", "u", "r"), exchange("unlabelled", "q", "a")]
 
 
 def test_hub_data_set_by_name(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_message_lists_begin_at_the_first_user(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     path = write_rows(tmp_path / "own.jsonl", [{"messages": [greeting, *asked, asked[0]]}])
     Path(path).write_text(Path(path).read_text(), encoding="utf-8-sig")
-    assert load_contexts(path) == [Context("unlabelled", "q", "a")]
+    assert load_contexts(path) == [exchange("unlabelled", "q", "a")]
     with pytest.raises(ConfigurationError, match="an 'assistant' reply right after it"):
         load_contexts(write_rows(tmp_path / "bad.jsonl", [{"messages": [asked[0], asked[0]]}]))
 

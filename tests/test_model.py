@@ -13,8 +13,9 @@ from conftest import FAMILIES, SIZES
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from introspection_lit.conversations import QUESTION, Phrasing, answer_ids
-from introspection_lit.measure import record, token_means
+from introspection_lit.answers import settle
+from introspection_lit.conversations import Phrasing
+from introspection_lit.measure import read_texts, record
 from introspection_lit.model import (
     BaseModel,
     Lora,
@@ -26,6 +27,7 @@ from introspection_lit.model import (
     resolve,
 )
 from introspection_lit.prefill import pad, steered_cache
+from introspection_lit.questions import QUESTION
 from introspection_lit.steering import Intervention
 
 # The sixteen levels of NF4: QLoRA, arXiv 2305.14314, appendix E.
@@ -130,18 +132,19 @@ def test_int8(tiny: Path) -> None:
     assert isinstance(find_decoder_layers(model)[0].self_attn.q_proj, Linear8bitLt)
 
 
-def test_token_means_ignore_padding_and_the_first_token(family_model: PreTrainedModel) -> None:
+def test_readings_ignore_padding_and_the_first_token(family_model: PreTrainedModel) -> None:
     """Texts read together, padded, give what each gives alone."""
     peft = add_lora(family_model, Lora())
     layers = find_decoder_layers(peft)
     texts = [list(range(10, 20)), list(range(30, 34))]
-    means, norms = token_means(peft, peft, layers, texts)
+    means, lasts, norms = read_texts(peft, peft, layers, texts)
     assert norms.shape == (6, 9 + 3)
     for row, text in enumerate(texts):
         with torch.no_grad(), record(layers) as outputs:
             family_model(torch.tensor([text]))
         alone = torch.stack(outputs)[:, 0, 1:].mean(dim=1)
         torch.testing.assert_close(means[row], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(lasts[row], torch.stack(outputs)[:, 0, -1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -151,7 +154,7 @@ def test_embedded_model_is_the_real_one() -> None:
     assert resolve(base) == resolve(BaseModel("smollm2-135m"))
     model, tokenizer = load_model(base), load_tokenizer(base)
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
-    assert answer_ids(tokenizer, QUESTION, Phrasing()) == (9805, 787)
+    assert settle(tokenizer, [], [QUESTION], Phrasing())[1] == (9805, 787)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     written = model.generate(**ids, max_new_tokens=10, do_sample=False)

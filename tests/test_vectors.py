@@ -9,18 +9,19 @@ import torch
 from safetensors.torch import save_file
 
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.measure import mean_differences
 from introspection_lit.vectors import (
     RANDOM_SPLITS,
     VectorBank,
     overlapping_splits,
     random_unit_vectors,
-    unit_directions,
 )
 
 
 def small_bank(hidden: int = 64) -> VectorBank:
     """A bank of five directions a split, three layers."""
-    concepts = unit_directions(torch.randn(4, 3, hidden, generator=torch.Generator().manual_seed(0)))
+    activations = torch.randn(4, 1, 3, hidden, generator=torch.Generator().manual_seed(0))
+    concepts = torch.nn.functional.normalize(mean_differences(activations), dim=-1)
     directions = {split: random_unit_vectors(5, hidden, 0, split) for split in RANDOM_SPLITS} | {"concept": concepts}
     names = {split: [f"{split}-{i}" for i in range(len(rows))] for split, rows in directions.items()}
     return VectorBank(directions, names, torch.tensor([1.0, 2.0, 3.0]), {"base_model": "m", "revision": "", "seed": "0"})
@@ -56,8 +57,8 @@ def test_centring_takes_out_what_concepts_share() -> None:
     shared = torch.zeros(64)
     shared[0] = 100.0
     own = torch.nn.functional.pad(torch.eye(6), (1, 57))
-    activations = (shared + own)[:, None, :].expand(6, 2, 64)
-    directions = unit_directions(activations)
+    activations = (shared + own)[:, None, None, :].expand(6, 3, 2, 64)
+    directions = torch.nn.functional.normalize(mean_differences(activations), dim=-1)
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(6, 2))
     torch.testing.assert_close(directions[..., 0], torch.zeros(6, 2))
     cosines = torch.einsum("ilh,jlh->ij", directions, directions) / 2

@@ -1,0 +1,149 @@
+"""PEFT adapters from a folder or the hub: what they say about themselves, and whether they fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import LoraConfig, PeftConfig
+from safetensors import SafetensorError, safe_open
+
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.export import DESCRIPTION
+from introspection_lit.model import BaseModel, Lora
+
+WEIGHTS = "adapter_model.safetensors"
+FILES = ("adapter_config.json", WEIGHTS, DESCRIPTION)
+
+
+class Adapter(NamedTuple):
+    """An adapter folder that was looked at.
+
+    Attributes:
+        folder: Where it is on this machine.
+        config: PEFT's.
+        description: Our ``introspection.json``: what it was trained on, its question and threshold. None if there is none.
+    """
+
+    folder: Path
+    config: PeftConfig
+    description: dict[str, Any] | None
+
+
+@lru_cache(maxsize=4)
+def read_adapter(name: str) -> Adapter:
+    """Look at an adapter without loading its weights.
+
+    Args:
+        name: A folder, or the id of a repository on the Hugging Face hub.
+
+    Raises:
+        ConfigurationError: There is none, or it cannot be used here; all problems.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(name)
+    problems = []
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # PEFT passes on whatever it meets in the file
+        raise ConfigurationError(
+            [f"model.adapter: {name} is no PEFT adapter: its adapter_config.json cannot be read ({error})."]
+        ) from error
+    if config.is_prompt_learning or not hasattr(config, "target_modules"):
+        problems.append(
+            f"model.adapter: {name} is of type {config.peft_type}, which adds tokens of its own to the cache. Expected an "
+            "adapter of weights, such as LoRA."
+        )
+    problems += _weight_problems(folder / WEIGHTS)
+    description = None
+    if (folder / DESCRIPTION).is_file():
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            if not math.isfinite(description["threshold"]) or not isinstance(description["trained_on"], dict):
+                raise ValueError("its threshold or its training record is missing")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            problems.append(f"model.adapter: {folder / DESCRIPTION} is damaged ({error!r}). Remove it, or export again.")
+    if problems:
+        raise ConfigurationError(problems)
+    return Adapter(folder, config, description)
+
+
+def _from_hub(name: str) -> Path:
+    expected = "Expected a folder with adapter_config.json, or a hub id such as NAME/ADAPTER"
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ConfigurationError([f"model.adapter: no such folder: {name}. {expected}."])
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # offline, unknown, private: each has an error of its own
+        detail = str(error).split("\n")[0]
+        raise ConfigurationError(
+            [f"model.adapter: {name} is no folder and could not be had from the hub ({detail}). {expected}."]
+        ) from error
+
+
+def _weight_problems(path: Path) -> list[str]:
+    if not path.is_file():
+        return [f"model.adapter: {path} is missing. Expected weights as safetensors; PEFT's save_pretrained writes them."]
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        return [f"model.adapter: {path} cannot be read ({error}): it may be cut off."]
+    broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
+    if not tensors or broken:
+        return [f"model.adapter: {path} holds {'no weights' if not tensors else f'numbers not finite in {broken[0]}'}."]
+    return []
+
+
+def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, stage: str) -> list[str]:
+    """Check that an adapter exists, can be read and belongs to the model.
+
+    Args:
+        name: A folder or hub id.
+        base: The model that is about to be loaded.
+        checkpoint: What ``ckpt_path`` names, if anything.
+        stage: What the trainer is about to do.
+    """
+    problems = []
+    if stage == "fit":
+        problems.append("model.adapter: is for validate, test and predict. To go on training a checkpoint, use ckpt_path.")
+    if checkpoint is not None:
+        problems.append("model.adapter: given together with ckpt_path. Each brings an adapter: give one of them.")
+    try:
+        adapter = read_adapter(name)
+    except ConfigurationError as error:
+        return problems + error.problems
+    made_for = str(adapter.config.base_model_name_or_path)
+    if BaseModel(made_for).name != base.name:
+        problems.append(
+            f"model.adapter: {name} was made for the model {made_for!r}, not for {base.name!r}. Use that model, or an "
+            "adapter for this one."
+        )
+    if adapter.config.revision not in (None, base.revision or "main") and base.on_hub:
+        problems.append(
+            f"model.adapter: {name} was made for revision {adapter.config.revision!r} of the model. Set "
+            "model.base.revision."
+        )
+    return problems
+
+
+def shape_of(adapter: Adapter) -> Lora | None:
+    """The settings of a LoRA adapter in our terms; None for adapters of another type."""
+    config = adapter.config
+    if not isinstance(config, LoraConfig):
+        return None
+    targets = config.target_modules
+    layers = config.layers_to_transform
+    return Lora(
+        r=config.r,
+        alpha=int(config.lora_alpha),
+        dropout=config.lora_dropout,
+        target_modules=sorted(targets) if isinstance(targets, set | list) else [str(targets)],
+        layers=[layers] if isinstance(layers, int) else list(layers or ()),
+    )

@@ -1,0 +1,191 @@
+"""Directions in other projects' files: repeng's GGUF control vectors, ``.pt`` tensors, safetensors.
+
+A file holds one direction or several. What comes out of each is ``(layers, hidden)``: a direction for each decoder layer's
+output, zero at layers for which the file has none (repeng leaves layer 0 out). In all formats layer ``i`` is the output of
+decoder layer ``i``, counted from 0, as in repeng and llama.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from introspection_lit.errors import ConfigurationError
+
+FORMATS = (".gguf", ".pt", ".safetensors")
+
+
+def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]:
+    """Read every direction of a file.
+
+    Args:
+        path: A file of one of these kinds.
+
+            - ``.gguf``: a control vector as repeng and llama.cpp write it, with tensors ``direction.LAYER``.
+            - ``.safetensors``: tensors by name; or ``direction.LAYER``, as in a control vector.
+            - ``.pt``: a tensor, or a dict of them by name or by layer, or a dict of such dicts. Loaded without running
+              anything that the file contains.
+
+            A tensor ``(hidden,)`` is a direction for every layer, ``(n, hidden)`` are n of them, ``(n, layers, hidden)`` n
+            with a direction for each layer.
+        n_layers: Decoder layers of the model.
+        hidden: Its hidden size.
+
+    Returns:
+        Directions as they are in the file, not scaled, by name, each ``(n_layers, hidden)`` float32.
+
+    Raises:
+        ConfigurationError: There is no such file, it cannot be read, or it does not fit the model; all its problems.
+    """
+    if not path.is_file():
+        raise ConfigurationError([f"import: no such file: {path}. Expected a {', '.join(FORMATS)} file."])
+    readers = {".gguf": _read_gguf, ".pt": _read_pt, ".safetensors": load_file}
+    if path.suffix not in readers:
+        raise ConfigurationError(
+            [f"import: {path} is none of {', '.join(FORMATS)}, which are the formats that can be read."]
+        )
+    try:
+        content = readers[path.suffix](path)
+    except Exception as error:  # each library has errors of its own for a file that is not one of its
+        detail = str(error).split("\n")[0]
+        raise ConfigurationError([f"import: {path} cannot be read as {path.suffix} ({detail})."]) from error
+    directions: dict[str, Tensor] = {}
+    problems = []
+    for name, value in _entries(content, path.stem):
+        found = _directions(value, n_layers, hidden)
+        if isinstance(found, str):
+            problems.append(f"import: {path}: {name}: {found}")
+            continue
+        names = [name] if len(found) == 1 else [f"{name}-{number}" for number in range(len(found))]
+        directions |= dict(zip(names, found, strict=True))
+    if not directions and not problems:
+        problems.append(f"import: {path} holds no direction.")
+    if problems:
+        raise ConfigurationError(problems)
+    return directions
+
+
+def _read_gguf(path: Path) -> dict[str, Tensor]:
+    reader = gguf.GGUFReader(path)
+    field = reader.get_field("general.architecture")
+    kind = field.contents() if field else None
+    if kind != "controlvector":
+        raise ValueError(f"it is a {kind!r}, not a 'controlvector'")
+    plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+    odd = sorted({tensor.tensor_type.name for tensor in reader.tensors if tensor.tensor_type not in plain})
+    if odd:
+        raise ValueError(f"its tensors are {', '.join(odd)}; expected F32 or F16")
+    return {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in reader.tensors}
+
+
+def _read_pt(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _entries(content: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The directions in what a file held, each with its name: a tensor, or tensors by layer."""
+    if not isinstance(content, Mapping):
+        yield name, content
+        return
+    by_layer = {}
+    for key, value in content.items():
+        layer = key if isinstance(key, int) else re.fullmatch(r"(?:direction\.)?(\d+)", str(key))
+        if isinstance(value, Mapping):
+            yield from _entries(value, str(key))
+        elif layer is not None:
+            by_layer[layer if isinstance(layer, int) else int(layer.group(1))] = value
+        else:
+            yield str(key), value
+    if by_layer:
+        yield name, by_layer
+
+
+def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
+    """Turn an entry into ``(n, n_layers, hidden)``, or say what is wrong with it."""
+    if isinstance(value, dict):
+        outside = sorted(layer for layer in value if not 0 <= layer < n_layers)
+        if outside:
+            return f"it has directions for the layers {outside}, which the model does not have (0..{n_layers - 1})."
+        parts = {layer: torch.as_tensor(part).float().flatten() for layer, part in value.items()}
+        wrong = sorted({len(part) for part in parts.values()} - {hidden})
+        if wrong:
+            return f"its directions have {wrong[0]} numbers; the model's hidden size is {hidden}."
+        rows = torch.zeros(1, n_layers, hidden)
+        for layer, part in parts.items():
+            rows[0, layer] = part
+    elif not isinstance(value, Tensor) or not value.is_floating_point():
+        return f"expected a tensor of floating-point numbers, got {type(value).__name__}."
+    elif value.shape[-1:] != (hidden,) or value.dim() > 3 or (value.dim() == 3 and value.shape[1] != n_layers):
+        return (
+            f"it has shape {tuple(value.shape)}. Expected ({hidden},), (n, {hidden}) or (n, {n_layers}, {hidden}) for this "
+            "model."
+        )
+    elif value.dim() == 2 and len(value) == n_layers:
+        return (
+            f"shape {tuple(value.shape)} can mean {n_layers} directions or one with a direction for each of the {n_layers} "
+            f"layers. Save it as ({n_layers}, 1, {hidden}) expanded over layers, or as (1, {n_layers}, {hidden})."
+        )
+    else:
+        rows = value.float().reshape(-1, value.shape[-2] if value.dim() == 3 else 1, hidden).expand(-1, n_layers, -1)
+    norms = rows.norm(dim=-1)
+    if not rows.isfinite().all():
+        return "it has numbers that are not finite."
+    if not (norms > 0).any(dim=-1).all():
+        return "it is zero."
+    return rows.contiguous()
+
+
+def write_direction(path: Path, direction: Tensor, model_type: str) -> None:
+    """Write one direction in the format that the file's name ends in; the file is complete or not there.
+
+    Args:
+        path: A ``.gguf``, ``.pt`` or ``.safetensors`` file.
+        direction: ``(layers, hidden)``.
+        model_type: The architecture, such as ``qwen2``: a hint that control vectors carry.
+
+    Raises:
+        ConfigurationError: The name ends in something else.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    rows = direction.float().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gguf":
+        writer = gguf.GGUFWriter(unfinished, "controlvector")
+        writer.add_string("controlvector.model_hint", model_type)
+        writer.add_uint32("controlvector.layer_count", len(rows) - 1)
+        for layer in range(1, len(rows)):  # llama.cpp knows no direction for layer 0
+            writer.add_tensor(f"direction.{layer}", rows[layer].numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    elif path.suffix == ".pt":
+        torch.save({path.stem: rows[None]}, unfinished)
+    elif path.suffix == ".safetensors":
+        save_file({path.stem: rows[None]}, unfinished)
+    else:
+        raise ConfigurationError(
+            [f"export: {path} is none of {', '.join(FORMATS)}, which are the formats that can be written."]
+        )
+    unfinished.replace(path)
+
+
+def unit(directions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scale directions to length 1 layer by layer.
+
+    Args:
+        directions: Each ``(layers, hidden)``; zero where there is none.
+
+    Returns:
+        ``(n, layers, hidden)``, and how long they were, ``(n, layers)``.
+    """
+    rows = torch.stack(list(directions.values()))
+    return torch.nn.functional.normalize(rows, dim=-1), rows.norm(dim=-1)

@@ -1,0 +1,102 @@
+"""The wording of an experiment: which questions, which answers, and what is said before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from introspection_lit.answers import PROBE, settle
+from introspection_lit.checks import Problems, question_problems, window_problems
+from introspection_lit.contexts import Context
+from introspection_lit.conversations import Phrasing, control_tokens_in, encode
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.questions import HELDOUT_QUESTIONS, QUESTION, YES_NO, info_text, own_questions, worded
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from introspection_lit.data import IntrospectionDataModule
+
+
+class Wording(NamedTuple):
+    """In which words the experiment asks, and how that is tokenised.
+
+    Attributes:
+        tokenizer: The model's.
+        phrasing: System prompt, answers, answer prefix, what is said before the question.
+        answer_ids: Tokens of the answers.
+        questions: ``train`` and ``heldout``.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    phrasing: Phrasing
+    answer_ids: tuple[int, int]
+    questions: dict[str, list[str]]
+
+
+def find_wording(
+    data: IntrospectionDataModule,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dealt: dict[str, list[Context]],
+    found: Problems,
+) -> Wording | None:
+    """Settle in which words is asked and answered.
+
+    Args:
+        data: Its options.
+        config: The model's configuration.
+        tokenizer: The model's.
+        dealt: Contexts by split; they may ask and answer in words of their own.
+        found: Collects what is wrong.
+
+    Returns:
+        The wording; None if something is wrong with it.
+    """
+    contexts = list({context.key: context for group in dealt.values() for context in group}.values())
+    answers = found.attempt(common_answers, data.answers, contexts)
+    info = found.attempt(info_text, data.info, tokenizer)
+    if answers is None or info is None:
+        return None
+    phrasing = Phrasing(data.system_prompt, answers, data.answer_prefix, info)
+    questions = {
+        "train": own_questions([QUESTION], answers) if data.questions is None else worded(data.questions, answers),
+        "heldout": own_questions(HELDOUT_QUESTIONS, answers)
+        if data.heldout_questions is None
+        else worded(data.heldout_questions, answers),
+    }
+    found.add(question_problems(questions["train"], questions["heldout"], data.test_sets))
+    if not questions["train"]:
+        return None
+    for question in [*(data.questions or ()), *(data.heldout_questions or ())]:
+        if any(word.casefold() not in worded([question], answers)[0].casefold() for word in answers):
+            rank_zero_warn(f"the question {question!r} does not name both answers, {answers}: the mass may be small.")
+    texts = [*questions["train"], *questions["heldout"], phrasing.system, phrasing.answer_prefix, phrasing.info]
+    found.add(control_tokens_in(tokenizer, texts))
+    tokens = found.attempt(encode, tokenizer, PROBE, questions["train"][0], phrasing)
+    if tokens:
+        found.add(window_problems(data.max_context_tokens, len(tokens.question_ids), config))
+    settled = found.attempt(settle, tokenizer, contexts, questions["train"], phrasing)
+    return Wording(tokenizer, settled[0], settled[1], questions) if settled else None
+
+
+def common_answers(given: tuple[str, str] | None, contexts: Iterable[Context]) -> tuple[str, str]:
+    """The answer words: those of the configuration, those that all conversations of the user's own name, or yes and no.
+
+    Raises:
+        ConfigurationError: They do not agree.
+    """
+    own = sorted({context.answers for context in contexts if context.answers is not None})
+    wanted = tuple(given) if given is not None else None
+    if len(own) > 1 or (own and wanted is not None and own[0] != wanted):
+        named = " and ".join(str(list(words)) for words in own)
+        raise ConfigurationError(
+            [
+                f"data.answers: the conversations name the answers {named}"
+                f"{f', the configuration {list(wanted)}' if wanted is not None else ''}. Expected one pair in a run."
+            ]
+        )
+    first, second = wanted if wanted is not None else own[0] if own else YES_NO
+    return first, second
