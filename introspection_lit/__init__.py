@@ -1,3 +1,8 @@
 """Trains a language model to notice when its activations are being steered, and measures whether it does."""
 
+import logging
+
 __version__ = "0.1.0"
+
+# While it is imported, bitsandbytes looks for an optional faster 4-bit kernel and warns that it is not there.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,9 @@ class TrialBatch:
         context_ids: Left-padded, ``(caches, context)``: one for each context and intervention.
         context_mask: 1 at tokens, ``(caches, context)``.
         cache_of: Which of the caches each row reads, ``(batch,)``; None: each row has its own, in order.
-        question_ids: Right-padded, ``(batch, question)``.
+        lead_ids: Tokens with which every question of the batch begins, ``(lead,)``, if caches are shared: they are read
+            once for each cache. None: there are none.
+        question_ids: Right-padded, ``(batch, question)``, without the lead.
         question_mask: 1 at tokens, ``(batch, question)``.
         intervention: What is added to the residual stream of each cache.
         labels: True where steered, ``(batch,)``.
@@ -47,6 +50,7 @@ class TrialBatch:
     context_ids: Tensor
     context_mask: Tensor
     cache_of: Tensor | None
+    lead_ids: Tensor | None
     question_ids: Tensor
     question_mask: Tensor
     intervention: Intervention
@@ -157,14 +161,18 @@ class Split:
         kept = sorted(first.values())
         place = {steered_as[row]: number for number, row in enumerate(kept)}
         cache_of = torch.tensor([place[key] for key in steered_as]) if len(kept) < len(trials) else None
+        questions = [row.question_ids for row in encoded]
+        # Long texts before the questions of a grid would otherwise be read again with every question.
+        lead = min(len(commonprefix(questions)), min(map(len, questions)) - 1) if cache_of is not None else 0
         context_ids, context_mask = pad([encoded[row].context_ids for row in kept], fill, "left")
-        question_ids, question_mask = pad([row.question_ids for row in encoded], fill, "right")
+        question_ids, question_mask = pad([question[lead:] for question in questions], fill, "right")
         direction, scale = self._added([trials[row] for row in kept], bank)
         return TrialBatch(
             trials=trials,
             context_ids=context_ids,
             context_mask=context_mask,
             cache_of=cache_of,
+            lead_ids=torch.tensor(questions[0][:lead]) if lead else None,
             question_ids=question_ids,
             question_mask=question_mask,
             intervention=Intervention(direction, scale, context_mask.bool()),

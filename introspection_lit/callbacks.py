@@ -17,6 +17,7 @@ from rich.table import Table
 
 from introspection_lit.export import export_adapter, load_checkpoint
 from introspection_lit.figures import log_odds_figure
+from introspection_lit.files import save_figure, write_whole
 from introspection_lit.provenance import protocol, provenance
 
 if TYPE_CHECKING:
@@ -146,7 +147,15 @@ def results_table(sets: dict[str, dict[str, Any]]) -> Table:
 
 
 class ResultsWriter(Callback):
-    """After ``test``: prints a table and writes ``results.json`` and ``log_odds.png`` into the run's folder."""
+    """After ``test``: prints a table and writes ``results.json`` and ``log_odds.png`` into the run's folder.
+
+    Attributes:
+        name: What the files of the next test are called, if not ``results``.
+        prints: Print the table.
+    """
+
+    def __init__(self) -> None:
+        self.name, self.prints = "results", True
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results of all test sets."""
@@ -162,29 +171,24 @@ class ResultsWriter(Callback):
             **provenance(),
             **module.identity(),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "adapter": module.adapter,
             "precision": str(trainer.precision),
             **protocol(data),
             "threshold": module.threshold,
             "n_clean_distinct_total": len(torch.unique(inputs)),
             "sets": sets,
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        write_whole(folder / f"{self.name}.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         figure = log_odds_figure({name: (t.scores, t.labels) for name, t in groups.items()}, module.threshold)
-        figure.savefig(folder / "log_odds.png", dpi=110)
+        save_figure(folder / f"{self.name.replace('results', 'log_odds')}.png", figure)
+        if not self.prints:
+            return
         console = Console()
         console.print(results_table(sets))
         console.print(
             f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",
             soft_wrap=True,
         )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is complete or not there."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 class PredictionWriter(Callback):
@@ -220,6 +224,12 @@ class PredictionWriter(Callback):
                 continue
             scored = {name: values[row].item() for name, values in outputs.items()}
             self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing half-written behind, Ctrl-C included."""
+        if self.file is not None:
+            self.file.close()
+            Path(self.file.name).unlink(missing_ok=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""

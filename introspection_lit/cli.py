@@ -85,6 +85,7 @@ def quieten() -> None:
         ".*is_gradient_checkpointing.*",  # peft 0.21 with transformers 5
         ".*does not have many workers.*",  # batches are made from tokens in memory: workers would be slower
         ".*instantiate_classes.*|.*skip_none parameter.*",  # Lightning 2.6 with jsonargparse 4.49
+        ".*LightningCLI's args parameter is intended.*",  # the scripts have a command line of their own
     ):
         warnings.filterwarnings("ignore", message)
     # transformers' bars for loading weights write over the trainer's.
@@ -103,35 +104,61 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
     Raises:
         SystemExit: 2, with the problems on stderr, if the configuration cannot work.
     """
-    quieten()
     try:
-        return IntrospectionCLI(
-            IntrospectionModule,
-            IntrospectionDataModule,
-            seed_everything_default=0,
-            trainer_defaults={
-                "gradient_clip_val": 1.0,
-                "callbacks": [
-                    RichProgressBar(),
-                    LearningRate(),
-                    TrialsPerSecond(),
-                    LogOddsFigure(),
-                    AdapterExport(),
-                    ResultsWriter(),
-                    PredictionWriter(),
-                ],
-                "logger": {
-                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                    "init_args": {"save_dir": "lightning_logs", "name": "default", "default_hp_metric": False},
-                },
-                # After a resume Lightning 2.6 would go on with the iterator of epoch 0, and train on its trials again.
-                "reload_dataloaders_every_n_epochs": 1,
-            },
-            auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},  # without a logger, every run has the same folder
-            parser_kwargs={"parser_mode": "yaml"},
-            args=args,
-        )
+        return _cli(args, run=True)
     except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"error: the configuration cannot work. {error}\n")
         raise SystemExit(2) from error
+
+
+def attach(args: list[str]) -> IntrospectionCLI:
+    """Read a configuration and put trainer, module and data module together, without running anything.
+
+    Args:
+        args: Options, without a subcommand.
+
+    Returns:
+        A CLI whose ``datamodule`` can be prepared or set up.
+
+    Raises:
+        ConfigurationError: The trainer cannot work as configured.
+    """
+    try:
+        cli = _cli(args, run=False)
+    except MisconfigurationException as error:
+        raise ConfigurationError([str(error)]) from error
+    cli.trainer.strategy.connect(cli.model)
+    cli.model.trainer = cli.datamodule.trainer = cli.trainer
+    return cli
+
+
+def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI:
+    quieten()
+    return IntrospectionCLI(
+        IntrospectionModule,
+        IntrospectionDataModule,
+        run=run,
+        seed_everything_default=0,
+        trainer_defaults={
+            "gradient_clip_val": 1.0,
+            "callbacks": [
+                RichProgressBar(),
+                LearningRate(),
+                TrialsPerSecond(),
+                LogOddsFigure(),
+                AdapterExport(),
+                ResultsWriter(),
+                PredictionWriter(),
+            ],
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": "lightning_logs", "name": "default", "default_hp_metric": False},
+            },
+            # After a resume Lightning 2.6 would go on with the iterator of epoch 0, and train on its trials again.
+            "reload_dataloaders_every_n_epochs": 1,
+        },
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},  # without a logger, every run has the same folder
+        parser_kwargs={"parser_mode": "yaml"},
+        args=args,
+    )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from introspection_lit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from introspection_lit.data import IntrospectionDataModule
@@ -93,9 +97,7 @@ def export_adapter(
         description=DESCRIPTION,
         load_base=(LOAD_HUB if module.base.on_hub else LOAD_LOCAL).format(name=module.base.name),
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
+    with _whole_folder(folder) as unfinished:
         weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
         adapter = module.model.peft_config[module.model.active_adapter]
         # Its name, not the folder in this machine's cache that it was loaded from.
@@ -103,9 +105,27 @@ def export_adapter(
         module.model.save_pretrained(str(unfinished), state_dict=weights, save_embedding_layers=False)
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+
+
+def copy_adapter(source: Path, folder: Path) -> None:
+    """Copy an exported adapter; the folder appears complete or not at all, and an older export is replaced."""
+    with _whole_folder(folder) as unfinished:
+        shutil.copytree(source, unfinished, dirs_exist_ok=True)
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Let a folder be filled under another name, and give it its own once the block has ended well."""
+    if folder.exists() and not (folder / DESCRIPTION).is_file():
+        raise ConfigurationError(
+            [f"{folder} exists and is not an adapter of ours: it is not replaced. Name another folder."]
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        yield unfinished
         unfinished.chmod(0o755)
-        if (folder / DESCRIPTION).is_file():  # an older export; anything else of that name is left alone
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

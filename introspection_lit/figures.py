@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# Blue and orange of Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
-CLEAN, STEERED = "#0072B2", "#E69F00"
+# Blue, orange and green of Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
+CLEAN, STEERED, ANOTHER = "#0072B2", "#E69F00", "#009E73"
 
 
 def log_odds_figure(groups: Mapping[str, tuple[Tensor, Tensor]], threshold: float) -> Figure:

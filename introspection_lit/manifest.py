@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspection_lit.contexts import fingerprint
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import whole
 from introspection_lit.trials import Bands, PairedPlan, Trial
 from introspection_lit.vectors import VectorBank
 
@@ -106,16 +107,10 @@ def write_manifest(path: Path, header: dict[str, Any], rows: Iterable[dict[str, 
         header: Its first line; ``format`` is added.
         rows: The trials.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"format": FORMAT, **header}, ensure_ascii=False) + "\n")
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"format": FORMAT, **header}, ensure_ascii=False) + "\n")
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def settings(split: Split, bank: VectorBank, base_model: str, revision: str, seed: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
 
 
 def rate(decisions: Tensor) -> float:
-    """The share of decisions that are "steered", in [0, 1]; nan of none."""
+    """The share of decisions that are "steered", or the mean of probabilities, in [0, 1]; nan of none."""
     return float(decisions.double().mean()) if len(decisions) else float("nan")
 
 
@@ -110,10 +110,12 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
 
     Returns:
         ``auroc``, ``accuracy``, ``tpr``, ``fpr``, ``fpr_interval`` (95 %, Wilson, distinct clean inputs),
-        ``tpr_at_1pct_fpr``, ``dprime``, ``mass`` (mean), ``n_steered``, ``n_clean``, ``n_clean_distinct``, ``threshold``.
+        ``tpr_at_1pct_fpr``, ``dprime``, ``mass`` (mean), ``p_yes_clean`` and
+        ``p_yes_steered`` (means, under the full softmax), ``n_steered``, ``n_clean``, ``n_clean_distinct``, ``threshold``.
     """
     labels = labels.bool()
     decisions = scores > threshold
+    p_yes = masses.double() * torch.sigmoid(scores.double())
     distinct = torch.unique(inputs[~labels])
     distinct_alarms = torch.unique(inputs[~labels & decisions])
     hits, n_steered, n_clean = int(decisions[labels].sum()), int(labels.sum()), int((~labels).sum())
@@ -127,6 +129,8 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
         "tpr_at_1pct_fpr": tpr_at_fpr(scores, labels),
         "dprime": dprime(hits, n_steered, alarms, n_distinct),
         "mass": float(masses.double().mean()),
+        "p_yes_clean": rate(p_yes[~labels]),
+        "p_yes_steered": rate(p_yes[labels]),
         "n_steered": n_steered,
         "n_clean": n_clean,
         "n_clean_distinct": n_distinct,

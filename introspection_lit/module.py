@@ -107,6 +107,18 @@ class IntrospectionModule(LightningModule):
         """
         assert batch.cache is not None, "the prefill has not run"
         cache, context_mask = fork(batch.cache), batch.context_mask
+        if batch.lead_ids is not None:
+            lead = batch.lead_ids.expand(len(context_mask), -1)
+            context_mask = torch.cat([context_mask, torch.ones_like(lead)], dim=1)
+            positions = position_ids(context_mask)[:, -lead.shape[1] :]
+            self(
+                input_ids=lead,
+                attention_mask=context_mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         if batch.cache_of is not None:
             cache.batch_select_indices(batch.cache_of)
             context_mask = context_mask[batch.cache_of]

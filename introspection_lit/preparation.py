@@ -10,15 +10,16 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from introspection_lit import checks, leaks
 from introspection_lit.adapters import adapter_problems
+from introspection_lit.answers import PROBE
 from introspection_lit.batches import Split
 from introspection_lit.contexts import Context, load_contexts, split_contexts
-from introspection_lit.conversations import encode, keep_usable
+from introspection_lit.conversations import control_tokens_in, encode, keep_usable
 from introspection_lit.grid import GridPlan
 from introspection_lit.manifest import Manifest, ManifestPlan, disagreements, settings
 from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.questions import info_text, own_questions
 from introspection_lit.trials import SOURCES, Bands, Source, TrialPlan
-from introspection_lit.vectors import OPTIONAL_SPLITS, VectorBank
+from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank
 from introspection_lit.wording import Wording, find_wording
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def prepare(data: IntrospectionDataModule) -> Prepared:
         if data.manifest_path and bank:
             _take_manifest(data, splits, bank, found)
     found.raise_if_any()
-    source = next(usable[name] for name in ("train", "heldout", "all") if usable.get(name))
+    source = usable.get("train") or usable["all"]
     clean = [encode(words.tokenizer, c, words.questions["train"][0], words.phrasing) for c in source[:NORM_CONTEXTS]]
     return Prepared(splits, bank, words, [encoded.context_ids for encoded in clean])
 
@@ -174,20 +175,20 @@ def _check_model(
 def _leave_out(
     data: IntrospectionDataModule, dealt: dict[str, list[Context]], words: Wording, found: checks.Problems
 ) -> dict[str, list[Context]]:
-    """Contexts by split without those that are too long or hold control tokens."""
+    """Contexts by split without those that are too long or hold control tokens; of a grid, the ones that it runs in."""
+    in_grid = data.grid is not None and data.running.state.fn == "predict"
+    first = words.questions["train"][0]
+    parts = {name: group for name, group in dealt.items() if in_grid == (name == "all")}
     usable = {
-        name: keep_usable(words.tokenizer, group, words.questions["train"][0], words.phrasing, data.max_context_tokens)
-        for name, group in dealt.items()
+        name: keep_usable(words.tokenizer, group, first, words.phrasing, data.max_context_tokens)
+        for name, group in parts.items()
     }
-    before, after = (sum(map(len, groups.values())) for groups in (dealt, usable))
+    before, after = (sum(map(len, groups.values())) for groups in (parts, usable))
     if after < before:
         reason = f"longer than {data.max_context_tokens} tokens or with control tokens"
         rank_zero_info(f"left out: {before - after} of {before} contexts, {reason}")
-    in_grid = data.grid is not None and data.running.state.fn == "predict"
-    names = [] if in_grid else ["train", "validation", *data.test_sets]
-    needed = ["all"] if in_grid else [SOURCES[name].contexts for name in names]
-    parts = {name: group for name, group in usable.items() if in_grid == (name == "all")}
-    found.add(checks.split_problems(parts, needed, before - after))
+    needed = ["all"] if in_grid else [SOURCES[name].contexts for name in ("train", "validation", *data.test_sets)]
+    found.add(checks.split_problems(usable, needed, before - after))
     found.raise_if_any()
     return usable
 
@@ -228,21 +229,22 @@ def _build_grid(
     """A split for each condition and kind of vector of the grid."""
     grid, splits = data.grid, {}
     assert grid is not None
-    contexts = usable["all"][: grid.contexts]
+    contexts, detection = usable["all"][: grid.contexts], words.questions["train"]
     controls = own_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
-    detection = words.questions["train"]
+    questions = [*detection, *controls]
     for info in grid.info:
         text = found.attempt(info_text, info, words.tokenizer) or ""
+        found.add(control_tokens_in(words.tokenizer, [text]))
+        phrasing = replace(words.phrasing, info=text)
+        longest = max(len(encode(words.tokenizer, PROBE, question, phrasing).question_ids) for question in questions)
+        found.add(checks.window_problems(data.max_context_tokens, longest, load_config(data.module.base)))
         for vectors in grid.vectors:
             name = f"grid/{info}/{vectors}"
-            count = min(grid.random_vectors, sizes[vectors]) if vectors == "heldout" else sizes[vectors]
-            questions = [*detection, *controls]
+            count = min(grid.random_vectors, sizes[vectors]) if vectors in RANDOM_SPLITS else sizes[vectors]
             plan = GridPlan(name, len(contexts), len(questions), count, bands[2], tuple(grid.strengths))
-            phrasing = replace(words.phrasing, info=text)
             asked = (contexts, questions, words.tokenizer, phrasing, words.answer_ids)
-            source = Source(vectors, "all")
             roles = grid.roles(len(detection))
-            splits[name] = Split(name, plan, *asked, data.strength_unit, source, roles, plan.total)
+            splits[name] = Split(name, plan, *asked, data.strength_unit, Source(vectors, "all"), roles, plan.total)
     return splits
 
 

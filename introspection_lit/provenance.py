@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -27,14 +28,35 @@ def provenance() -> dict[str, Any]:
         ``command``, ``time`` (UTC), ``commit`` (with ``+changes`` if the tree is dirty; None outside git), ``python``,
         ``versions`` and ``hardware``.
     """
-    arguments = ["python -m introspection_lit" if sys.argv[0].endswith("__main__.py") else sys.argv[0], *sys.argv[1:]]
+    program = "-m introspection_lit" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
     return {
-        "command": " ".join(arguments),
+        "command": f"python {program} {shlex.join(sys.argv[1:])}".strip(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "hardware": _hardware(),
+    }
+
+
+def grid_protocol(data: IntrospectionDataModule) -> dict[str, Any]:
+    """Describe everything about a grid that a number depends on, for results files.
+
+    Args:
+        data: After its set-up.
+    """
+    assert data.bank is not None
+    first = next(iter(data.splits.values()))
+    return {
+        "seed": data.seed,
+        "contexts": data.contexts_source,
+        "context_keys": [context.key for context in first.contexts],
+        "questions": list(first.questions),
+        **asdict(data.phrasing),
+        "infos": {name.split("/")[1]: split.phrasing.info for name, split in data.splits.items()},
+        "strength_unit": data.strength_unit,
+        "prefill_adapter": data.prefill_adapter,
+        "bank": data.bank.fingerprint,
     }
 
 
@@ -57,7 +79,7 @@ def protocol(data: IntrospectionDataModule) -> dict[str, Any]:
         "strengths": list(test.strengths),
         "strength_unit": data.strength_unit,
         "prefill_adapter": data.prefill_adapter,
-        "bank": str(data.bank_path) if data.bank_path else None,
+        "bank": data.bank.fingerprint,
         "vectors": {split: len(rows) for split, rows in data.bank.directions.items()},
         "concepts": data.bank.names["concept"],
         "concept_cosines": [[round(c, 3) for c in row] for row in data.bank.concept_cosines().tolist()],

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import whole
 
 FORMATS = (".gguf", ".pt", ".safetensors")
 
@@ -154,28 +155,29 @@ def write_direction(path: Path, direction: Tensor, model_type: str) -> None:
     Raises:
         ConfigurationError: The name ends in something else.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
+    if path.suffix not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ConfigurationError([f"export: {path} is none of {known}, which are the formats that can be written."])
     rows = direction.float().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gguf":
-        writer = gguf.GGUFWriter(unfinished, "controlvector")
-        writer.add_string("controlvector.model_hint", model_type)
-        writer.add_uint32("controlvector.layer_count", len(rows) - 1)
-        for layer in range(1, len(rows)):  # llama.cpp knows no direction for layer 0
-            writer.add_tensor(f"direction.{layer}", rows[layer].numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    elif path.suffix == ".pt":
-        torch.save({path.stem: rows[None]}, unfinished)
-    elif path.suffix == ".safetensors":
-        save_file({path.stem: rows[None]}, unfinished)
-    else:
-        raise ConfigurationError(
-            [f"export: {path} is none of {', '.join(FORMATS)}, which are the formats that can be written."]
-        )
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        if path.suffix == ".gguf":
+            _write_gguf(unfinished, rows, model_type)
+        elif path.suffix == ".pt":
+            torch.save({path.stem: rows[None]}, unfinished)
+        else:
+            save_file({path.stem: rows[None]}, unfinished)
+
+
+def _write_gguf(path: Path, rows: Tensor, model_type: str) -> None:
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", model_type)
+    writer.add_uint32("controlvector.layer_count", len(rows) - 1)
+    for layer in range(1, len(rows)):  # llama.cpp knows no direction for layer 0
+        writer.add_tensor(f"direction.{layer}", rows[layer].numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def unit(directions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import whole
 from introspection_lit.seeds import generator
 
 RANDOM_SPLITS = ("train", "validation", "heldout")
@@ -62,13 +63,11 @@ class VectorBank:
         tensors = {f"directions.{split}": rows.contiguous() for split, rows in self.directions.items()}
         tensors |= {f"lengths.{split}": rows.contiguous() for split, rows in self.lengths.items()}
         tensors["residual_norms"] = self.residual_norms.contiguous()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
         # For people and tools that read the header only, the norms are there too, rounded.
         norms = json.dumps([round(norm, 4) for norm in self.residual_norms.tolist()])
         header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
-        save_file(tensors, unfinished, metadata=header)
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            save_file(tensors, unfinished, metadata=header)
 
     @classmethod
     def load(cls, path: Path) -> VectorBank:

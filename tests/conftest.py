@@ -34,7 +34,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 1024,
     "initializer_range": 0.2,  # large enough for the layers to do something
 }
 FAMILIES: dict[str, Any] = {"qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig}

@@ -66,7 +66,7 @@ def refused(
         (["--data.max_context_tokens", "5"], ["no context is left for 'train'"]),
         (["--data.test_trials", '{"elsewhere": 8}'], ["'elsewhere' is no test set", "newkinds"]),
         (["--data.bank", "nowhere.safetensors"], ["data.bank", "no such file"]),
-        (["--data.max_context_tokens", "500"], ["data.max_context_tokens: 500", "512 positions"]),
+        (["--data.max_context_tokens", "1000"], ["data.max_context_tokens: 1000", "1024 positions"]),
         (["--data.questions", "[' ']"], ["got an empty question"]),
         (["--data.questions", "['Hm?<|im_end|>']"], ["control token '<|im_end|>'"]),
         (["--data.answer_prefix", ""], ["data.answer_prefix: got none"]),

@@ -24,7 +24,7 @@ from introspection_lit.vectors import VectorBank
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 FIELDS = {
     "auroc", "accuracy", "tpr", "fpr", "fpr_interval", "tpr_at_1pct_fpr", "dprime", "mass", "n_steered", "n_clean",
-    "n_clean_distinct", "threshold",
+    "n_clean_distinct", "threshold", "p_yes_clean", "p_yes_steered",
 }  # fmt: skip
 
 

@@ -1,0 +1,215 @@
+"""The baseline: what a model answers clean and steered, direction by direction, with control questions alongside.
+
+Reads the rows that ``predict`` wrote for a grid (see :mod:`~introspection_lit.grid`) and compares every steered trial with
+the clean one of the same context and question.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from introspection_lit.figures import ANOTHER, CLEAN, STEERED
+from introspection_lit.grid import CLEAR_NO, CLEAR_YES, DETECTION
+from introspection_lit.metrics import auroc
+
+RANDOM = "random"
+
+
+class Answer(NamedTuple):
+    """What came out of one trial.
+
+    Attributes:
+        log_odds: logit(yes) - logit(no), in nats.
+        mass: P(yes) + P(no) under the full softmax.
+    """
+
+    log_odds: float
+    mass: float
+
+    @property
+    def p_yes(self) -> float:
+        """P(yes) under the full softmax."""
+        return self.mass / (1 + math.exp(min(-self.log_odds, 700)))
+
+    @property
+    def p_no(self) -> float:
+        """P(no) under the full softmax."""
+        return self.mass / (1 + math.exp(min(self.log_odds, 700)))
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of ``predictions.jsonl``."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare steered with clean.
+
+    Args:
+        rows: Of a grid.
+
+    Returns:
+        A row for each condition (``info``), ``question`` (detection, clear yes, clear no), ``band``, ``strength`` and
+        direction (``vectors``, ``vector``), with means over contexts and questions: ``p_yes_clean``, ``p_yes_steered``,
+        ``p_yes_shift``, and the same of ``p_no``, ``log_odds`` and ``mass``; ``auroc``, how often a steered trial outscores
+        a clean one, over contexts; ``n``, the number of pairs.
+    """
+    clean: dict[tuple, Answer] = {}
+    steered: dict[tuple, dict[tuple, Answer]] = defaultdict(dict)
+    for row in rows:
+        info = row["split"].split("/", 1)[1].rpartition("/")[0]
+        answer = Answer(row["log_odds"], row["mass"])
+        asked = (info, row["role"], row["question_text"], row["context"])
+        if row["steered"]:
+            vectors = RANDOM if row["vectors"] in ("train", "heldout") else row["vectors"]
+            cell = (info, row["role"], tuple(row["band"]), row["strength"], vectors, row["vector_name"])
+            steered[cell][asked] = answer
+        else:
+            clean[asked] = answer
+    compared = []
+    for (info, role, band, strength, vectors, vector), answers in steered.items():
+        before = [clean[asked] for asked in answers]
+        after = list(answers.values())
+        named = {
+            "info": info,
+            "question": role,
+            "band": list(band),
+            "strength": strength,
+            "vectors": vectors,
+            "vector": vector,
+        }
+        compared.append(named | _compared(before, after))
+    return compared
+
+
+MEANS = ("p_yes", "p_no", "log_odds", "mass")
+
+
+def _compared(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float | int]:
+    row: dict[str, float | int] = {}
+    for name in MEANS:
+        first, second = (float(np.mean([getattr(answer, name) for answer in group])) for group in (before, after))
+        row |= {f"{name}_clean": first, f"{name}_steered": second, f"{name}_shift": second - first}
+    scores = torch.tensor([answer.log_odds for answer in (*before, *after)], dtype=torch.float64)
+    labels = torch.tensor([False] * len(before) + [True] * len(after))
+    return row | {"auroc": auroc(scores, labels), "n": len(after)}
+
+
+def summarise(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over the directions of a kind.
+
+    Args:
+        compared: From :func:`compare`.
+
+    Returns:
+        A row for each condition, question, band, strength and kind of vector: the means of all numbers over ``directions``
+        directions, and ``auroc_lowest`` and ``auroc_highest`` among them.
+    """
+    groups = defaultdict(list)
+    for row in compared:
+        groups[row["info"], row["question"], tuple(row["band"]), row["strength"], row["vectors"]].append(row)
+    summary = []
+    for (info, question, band, strength, vectors), rows in groups.items():
+        numbers = [key for key, value in rows[0].items() if isinstance(value, float) and key != "strength"]
+        means = {key: float(np.mean([row[key] for row in rows])) for key in numbers}
+        areas = [row["auroc"] for row in rows]
+        named = {"info": info, "question": question, "band": list(band), "strength": strength, "vectors": vectors}
+        extremes = {"auroc_lowest": min(areas), "auroc_highest": max(areas), "directions": len(rows)}
+        summary.append(named | means | extremes)
+    return summary
+
+
+def percent(share: float) -> str:
+    """A probability in percent with as many digits as say something."""
+    return f"{100 * share:.3g} %" if share < 0.9995 else "100 %"
+
+
+def direction_table(compared: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> Table:
+    """The detection question for every concept, and for the random directions on average, condition by condition."""
+    table = Table(title="Was it steered? Clean to steered", padding=(0, 1))
+    several = len({(tuple(row["band"]), row["strength"]) for row in summary}) > 1
+    columns = ("info", "direction", *(["band", "strength"] if several else []))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for column in ("P(yes)", "P(no)", "log-odds", "AUROC", "mass"):
+        table.add_column(column, justify="right", no_wrap=True)
+    alone = [row | {"label": row["vector"]} for row in compared if row["vectors"] == "concept" and not several]
+    together = [row | {"label": f"{row['vectors']}, mean of {row['directions']}"} for row in summary]
+    for row in [*alone, *together]:
+        if row["question"] != DETECTION:
+            continue
+        where = [f"{row['band'][0]}..{row['band'][1]}", f"{row['strength']:g}"] if several else []
+        table.add_row(
+            row["info"],
+            row["label"],
+            *where,
+            f"{percent(row['p_yes_clean'])} → {percent(row['p_yes_steered'])}",
+            f"{percent(row['p_no_clean'])} → {percent(row['p_no_steered'])}",
+            f"{row['log_odds_shift']:+.2f}",
+            f"{row['auroc']:.3f}",
+            f"{row['mass_steered']:.3f}",
+        )
+    return table
+
+
+def control_table(summary: Sequence[dict[str, Any]]) -> Table:
+    """How far the log-odds of each question move: if those of the control questions move alike, it is a push toward yes."""
+    table = Table(title="Log-odds, clean, and their shift under steering", padding=(0, 1))
+    for column in ("info", "vectors", "band", "strength"):
+        table.add_column(column, no_wrap=True)
+    for column in (DETECTION, CLEAR_YES, CLEAR_NO):
+        table.add_column(column, justify="right", no_wrap=True)
+    cells = {(r["info"], r["vectors"], tuple(r["band"]), r["strength"], r["question"]): r for r in summary}
+    for info, vectors, band, strength in dict.fromkeys(key[:-1] for key in cells):
+        rows = [cells.get((info, vectors, band, strength, question)) for question in (DETECTION, CLEAR_YES, CLEAR_NO)]
+        moved = [f"{row['log_odds_clean']:+.2f} {row['log_odds_shift']:+.2f}" if row else "" for row in rows]
+        table.add_row(info, vectors, f"{band[0]}..{band[1]}", f"{strength:g}", *moved)
+    return table
+
+
+def figure(compared: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the shift of the log-odds of every direction for each question, and the AUROC of the detection question."""
+    places = list(dict.fromkeys(map(_place, compared)))
+    kinds = list(dict.fromkeys(row["vectors"] for row in compared))
+    colours = {DETECTION: STEERED, CLEAR_YES: CLEAN, CLEAR_NO: ANOTHER}
+    drawn = Figure(figsize=(9, 2 + 0.75 * len(places) * len(kinds)), layout="constrained")
+    left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
+    labels = []
+    scatter = np.random.default_rng(0)
+    for number, (place, kind) in enumerate((place, kind) for place in places for kind in kinds):
+        rows = [row for row in compared if (_place(row), row["vectors"]) == (place, kind)]
+        labels.append(f"{kind}, info: {Path(place[0]).name}\nlayers {place[1][0]}..{place[1][1]}, strength {place[2]:g}")
+        for lane, (question, colour) in enumerate(colours.items()):
+            chosen = [row for row in rows if row["question"] == question]
+            height = number + 0.22 * (lane - 1) + scatter.uniform(-0.06, 0.06, len(chosen))
+            name = question if number == 0 else None
+            left.scatter([row["log_odds_shift"] for row in chosen], height, s=9, alpha=0.6, color=colour, label=name)
+            if question == DETECTION:
+                right.scatter([row["auroc"] for row in chosen], height, s=9, alpha=0.6, color=colour)
+    left.axvline(0, color="black", linewidth=0.8)
+    right.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
+    left.set_yticks(range(len(labels)), labels, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("shift of the log-odds under steering (a point is a direction)")
+    right.set_xlabel("AUROC, detection (dashed: chance)")
+    right.set_xlim(-0.03, 1.03)
+    left.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
+    for panel in (left, right):
+        panel.spines[["top", "right"]].set_visible(False)
+    return drawn
+
+
+def _place(row: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
+    """The condition, band and strength of a row."""
+    return row["info"], tuple(row["band"]), row["strength"]

@@ -1,0 +1,99 @@
+"""Step 2: what the untrained model answers, clean and steered.
+
+    python baseline_benchmark.py --n-vectors 50                 # every concept and 50 random directions
+    python baseline_benchmark.py --n-vectors 50 --with-info     # with the info prompt too, and one as long
+    python baseline_benchmark.py --model smollm2-135m --sweep   # over bands and strengths
+    python baseline_benchmark.py --conversations mine.json      # somebody's published prompts, from your own copy
+
+Every direction is added in every context; the question is asked of each cache, and so are factual control questions: if
+steering moves these as far, it pushes every answer toward yes. For Qwen2.5-Coder-32B the layers are 21..42 and the strength
+is 20, as in the literature; for other models the middle third and a relative strength of 1. Prints tables, and writes
+baseline.json, baseline.jsonl (every trial) and baseline.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from introspection_lit import baseline, pipeline
+from introspection_lit.callbacks import run_folder
+from introspection_lit.cli import main as run
+from introspection_lit.files import save_figure, whole, write_whole
+from introspection_lit.provenance import grid_protocol, provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+# Bands, strengths and their unit: as published for the 32B, the same third and a relative dose for others.
+PUBLISHED = {pipeline.DEFAULT_MODEL: ([[21, 42]], [20.0], "absolute")}
+OTHERS = (["middle"], [1.0], "relative")
+SWEEP_BANDS = ["early", "middle", "late"]
+SWEEP = {"absolute": [5.0, 10.0, 20.0, 40.0], "relative": [0.25, 0.5, 1.0, 2.0]}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the step.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+    """
+    parser = pipeline.parser(__doc__, ROOT)
+    parser.add_argument("--n-vectors", type=int, default=50, help="random directions; concepts are all run (default: 50)")
+    parser.add_argument("--n-contexts", type=int, default=8, help="contexts (default: %(default)s)")
+    parser.add_argument("--with-info", action="store_true", help="also with the info prompt, and with a neutral one")
+    parser.add_argument("--sweep", action="store_true", help="over three bands and four strengths")
+    parser.add_argument("--bands", type=json.loads, help="such as '[\"middle\", [21, 42]]', first and last layer inclusive")
+    parser.add_argument("--strengths", type=json.loads, help="such as '[10, 20]'")
+    parser.add_argument("--unit", choices=("relative", "absolute"), help="of the strengths; see ARCHITECTURE.md")
+    parser.add_argument("--adapter", help="run a trained adapter instead of the untrained model: folder or hub id")
+    pipeline.guarded(lambda: benchmark(pipeline.parse(parser, args, "baseline")))
+
+
+def grid_arguments(options: argparse.Namespace) -> list[str]:
+    """The grid that the options ask for, as arguments of the command line."""
+    bands, strengths, unit = PUBLISHED.get(options.model, OTHERS)
+    if options.sweep:
+        bands, strengths = SWEEP_BANDS, SWEEP[options.unit or unit]
+    grid = {
+        "random_vectors": options.n_vectors,
+        "contexts": options.n_contexts,
+        "info": ["none", "explained", "neutral"] if options.with_info else ["none"],
+        "bands": options.bands or bands,
+        "strengths": options.strengths or strengths,
+    }
+    return ["--data.grid", json.dumps(grid), "--data.strength_unit", options.unit or unit]
+
+
+def benchmark(steps: pipeline.Steps) -> None:
+    """Run the grid, compare, and say what came out."""
+    options = steps.options
+    bank = ["--data.bank", str(steps.bank)] if steps.bank.is_file() or options.vectors else []
+    if not bank:
+        print("no vector bank yet: one is made for this run (generate_vectors.py makes one to keep)")
+    adapter = ["--model.adapter", options.adapter] if options.adapter else []
+    arguments = steps.command(*grid_arguments(options), *bank, *adapter, "--data.eval_batch_size", "40")
+    print(pipeline.same_as("predict", arguments))
+    cli = run(["predict", *arguments])
+    rows = run_folder(cli.trainer) / "predictions.jsonl"
+    compared = baseline.compare(baseline.read_rows(rows))
+    summary = baseline.summarise(compared)
+    name = f"baseline{'-info' if options.with_info else ''}{'-sweep' if options.sweep else ''}"
+    name += "-adapter" if options.adapter else ""
+    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule)}
+    results = {**described, "grid": asdict(cli.datamodule.grid), "summary": summary, "directions": compared}
+    with whole(steps.folder / f"{name}.jsonl") as copied:
+        copied.write_bytes(rows.read_bytes())
+    write_whole(steps.folder / f"{name}.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    save_figure(steps.folder / f"{name}.png", baseline.figure(compared))
+    console = Console()
+    console.print(baseline.direction_table(compared, summary))
+    console.print(baseline.control_table(summary))
+    console.print(f"every direction: {steps.folder / name}.json, .png; every trial: .jsonl", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Step 5: how far up the ladder of generalisation the adapter climbs, beside the untrained model; `test` three times.
+
+    python evaluate.py --adapter ../checkpoints/best --n-train-vectors 100
+    python evaluate.py --adapter someone/their-adapter --question "Were you steered? Say {yes} or {no}." --threshold 0.5
+
+The rungs are training vectors, held-out random vectors, concepts, and kinds of text never trained on. The untrained model
+is asked plainly and with the info prompt; it and adapters without a threshold of their own decide at log-odds 0. Any PEFT
+adapter for the model will do, a folder or a hub id. If it has our introspection.json it is asked as it was trained, and
+what it was trained on is kept out of the test; else nobody can know, and the script says so. Needs the bank of step 1.
+Writes ladder.json and ladder.png.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from introspection_lit import ladder, pipeline
+from introspection_lit.adapters import read_adapter
+from introspection_lit.cli import attach
+from introspection_lit.files import save_figure, write_whole
+from introspection_lit.provenance import protocol, provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the step.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+    """
+    parser = pipeline.parser(__doc__, ROOT)
+    parser.add_argument("--adapter", help="PEFT folder or hub id; without it only the untrained model is tested")
+    parser.add_argument("--n-train-vectors", type=int, help="how many training vectors of the bank (default: all)")
+    parser.add_argument("--threshold", type=float, help="on the log-odds (default: the adapter's own, or 0)")
+    pipeline.guarded(lambda: evaluate(pipeline.parse(parser, args, "evaluate")))
+
+
+def asked_as_trained(description: dict[str, Any]) -> list[str]:
+    """The settings with which an adapter was trained, as arguments of the command line."""
+    settings = {"seed_everything": description["seed"], "data.seed": description["seed"]}
+    settings |= {"data.questions": pipeline.quoted(description["question"])}
+    settings |= {"data.answers": pipeline.quoted(description["answers"])}
+    settings |= {"data.system_prompt": description["system_prompt"], "data.answer_prefix": description["answer_prefix"]}
+    settings |= {"data.prefill_adapter": str(description["prefill_adapter"]).lower()}
+    settings |= {"data.strength_unit": description["strength_unit"]}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def evaluate(steps: pipeline.Steps) -> None:
+    """Climb the ladder and say which rung fails."""
+    options, folder = steps.options, steps.folder
+    arguments = ["--data.bank", str(steps.bank)]
+    if options.n_train_vectors is not None:
+        arguments += ["--data.train_vectors", str(options.n_train_vectors)]
+    if options.threshold is not None:
+        arguments += [f"--model.threshold={options.threshold}"]
+    if options.adapter is not None:
+        description = read_adapter(options.adapter).description
+        # What the user gives on the command line comes later, and wins.
+        arguments = [
+            *(asked_as_trained(description) if description else []),
+            *arguments,
+            "--model.adapter",
+            options.adapter,
+        ]
+    arguments = steps.command(*arguments)
+    print(pipeline.same_as("test", arguments))
+    cli = attach(arguments)
+    ways = {way.name: rows for way, rows in ladder.climb(cli, options.adapter is not None)}
+    ways = {name: ways[name] for name in ("untrained", "with info", "adapter") if name in ways}
+    verdicts = [ladder.verdict(name, rows) for name, rows in ways.items()]
+    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule)}
+    results = {**described, "verdicts": verdicts, "ways": ways}
+    write_whole(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    save_figure(folder / "ladder.png", ladder.figure(ways))
+    console = Console()
+    console.print(ladder.table(ways))
+    console.print(ladder.answer_table(ways))
+    limits = f"AUROC >= {ladder.LOWEST_AUROC}, TPR >= {ladder.LOWEST_TPR}, FPR <= {ladder.HIGHEST_FPR}"
+    console.print(f"✗: the rung does not hold, which takes {limits}")
+    for line in verdicts:
+        console.print(line, highlight=False)
+    console.print(f"details: {folder / 'ladder.json'}, ladder.png", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Step 3: writes the training trials out as a manifest, one JSON line each, half of them steered.
+
+    python generate_training_data.py --n-examples 10000 --n-train-vectors 100
+    python generate_training_data.py --model smollm2-135m --n-examples 640
+
+The first line is a header: seed, sizes of the splits, hash of the bank, code version. The trials are those that training
+would draw by itself with this seed; exact repeats are left out. The file is written as a stream, and read as one by
+finetune.py, so a million trials need no more memory than a hundred. Needs the bank of step 1; loads no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+import introspection_lit
+from introspection_lit import manifest, pipeline
+from introspection_lit.cli import attach
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.preparation import prepare
+from introspection_lit.provenance import provenance
+from introspection_lit.trials import PairedPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the step.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+    """
+    parser = pipeline.parser(__doc__, ROOT)
+    parser.add_argument("--n-examples", type=int, default=10_000, help="trials, an even number (default: %(default)s)")
+    parser.add_argument("--n-train-vectors", type=int, help="how many training vectors of the bank (default: all)")
+    parser.add_argument("--output", type=Path, help="the manifest (default: train.jsonl in the folder)")
+    pipeline.guarded(lambda: write(pipeline.parse(parser, args, "data")))
+
+
+def write(steps: pipeline.Steps) -> None:
+    """Draw the trials, write them, and read them back to check them."""
+    options = steps.options
+    if options.n_examples < 2 or options.n_examples % 2:
+        raise ConfigurationError([f"--n-examples: got {options.n_examples}. Expected an even number: half is steered."])
+    count = ["--data.train_vectors", str(options.n_train_vectors)] if options.n_train_vectors is not None else []
+    cli = attach(steps.command("--data.bank", str(steps.bank), *count))
+    data, base = cli.datamodule, cli.model.base
+    prepared = prepare(data)
+    train, bank = prepared.splits["train"], prepared.bank
+    plan = train.plan
+    assert bank is not None
+    assert isinstance(plan, PairedPlan)
+    header = {
+        "n": options.n_examples,
+        "version": introspection_lit.__version__,
+        "contexts": data.contexts_source,
+        "splits": {name: {"contexts": len(s.contexts), "vectors": s.plan.vectors} for name, s in prepared.splits.items()},
+        **manifest.settings(train, bank, base.name, base.revision or "", data.seed),
+        **provenance(),
+    }
+
+    def rows() -> Iterator[dict[str, Any]]:
+        pairs = manifest.distinct_pairs(plan, options.n_examples // 2)
+        for number, pair in enumerate(track(pairs, "writing", total=options.n_examples // 2)):
+            for steered, trial in enumerate(pair):
+                yield manifest.row_of(2 * number + steered, trial, train, bank)
+
+    path = (options.output or steps.manifest).expanduser()
+    manifest.write_manifest(path, header, rows())
+    problems = manifest.ManifestPlan(manifest.Manifest(path), train, bank, data.seed).problems()
+    if problems:
+        raise ConfigurationError(problems)
+    print(
+        f"{options.n_examples} trials, half steered, from {len(train.contexts)} contexts and {train.plan.vectors} vectors; "
+        "read back: no leak, no steered trial twice"
+    )
+    print(f"manifest: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Step 1: makes the vector bank of a model: random directions, concepts, and directions from files.
+
+    python generate_vectors.py --n-random 200                    # 100 to train on and 100 held out, plus concepts
+    python generate_vectors.py --model smollm2-135m --import their_vectors.gguf --export-as .gguf
+
+Random directions come from a separate stream for each split; 50 more are made for validation, which sets the threshold.
+Concepts are extracted in two ways: as mean differences, centred over the concepts, and as first principal components of
+contrastive pairs, layer by layer. Prints lengths and cosines, and writes vectors.safetensors, vectors.json and vectors.png.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from introspection_lit import pipeline, vector_files, vector_report
+from introspection_lit.cli import attach
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import save_figure, write_whole
+from introspection_lit.model import load_config
+from introspection_lit.provenance import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the step.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+    """
+    parser = pipeline.parser(__doc__, ROOT)
+    parser.add_argument("--n-random", type=int, default=200, help="half to train on, half held out (default: %(default)s)")
+    parser.add_argument("--concepts", nargs="+", help="words or phrases, at least three (default: the 26 built-in ones)")
+    parser.add_argument("--import", dest="imports", nargs="+", type=Path, default=[], help=".gguf, .pt, .safetensors files")
+    parser.add_argument(
+        "--export-as", choices=vector_files.FORMATS, help="write each concept as a file of this format, too"
+    )
+    pipeline.guarded(lambda: generate(pipeline.parse(parser, args, "vectors")))
+
+
+def generate(steps: pipeline.Steps) -> None:
+    """Make the bank, save it, and say what is in it."""
+    options, folder = steps.options, steps.folder
+    if options.n_random < 2 or options.n_random % 2:
+        raise ConfigurationError([f"--n-random: got {options.n_random}. Expected an even number: half is held out."])
+    half = str(options.n_random // 2)
+    concepts = ["--data.concepts", pipeline.quoted(options.concepts)] if options.concepts else []
+    counts = ["--data.train_vectors", half, "--data.heldout_vectors", half, "--data.test_trials", '{"concept_pca": 2}']
+    counts += ["--trainer.logger", "false"]
+    cli = attach(steps.command(*counts, *concepts))
+    config = load_config(cli.model.base)
+    imported: dict[str, torch.Tensor] = {}
+    for path in options.imports:
+        imported |= vector_files.read_directions(path, config.num_hidden_layers, config.hidden_size)
+    cli.datamodule.setup("predict")
+    bank = cli.datamodule.bank
+    if imported:
+        bank.directions["imported"], bank.lengths["imported"] = vector_files.unit(imported)
+        bank.names["imported"] = list(imported)
+    if bank.leaks():
+        raise ConfigurationError([f"--import: {leak}: what is tested would be trained on." for leak in bank.leaks()])
+    bank.save(steps.bank)
+    described = {**provenance(), **bank.metadata, **vector_report.report(bank)}
+    write_whole(folder / "vectors.json", json.dumps(described, indent=1) + "\n")
+    save_figure(folder / "vectors.png", vector_report.figure(bank))
+    if options.export_as:
+        for name, direction in zip(bank.names["concept"], bank.directions["concept"], strict=True):
+            path = folder / "exported" / f"{name.replace(' ', '-')}{options.export_as}"
+            vector_files.write_direction(path, direction, config.model_type)
+    console = Console()
+    for table in vector_report.tables(described):
+        console.print(table)
+    console.print(
+        "length: of the concept's mean difference, middle layer, as a share of the residual norm. cos: to the nearest "
+        "other concept. other: to the same concept by the other method. random: largest |cos| to a random direction."
+    )
+    console.print(f"bank: {steps.bank}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""The scripts of the research pipeline, in order, on a tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from introspection_lit.batches import Split
+from introspection_lit.callbacks import PredictionWriter
+from introspection_lit.cli import main as command_line
+from introspection_lit.export import DESCRIPTION
+from introspection_lit.ladder import RUNGS, failures, verdict
+from introspection_lit.module import IntrospectionModule
+from introspection_lit.steering import layer_scale
+from introspection_lit.vectors import VectorBank
+
+ROOT = Path(__file__).parent.parent
+CONFIG = str(ROOT / "tests" / "conf" / "tiny.yaml")
+SCRIPTS = ("generate_vectors", "baseline_benchmark", "generate_training_data", "finetune", "evaluate")
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def options(model: Path | str, folder: Path) -> list[str]:
+    """What every step gets."""
+    return ["--model", str(model), "--config", CONFIG, "--folder", str(folder)]
+
+
+GRID = ["--n-vectors", "2", "--n-contexts", "3"]
+
+
+@pytest.fixture(scope="module")
+def steps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """All five steps, run once: their folder, and the shared options."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    shared = options(tiny, folder)
+    script("generate_vectors").main([*shared, "--n-random", "8", "--data.validation_vectors", "3"])
+    script("baseline_benchmark").main([*shared, *GRID, "--with-info"])
+    script("generate_training_data").main([*shared, "--n-examples", "24", "--n-train-vectors", "4"])
+    train = ["--epochs", "2", "--grad-accum", "2", "--lr", "1e-2", "--output", str(folder / "checkpoints")]
+    script("finetune").main([*shared, *train])
+    adapter = ["--adapter", str(folder / "checkpoints" / "best")]
+    script("evaluate").main([*shared, *adapter, "--n-train-vectors", "4"])
+    return SimpleNamespace(folder=folder, shared=shared, train=train, adapter=adapter, model=tiny)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every script says how it is used, and takes --model and --config."""
+    with pytest.raises(SystemExit) as stop:
+        script(name).main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for expected in (f"python {name}.py --", "--model", "--config", "Qwen/Qwen2.5-Coder-32B-Instruct"):
+        assert expected in text
+
+
+def test_every_step_leaves_its_files(steps: SimpleNamespace) -> None:
+    """Bank, baseline, manifest, adapter, ladder: whole, and nothing unfinished."""
+    names = {path.name for path in steps.folder.iterdir()}
+    assert {"vectors.safetensors", "vectors.json", "vectors.png", "train.jsonl", "ladder.json", "ladder.png"} <= names
+    assert {"baseline-info.json", "baseline-info.jsonl", "baseline-info.png"} <= names
+    assert not list(steps.folder.rglob("*unfinished*"))
+    best = {path.name for path in (steps.folder / "checkpoints" / "best").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", DESCRIPTION} <= best
+
+
+def independent(model: PreTrainedModel, folder: Path, row: dict, grid: dict) -> tuple[float, float]:
+    """P(yes) and P(no) of a row of the baseline, from transformers and a hook alone."""
+    tokenizer, bank = AutoTokenizer.from_pretrained(folder), VectorBank.load(grid["bank"])
+    turns = [{"role": "system", "content": ""}, *grid["turns"]]
+    first = tokenizer.apply_chat_template(turns, tokenize=False)
+    asked = [*turns, {"role": "user", "content": f"{grid['info']}\n\n{row['question_text']}".strip()}]
+    second = (
+        tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)[len(first) :] + "The answer is"
+    )
+    ids = [tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"] for text in (first, second)]
+    vector = bank.directions[row["vectors"]][bank.names[row["vectors"]].index(row["vector_name"])].expand(6, -1)
+    added = layer_scale(row["strength"], tuple(row["band"]), bank.residual_norms)[:, None] * vector
+    hooks = [
+        layer.register_forward_hook(
+            lambda _m, _a, out, add=add: (out[0] + add, *out[1:]) if isinstance(out, tuple) else out + add
+        )
+        for layer, add in zip(model.model.layers, added, strict=True)
+    ]
+    with torch.no_grad():
+        cache = model(ids[0]).past_key_values
+        for hook in hooks:
+            hook.remove()
+        p = model(ids[1], past_key_values=cache).logits[0, -1].softmax(-1)
+    return p[tokenizer(" yes")["input_ids"][0]].item(), p[tokenizer(" no")["input_ids"][0]].item()
+
+
+def test_baseline_agrees_with_an_independent_computation(steps: SimpleNamespace) -> None:
+    """Single trials, with and without the info prompt, random and concept, detection and control: to 1e-4 and better."""
+    results = json.loads((steps.folder / "baseline-info.json").read_text())
+    rows = [json.loads(line) for line in (steps.folder / "baseline-info.jsonl").read_text().splitlines()]
+    model = AutoModelForCausalLM.from_pretrained(steps.model)
+    data = command_line_data(steps)
+    contexts = {context.key: context for context in data}
+    steered = [row for row in rows if row["steered"]]
+    for row in (steered[0], steered[7], steered[len(steered) // 2], steered[-1]):
+        turns = [turn._asdict() for turn in contexts[row["context_key"]].turns]
+        info = results["infos"][row["split"].split("/")[1]]
+        grid = {"bank": steps.folder / "vectors.safetensors", "turns": turns, "info": info}
+        yes, no = independent(model, steps.model, row, grid)
+        assert row["mass"] == pytest.approx(yes + no, abs=1e-4)
+        assert row["log_odds"] == pytest.approx(torch.tensor(yes / no).log().item(), abs=1e-4)
+
+
+def command_line_data(steps: SimpleNamespace) -> list:
+    """The built-in contexts."""
+    from introspection_lit.contexts import BUILTIN, load_contexts
+
+    return load_contexts(BUILTIN)
+
+
+def test_baseline_table_is_that_of_its_rows(steps: SimpleNamespace) -> None:
+    """Every direction, question and condition once; the shift is steered minus clean; the info prompts are equally long."""
+    results = json.loads((steps.folder / "baseline-info.json").read_text())
+    cells = {(row["info"], row["question"], row["vectors"], row["vector"]) for row in results["directions"]}
+    assert len(cells) == len(results["directions"]) == 3 * 3 * (2 + 3)
+    for row in results["directions"]:
+        assert row["p_yes_shift"] == pytest.approx(row["p_yes_steered"] - row["p_yes_clean"])
+        assert row["mass_clean"] == pytest.approx(row["p_yes_clean"] + row["p_no_clean"])
+        assert 0 <= row["auroc"] <= 1
+    tokenizer = AutoTokenizer.from_pretrained(steps.model)
+    lengths = {name: len(tokenizer(text)["input_ids"]) for name, text in results["infos"].items()}
+    assert lengths["none"] == 0
+    assert lengths["explained"] <= lengths["neutral"] <= lengths["explained"] + 3
+    rows = [json.loads(line) for line in (steps.folder / "baseline-info.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * 5 * 3 * ((1 + 2) + (1 + 3))  # conditions, questions, contexts, clean and steered
+
+
+def test_finetune_is_fit(steps: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The command that the script prints gives the same adapter, bit by bit."""
+    script("finetune").main([*steps.shared, *steps.train[:-1], str(tmp_path / "checkpoints")])
+    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("the same as"))
+    import shlex
+
+    words = shlex.split(printed.removeprefix("the same as: python -m introspection_lit "))
+    cli = command_line(words)
+    ours = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]
+    from safetensors.torch import load_file
+
+    theirs = load_file(steps.folder / "checkpoints" / "best" / "adapter_model.safetensors")
+    assert len(ours) == len(theirs)
+    for name, tensor in ours.items():
+        plain = name.removeprefix("model.").replace(".default.weight", ".weight")
+        assert torch.equal(tensor, theirs[plain])
+
+
+def test_evaluate_is_test(steps: SimpleNamespace, tmp_path: Path) -> None:
+    """Each column of the ladder is what `test` says: the adapter, the untrained model, and the latter with info."""
+    ladder = json.loads((steps.folder / "ladder.json").read_text())
+    assert list(ladder["ways"]) == ["untrained", "with info", "adapter"]
+    plain = ["test", "--config", CONFIG, "--model.base.name_or_path", str(steps.model)]
+    plain += ["--data.bank", str(steps.folder / "vectors.safetensors"), "--data.train_vectors", "4"]
+    logger = f"--trainer.logger.init_args.save_dir={tmp_path}"
+    for name, more in (
+        ("adapter", ["--model.adapter", steps.adapter[1]]),
+        ("untrained", []),
+        ("with info", ["--data.info", "explained"]),
+    ):
+        cli = command_line([*plain, logger, *more])
+        for rung, row in ladder["ways"][name].items():
+            assert json.dumps(row) == json.dumps(cli.model.summaries[rung])
+    assert ladder["ways"]["adapter"] != ladder["ways"]["untrained"]
+
+
+def test_manifest_was_trained_on(steps: SimpleNamespace) -> None:
+    """The header says what it was made with; half of the trials are steered; the run's own settings name it."""
+    lines = [json.loads(line) for line in (steps.folder / "train.jsonl").read_text().splitlines()]
+    header, rows = lines[0], lines[1:]
+    assert header["n"] == len(rows) == 24
+    assert sum(row["steered"] for row in rows) == 12
+    assert {row["vector"] for row in rows if row["steered"]} == {f"train-{i}" for i in range(4)}
+    assert {"seed", "splits", "bank", "commit", "version", "training_contexts"} <= set(header)
+    config = next(steps.folder.glob("finetune/version_0/config.yaml")).read_text()
+    assert "manifest: " + str(steps.folder / "train.jsonl") in config
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_files_of_another_model_are_refused(
+    name: str, steps: SimpleNamespace, tiny_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bank, manifest and adapter belong to a model; a script says whose they are before it loads anything."""
+    if name == "generate_vectors":
+        pytest.skip("makes the bank")
+    shared = options(tiny_folder("llama"), steps.folder)
+    more = {"evaluate": steps.adapter, "baseline_benchmark": GRID}.get(name, [])
+    with pytest.raises(SystemExit) as stop:
+        script(name).main([*shared, *more])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "made for the model" in error
+    assert str(steps.model) in error
+    if name == "evaluate":
+        assert "model.adapter: " in error
+
+
+def test_manifest_of_another_model_is_refused(
+    steps: SimpleNamespace, tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a bank that fits, the manifest does not."""
+    shared = options(tiny_folder("llama"), tmp_path)
+    script("generate_vectors").main([*shared, "--n-random", "8"])
+    with pytest.raises(SystemExit):
+        script("finetune").main([*shared, "--manifest", str(steps.folder / "train.jsonl")])
+    assert "data.manifest: made with base_model" in capsys.readouterr().err
+
+
+# Where each script is interrupted: in the middle of what takes long.
+INTERRUPTED: dict[str, tuple[Any, str, list[str], str]] = {
+    "generate_vectors": (VectorBank, "save", ["--n-random", "8"], "vectors.safetensors"),
+    "baseline_benchmark": (PredictionWriter, "on_predict_batch_end", GRID, "baseline.json"),
+    "generate_training_data": (Split, "asked", ["--n-examples", "24"], "train.jsonl"),
+    "finetune": (IntrospectionModule, "training_step", [], "checkpoints"),
+    "evaluate": (IntrospectionModule, "test_step", [], "ladder.json"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("calls", [0, 2])
+def test_interrupted_scripts_leave_nothing_half_written(
+    name: str, calls: int, steps: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at once and in the middle: the file is not there, and no part of it either; an older one stays."""
+    owner, method, more, made = INTERRUPTED[name]
+    original, seen = getattr(owner, method), []
+
+    def interrupting(*args: Any, **kwargs: Any) -> Any:
+        seen.append(1)
+        if len(seen) > calls:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, interrupting)
+    shared = options(steps.model, tmp_path)
+    bank = ["--vectors", str(steps.folder / "vectors.safetensors")] if name != "generate_vectors" else []
+    output = ["--output", str(tmp_path / "checkpoints")] if name == "finetune" else []
+    if calls and owner is VectorBank:
+        pytest.skip("one call, and it is over")
+    with pytest.raises(SystemExit) as stop:
+        script(name).main([*shared, *bank, *more, *output])
+    assert stop.value.code != 0
+    assert not (tmp_path / made).exists()
+    assert not list(tmp_path.rglob("*unfinished*"))
+
+
+def plain_adapter(model: Path, folder: Path, config: Any) -> str:
+    """An adapter as anybody saves one, without our JSON."""
+    base = AutoModelForCausalLM.from_pretrained(model)
+    torch.manual_seed(0)
+    get_peft_model(base, config).save_pretrained(str(folder))
+    return str(folder)
+
+
+def test_any_peft_adapter_can_be_evaluated(
+    steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without introspection.json: other target modules, a question, answers and a threshold from the command line."""
+    config = LoraConfig(r=2, target_modules=["gate_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    folder = plain_adapter(steps.model, tmp_path / "theirs", config)
+    question = ["--question", "Were you changed? Say {yes} or {no}.", "--answers", "no", "yes", "--threshold", "-0.25"]
+    shared = options(steps.model, tmp_path)
+    bank = ["--vectors", str(steps.folder / "vectors.safetensors"), "--data.test_trials", '{"heldout": 8}']
+    with pytest.warns(UserWarning, match="nobody knows what it was trained on"):
+        script("evaluate").main([*shared, *bank, "--adapter", folder, *question])
+    ladder = json.loads((tmp_path / "ladder.json").read_text())
+    assert ladder["questions"]["train"] == ["Were you changed? Say no or yes."]
+    assert ladder["answers"] == ["no", "yes"]
+    assert ladder["lora"]["target_modules"] == ["gate_proj"]
+    assert ladder["ways"]["adapter"]["heldout"]["threshold"] == -0.25
+    assert ladder["ways"]["adapter"] != ladder["ways"]["untrained"]
+    reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(steps.model), folder)
+    assert reference.peft_config["default"].r == ladder["lora"]["r"]
+
+
+def test_adapters_that_cannot_be_used_are_refused(
+    steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No folder, no weights, cut weights, tokens instead of weights, damaged JSON: each says what is wrong."""
+    prompt = plain_adapter(
+        steps.model, tmp_path / "prompt", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    )
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    cut, empty, damaged = (plain_adapter(steps.model, tmp_path / name, lora) for name in ("cut", "empty", "damaged"))
+    weights = Path(cut) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    (Path(empty) / "adapter_model.safetensors").unlink()
+    (Path(damaged) / DESCRIPTION).write_text("{")
+    for name, message in (
+        ("nowhere", "no such folder: nowhere"),
+        (prompt, "PROMPT_TUNING, which adds tokens of its own"),
+        (cut, "may be cut off"),
+        (empty, "is missing"),
+        (damaged, "is damaged"),
+    ):
+        with pytest.raises(SystemExit):
+            script("evaluate").main([*steps.shared, "--adapter", name])
+        assert message in capsys.readouterr().err
+
+
+def test_verdict_names_the_first_rung_that_fails() -> None:
+    """And why; a ladder that holds says so."""
+    fine = {"auroc": 1.0, "tpr": 1.0, "fpr": 0.0}
+    assert failures(fine) == []
+    assert verdict("adapter", {"seen": fine, "heldout": fine}) == "adapter: every rung holds."
+    rows = {"seen": fine, "heldout": fine | {"tpr": 0.5}, "newkinds": fine | {"fpr": 1.0}}
+    said = verdict("adapter", rows)
+    assert f"the first rung to fail is {RUNGS['heldout']!r}" in said
+    assert "misses steering (TPR 0.50)" in said
+    assert RUNGS["newkinds"] in said
+    assert "no rung holds" in verdict("untrained", {"seen": fine | {"auroc": 0.5, "tpr": 0.0}})
