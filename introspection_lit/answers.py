@@ -17,6 +17,9 @@ PROBE = exchange("probe", "Hello", "Hello")
 # What is suggested in place of a word of several tokens, as far as the tokenizer has it.
 SUGGESTIONS = ("yes", "no", "true", "false", "on", "off", "red", "blue", "left", "right", "A", "B", "1", "0")
 
+# After one of these a word follows without a space.
+OPENING = "\"'([{<«“`"
+
 
 def settle(
     tokenizer: PreTrainedTokenizerBase, contexts: Iterable[Context], questions: Sequence[str], phrasing: Phrasing
@@ -73,17 +76,18 @@ def _settle_one(tokenizer: PreTrainedTokenizerBase, text: str, answers: tuple[st
                 "the space out."
             ]
         )
-    ways = [(" ", ""), ("", " ")] if text[-1].isalnum() else [(" ", ""), ("", " "), ("", "")]
+    ways = [("", "")] if text[-1] in OPENING else [(" ", ""), ("", " ")]
     tried = [(joint, [_token(tokenizer, text + joint, space + word) for word in answers]) for space, joint in ways]
     for joint, (yes, no) in tried:
         if yes is not None and no is not None:
             if yes == no:
                 raise ConfigurationError([f"data.answers: {answers} are the same token. Expected two different words."])
             return joint, (yes, no)
-    fitting = [word for word in SUGGESTIONS if _token(tokenizer, text, f" {word}") is not None]
+    fitting = [word for word in SUGGESTIONS if _token(tokenizer, text, ways[0][0] + word) is not None]
     bad = [word for place, word in enumerate(answers) if tried[0][1][place] is None]
     pieces = {
-        word: tokenizer.convert_ids_to_tokens(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) for word in bad
+        word: tokenizer.convert_ids_to_tokens(tokenizer(ways[0][0] + word, add_special_tokens=False)["input_ids"])
+        for word in bad
     }
     raise ConfigurationError(
         [

@@ -135,46 +135,59 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %" if share < 0.9995 else "100 %"
 
 
+def change(row: dict[str, Any], name: str) -> str:
+    """A probability clean and steered, in percent."""
+    return f"{100 * row[f'{name}_clean']:.3g} → {100 * row[f'{name}_steered']:.3g}"
+
+
 def direction_table(compared: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> Table:
-    """The detection question for every concept, and for the random directions on average, condition by condition."""
-    table = Table(title="Was it steered? Clean to steered", padding=(0, 1))
-    several = len({(tuple(row["band"]), row["strength"]) for row in summary}) > 1
-    columns = ("info", "direction", *(["band", "strength"] if several else []))
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    for column in ("P(yes)", "P(no)", "log-odds", "AUROC", "mass"):
-        table.add_column(column, justify="right", no_wrap=True)
+    """The detection question, clean to steered, for every concept and on average over each kind of direction.
+
+    Conditions stand side by side if there are several; of several bands or strengths only the averages are shown.
+    """
+    infos = list(dict.fromkeys(row["info"] for row in summary))
+    several = len({_place(row)[1:] for row in summary}) > 1
     alone = [row | {"label": row["vector"]} for row in compared if row["vectors"] == "concept" and not several]
     together = [row | {"label": f"{row['vectors']}, mean of {row['directions']}"} for row in summary]
+    lines: dict[tuple[str, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in [*alone, *together]:
-        if row["question"] != DETECTION:
-            continue
-        where = [f"{row['band'][0]}..{row['band'][1]}", f"{row['strength']:g}"] if several else []
-        table.add_row(
-            row["info"],
-            row["label"],
-            *where,
-            f"{percent(row['p_yes_clean'])} → {percent(row['p_yes_steered'])}",
-            f"{percent(row['p_no_clean'])} → {percent(row['p_no_steered'])}",
-            f"{row['log_odds_shift']:+.2f}",
-            f"{row['auroc']:.3f}",
-            f"{row['mass_steered']:.3f}",
-        )
+        if row["question"] == DETECTION:
+            place = (f"{row['band'][0]}..{row['band'][1]}", f"{row['strength']:g}") if several else ()
+            lines[row["label"], *place][row["info"]] = row
+    table = Table(title="Was it steered? Clean → steered, probabilities in %", padding=(0, 1))
+    for column in ("direction", *(("layers", "strength") if several else ())):
+        table.add_column(column, no_wrap=True)
+    if len(infos) == 1:
+        for column in ("P(yes)", "P(no)", "log-odds", "AUROC", "mass"):
+            table.add_column(column, justify="right", no_wrap=True)
+    else:
+        for info in infos:
+            table.add_column(f"info: {Path(info).name}\nP(yes)  AUROC", justify="right", no_wrap=True)
+    for labels, rows in lines.items():
+        cells = [f"{change(rows[info], 'p_yes')} {rows[info]['auroc']:.2f}" for info in infos]
+        if len(infos) == 1:
+            row = rows[infos[0]]
+            shift, area, share = f"{row['log_odds_shift']:+.2f}", f"{row['auroc']:.2f}", f"{row['mass_steered']:.2f}"
+            cells = [change(row, "p_yes"), change(row, "p_no"), shift, area, share]
+        table.add_row(*labels, *cells)
     return table
 
 
 def control_table(summary: Sequence[dict[str, Any]]) -> Table:
     """How far the log-odds of each question move: if those of the control questions move alike, it is a push toward yes."""
-    table = Table(title="Log-odds, clean, and their shift under steering", padding=(0, 1))
-    for column in ("info", "vectors", "band", "strength"):
+    cells = {(*_place(row), row["vectors"], row["question"]): row for row in summary}
+    keys = list(dict.fromkeys(key[:-1] for key in cells))
+    shown = [column for column in range(3) if len({key[column] for key in keys}) > 1]
+    table = Table(title="Log-odds: clean, and shift by steering", padding=(0, 1))
+    for column in [*(("info", "layers", "strength")[place] for place in shown), "vectors"]:
         table.add_column(column, no_wrap=True)
     for column in (DETECTION, CLEAR_YES, CLEAR_NO):
         table.add_column(column, justify="right", no_wrap=True)
-    cells = {(r["info"], r["vectors"], tuple(r["band"]), r["strength"], r["question"]): r for r in summary}
-    for info, vectors, band, strength in dict.fromkeys(key[:-1] for key in cells):
-        rows = [cells.get((info, vectors, band, strength, question)) for question in (DETECTION, CLEAR_YES, CLEAR_NO)]
+    for key in keys:
+        rows = [cells.get((*key, question)) for question in (DETECTION, CLEAR_YES, CLEAR_NO)]
         moved = [f"{row['log_odds_clean']:+.2f} {row['log_odds_shift']:+.2f}" if row else "" for row in rows]
-        table.add_row(info, vectors, f"{band[0]}..{band[1]}", f"{strength:g}", *moved)
+        names = (Path(key[0]).name, f"{key[1][0]}..{key[1][1]}", f"{key[2]:g}")
+        table.add_row(*(names[place] for place in shown), key[3], *moved)
     return table
 
 

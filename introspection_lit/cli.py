@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Any
@@ -78,6 +79,11 @@ class IntrospectionCLI(LightningCLI):
         self.config_init["test"]["verbose"] = False
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False of Lightning's advertisement for another package."""
+    return "litlogger" not in record.getMessage()
+
+
 def quieten() -> None:
     """Silence what other packages say at every start and no user can act on."""
     for message in (
@@ -88,6 +94,7 @@ def quieten() -> None:
         ".*LightningCLI's args parameter is intended.*",  # the scripts have a command line of their own
     ):
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     # transformers' bars for loading weights write over the trainer's.
     transformers.utils.logging.disable_progress_bar()
 

@@ -1,0 +1,163 @@
+"""Conversations of the user's own: files, the mark where steering ends, and the way through baseline, train and test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import GRID, options, script
+from transformers import PreTrainedTokenizerFast
+
+from introspection_lit.contexts import Context, Message, load_contexts
+from introspection_lit.conversations import Phrasing, encode, render
+from introspection_lit.errors import ConfigurationError
+
+
+def conversation(number: int = 0, **more: Any) -> dict:
+    """A published prompt: empty system prompt, a placeholder for a reply, steered up to there."""
+    return {
+        "messages": [
+            {"role": "system", "content": ""},
+            {"role": "user", "content": f"Let us talk about number {number}."},
+            {"role": "assistant", "content": "{ }", "steering_ends": True},
+            {"role": "user", "content": "Was something added to you? Reply no or yes."},
+            {"role": "assistant", "content": "My answer is"},
+        ],
+        **more,
+    }
+
+
+def write(path: Path, content: object) -> str:
+    """A JSON file."""
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("shape", ["list of messages", "object", "list of objects", "conversations", "jsonl"])
+def test_shapes_of_files(shape: str, tmp_path: Path) -> None:
+    """One conversation or several, bare or with answers and a kind."""
+    content: Any = {
+        "list of messages": conversation()["messages"],
+        "object": conversation(),
+        "list of objects": [conversation()],
+        "conversations": {"conversations": [conversation()["messages"]]},
+        "jsonl": conversation(),
+    }[shape]
+    name = "file.jsonl" if shape == "jsonl" else "file.json"
+    (context,) = load_contexts(write(tmp_path / name, content))
+    roles = ["system", "user", "assistant"]
+    assert [turn.role for turn in context.turns] == roles
+    assert context.asked == (
+        Message("user", "Was something added to you? Reply no or yes."),
+        Message("assistant", "My answer is"),
+    )
+
+
+def test_it_is_asked_as_it_stands(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Template, seam and tokens are those of the whole conversation; what is steered ends at the mark."""
+    (context,) = load_contexts(write(tmp_path / "file.json", conversation()))
+    phrasing = Phrasing(system="Not this one.")
+    text, seam = render(tokenizer, context, None, phrasing)
+    messages = [{key: message[key] for key in ("role", "content")} for message in conversation()["messages"]]
+    expected = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True) + "My answer is"
+    assert text == expected
+    assert text[:seam].rstrip().endswith("{ }<|im_end|>")
+    encoded = encode(tokenizer, context, None, phrasing)
+    assert encoded.context_ids + encoded.question_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert "Another question?" in render(tokenizer, context, "Another question?", phrasing)[0]
+
+
+def test_steering_may_end_with_a_user_message(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The reply to it is then clean, and part of the question."""
+    turns = (Message("user", "First"),)
+    asked = (Message("assistant", "Second"), Message("user", "Third?"))
+    encoded = encode(tokenizer, Context("own", turns, asked), None, Phrasing())
+    first, second = tokenizer.decode(encoded.context_ids), tokenizer.decode(encoded.question_ids)
+    assert "First" in first
+    assert "Second" not in first
+    assert second.index("Second") < second.index("Third?") < second.index("The answer is")
+
+
+def changed(number: int, **fields: Any) -> dict:
+    """A conversation with one message changed."""
+    made = conversation()
+    made["messages"][number] |= fields
+    return made
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed(2, steering_ends=False), "expected one message with .*, got 0"),
+        (changed(1, steering_ends=True), "got 2"),
+        (changed(0, role="narrator"), "message 1: expected a role"),
+        (changed(3, content=["text"]), "message 4: expected a role"),
+        (changed(3, role="system"), "expected the question, a user message, after"),
+        (
+            {"messages": [{"role": "system", "content": "x", "steering_ends": True}, {"role": "user", "content": "?"}]},
+            "no text",
+        ),
+        (conversation(answers=["yes"]), "'answers' to be two texts"),
+        (conversation(answers="yes"), "'answers' to be two texts"),
+        ([], "holds no context"),
+        ("text", "expected an object"),
+        ([[1, 2]], "expected"),
+    ],
+)
+def test_bad_conversations_are_refused(content: object, message: str, tmp_path: Path) -> None:
+    """Each is named with its number in the file."""
+    with pytest.raises(ConfigurationError, match=message):
+        load_contexts(write(tmp_path / "file.json", content))
+
+
+def test_damaged_json_is_refused(tmp_path: Path) -> None:
+    """Cut off in the middle."""
+    (tmp_path / "file.json").write_text(json.dumps(conversation())[:50])
+    with pytest.raises(ConfigurationError, match="not JSON"):
+        load_contexts(str(tmp_path / "file.json"))
+
+
+def test_baseline_train_and_test_run_on_them(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A single one through the baseline; a file of them through training and test; one more as test contexts only."""
+    one = write(tmp_path / "one.json", conversation(99, answers=["no", "yes"]))
+    shared = options(tiny, tmp_path)
+    script("baseline_benchmark").main(
+        [*shared, *GRID, "--conversations", one, "--data.concepts", '["bread","cats","music"]']
+    )
+    rows = [json.loads(line) for line in (tmp_path / "baseline.jsonl").read_text().splitlines()]
+    assert {row["question_text"] for row in rows if row["role"] == "detection"} == {
+        "Was something added to you? Reply no or yes."
+    }
+    assert json.loads((tmp_path / "baseline.json").read_text())["answers"] == ["no", "yes"]
+    assert any("Answer no if so and yes if not" in row["question_text"] for row in rows)  # the control questions
+
+    many = write(tmp_path / "many.json", [conversation(number, answers=["no", "yes"]) for number in range(24)])
+    sets = ["--data.test_trials", '{"seen": 4, "heldout": 4, "concept": 4}']
+    mine = [*shared, "--conversations", many, *sets]
+    script("generate_vectors").main([*shared, "--conversations", many, "--n-random", "8"])
+    script("generate_training_data").main([*mine, "--n-examples", "12"])
+    first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[1])
+    assert first["question"] == "Was something added to you? Reply no or yes."
+    script("finetune").main([*mine, "--epochs", "1", "--grad-accum", "1", "--output", str(tmp_path / "checkpoints")])
+    adapter = ["--adapter", str(tmp_path / "checkpoints" / "best")]
+    script("evaluate").main([*mine, *adapter, "--data.test_contexts", one])
+    ladder = json.loads((tmp_path / "ladder.json").read_text())
+    assert ladder["answers"] == ["no", "yes"]
+    assert all(row["n_clean_distinct"] == 1 for row in ladder["ways"]["adapter"].values())
+    capsys.readouterr()
+    # What was trained on is no test.
+    with pytest.raises(SystemExit):
+        script("evaluate").main([*mine, *adapter, "--data.test_contexts", many])
+    assert "is in more than one split" in capsys.readouterr().err
+
+
+def test_answers_that_contradict_the_file_are_refused(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The question in the file asks for its own words."""
+    one = write(tmp_path / "one.json", conversation(answers=["no", "yes"]))
+    with pytest.raises(SystemExit):
+        script("baseline_benchmark").main([*options(tiny, tmp_path), "--conversations", one, "--answers", "yes", "no"])
+    assert "the conversations name the answers ['no', 'yes'], the configuration ['yes', 'no']" in capsys.readouterr().err
