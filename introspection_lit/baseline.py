@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from introspection_lit.figures import ANOTHER, CLEAN, STEERED
 from introspection_lit.grid import CLEAR_NO, CLEAR_YES, DETECTION
 from introspection_lit.metrics import auroc
 
@@ -146,7 +144,7 @@ def direction_table(compared: Sequence[dict[str, Any]], summary: Sequence[dict[s
     Conditions stand side by side if there are several; of several bands or strengths only the averages are shown.
     """
     infos = list(dict.fromkeys(row["info"] for row in summary))
-    several = len({_place(row)[1:] for row in summary}) > 1
+    several = len({place_of(row)[1:] for row in summary}) > 1
     alone = [row | {"label": row["vector"]} for row in compared if row["vectors"] == "concept" and not several]
     together = [row | {"label": f"{row['vectors']}, mean of {row['directions']}"} for row in summary]
     lines: dict[tuple[str, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -175,7 +173,7 @@ def direction_table(compared: Sequence[dict[str, Any]], summary: Sequence[dict[s
 
 def control_table(summary: Sequence[dict[str, Any]]) -> Table:
     """How far the log-odds of each question move: if those of the control questions move alike, it is a push toward yes."""
-    cells = {(*_place(row), row["vectors"], row["question"]): row for row in summary}
+    cells = {(*place_of(row), row["vectors"], row["question"]): row for row in summary}
     keys = list(dict.fromkeys(key[:-1] for key in cells))
     shown = [column for column in range(3) if len({key[column] for key in keys}) > 1]
     table = Table(title="Log-odds: clean, and shift by steering", padding=(0, 1))
@@ -191,38 +189,6 @@ def control_table(summary: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def figure(compared: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the shift of the log-odds of every direction for each question, and the AUROC of the detection question."""
-    places = list(dict.fromkeys(map(_place, compared)))
-    kinds = list(dict.fromkeys(row["vectors"] for row in compared))
-    colours = {DETECTION: STEERED, CLEAR_YES: CLEAN, CLEAR_NO: ANOTHER}
-    drawn = Figure(figsize=(9, 2 + 0.75 * len(places) * len(kinds)), layout="constrained")
-    left, right = drawn.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
-    labels = []
-    scatter = np.random.default_rng(0)
-    for number, (place, kind) in enumerate((place, kind) for place in places for kind in kinds):
-        rows = [row for row in compared if (_place(row), row["vectors"]) == (place, kind)]
-        labels.append(f"{kind}, info: {Path(place[0]).name}\nlayers {place[1][0]}..{place[1][1]}, strength {place[2]:g}")
-        for lane, (question, colour) in enumerate(colours.items()):
-            chosen = [row for row in rows if row["question"] == question]
-            height = number + 0.22 * (lane - 1) + scatter.uniform(-0.06, 0.06, len(chosen))
-            name = question if number == 0 else None
-            left.scatter([row["log_odds_shift"] for row in chosen], height, s=9, alpha=0.6, color=colour, label=name)
-            if question == DETECTION:
-                right.scatter([row["auroc"] for row in chosen], height, s=9, alpha=0.6, color=colour)
-    left.axvline(0, color="black", linewidth=0.8)
-    right.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
-    left.set_yticks(range(len(labels)), labels, fontsize=8)
-    left.invert_yaxis()
-    left.set_xlabel("shift of the log-odds under steering (a point is a direction)")
-    right.set_xlabel("AUROC, detection (dashed: chance)")
-    right.set_xlim(-0.03, 1.03)
-    left.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
-    for panel in (left, right):
-        panel.spines[["top", "right"]].set_visible(False)
-    return drawn
-
-
-def _place(row: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
+def place_of(row: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
     """The condition, band and strength of a row."""
     return row["info"], tuple(row["band"]), row["strength"]

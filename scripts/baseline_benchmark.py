@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from introspection_lit import baseline, pipeline
+from introspection_lit import baseline, baseline_figures, pipeline
 from introspection_lit.callbacks import run_folder
 from introspection_lit.cli import main as run
 from introspection_lit.files import save_figure, whole, write_whole
@@ -88,7 +88,7 @@ def benchmark(steps: pipeline.Steps) -> None:
     with whole(steps.folder / f"{name}.jsonl") as copied:
         copied.write_bytes(rows.read_bytes())
     write_whole(steps.folder / f"{name}.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    save_figure(steps.folder / f"{name}.png", baseline.figure(compared))
+    save_figure(steps.folder / f"{name}.png", baseline_figures.figure(compared, summary))
     console = Console()
     console.print(baseline.direction_table(compared, summary))
     console.print(baseline.control_table(summary))
