@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.export import DESCRIPTION
-from introspection_lit.model import BaseModel, Lora
+from introspection_lit.model import BaseModel
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = ("adapter_config.json", WEIGHTS, DESCRIPTION)
@@ -33,7 +32,6 @@ class Adapter(NamedTuple):
     description: dict[str, Any] | None
 
 
-@lru_cache(maxsize=4)
 def read_adapter(name: str) -> Adapter:
     """Look at an adapter without loading its weights.
 
@@ -58,7 +56,6 @@ def read_adapter(name: str) -> Adapter:
             f"model.adapter: {name} is of type {config.peft_type}, which adds tokens of its own to the cache. Expected an "
             "adapter of weights, such as LoRA."
         )
-    problems += _weight_problems(folder / WEIGHTS)
     description = None
     if (folder / DESCRIPTION).is_file():
         try:
@@ -101,17 +98,17 @@ def _weight_problems(path: Path) -> list[str]:
     return []
 
 
-def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, stage: str) -> list[str]:
+def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting: bool) -> list[str]:
     """Check that an adapter exists, can be read and belongs to the model.
 
     Args:
         name: A folder or hub id.
         base: The model that is about to be loaded.
         checkpoint: What ``ckpt_path`` names, if anything.
-        stage: What the trainer is about to do.
+        fitting: The trainer is about to train.
     """
     problems = []
-    if stage == "fit":
+    if fitting:
         problems.append("model.adapter: is for validate, test and predict. To go on training a checkpoint, use ckpt_path.")
     if checkpoint is not None:
         problems.append("model.adapter: given together with ckpt_path. Each brings an adapter: give one of them.")
@@ -119,6 +116,7 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, stage: 
         adapter = read_adapter(name)
     except ConfigurationError as error:
         return problems + error.problems
+    problems += _weight_problems(adapter.folder / WEIGHTS)
     made_for = str(adapter.config.base_model_name_or_path)
     if BaseModel(made_for).name != base.name:
         problems.append(
@@ -133,17 +131,17 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, stage: 
     return problems
 
 
-def shape_of(adapter: Adapter) -> Lora | None:
-    """The settings of a LoRA adapter in our terms; None for adapters of another type."""
+def shape_of(adapter: Adapter) -> dict[str, Any]:
+    """The settings of an adapter for results files: those of LoRA as in a checkpoint, of others their type."""
     config = adapter.config
-    if not isinstance(config, LoraConfig):
-        return None
     targets = config.target_modules
+    named = sorted(targets) if isinstance(targets, set | list) else [str(targets)]
+    if not isinstance(config, LoraConfig):
+        return {"type": str(config.peft_type), "target_modules": named}
     layers = config.layers_to_transform
-    return Lora(
-        r=config.r,
-        alpha=int(config.lora_alpha),
-        dropout=config.lora_dropout,
-        target_modules=sorted(targets) if isinstance(targets, set | list) else [str(targets)],
-        layers=[layers] if isinstance(layers, int) else list(layers or ()),
-    )
+    return {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "target_modules": named,
+        "layers": [layers] if isinstance(layers, int) else sorted(layers or ()),
+    }

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from introspection_lit.grid import CLEAR_NO, CLEAR_YES, DETECTION
+from introspection_lit.grid import CLEAR_NO, CLEAR_YES, DETECTION, info_of
 from introspection_lit.metrics import auroc
 
 RANDOM = "random"
@@ -45,10 +45,11 @@ class Answer(NamedTuple):
         return self.mass / (1 + math.exp(min(self.log_odds, 700)))
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``predictions.jsonl``."""
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
+def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of ``predictions.jsonl``, or of the files of several processes."""
+    for path in paths:
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
 
 
 def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,12 +62,12 @@ def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         A row for each condition (``info``), ``question`` (detection, clear yes, clear no), ``band``, ``strength`` and
         direction (``vectors``, ``vector``), with means over contexts and questions: ``p_yes_clean``, ``p_yes_steered``,
         ``p_yes_shift``, and the same of ``p_no``, ``log_odds`` and ``mass``; ``auroc``, how often a steered trial outscores
-        a clean one, over contexts; ``n``, the number of pairs.
+        a clean one, over contexts, averaged over questions; ``n``, the number of pairs.
     """
     clean: dict[tuple, Answer] = {}
     steered: dict[tuple, dict[tuple, Answer]] = defaultdict(dict)
     for row in rows:
-        info = row["split"].split("/", 1)[1].rpartition("/")[0]
+        info = info_of(row["split"])
         answer = Answer(row["log_odds"], row["mass"])
         asked = (info, row["role"], row["question_text"], row["context"])
         if row["steered"]:
@@ -77,8 +78,9 @@ def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             clean[asked] = answer
     compared = []
     for (info, role, band, strength, vectors, vector), answers in steered.items():
-        before = [clean[asked] for asked in answers]
-        after = list(answers.values())
+        by_question = defaultdict(list)
+        for asked, answer in answers.items():
+            by_question[asked[2]].append((clean[asked], answer))
         named = {
             "info": info,
             "question": role,
@@ -87,21 +89,26 @@ def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "vectors": vectors,
             "vector": vector,
         }
-        compared.append(named | _compared(before, after))
+        compared.append(named | _compared(list(by_question.values())))
     return compared
 
 
 MEANS = ("p_yes", "p_no", "log_odds", "mass")
 
 
-def _compared(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, float | int]:
+def _compared(by_question: Sequence[Sequence[tuple[Answer, Answer]]]) -> dict[str, float | int]:
+    """Numbers of one direction, from pairs of a clean and a steered answer, question by question."""
+    pairs = [pair for pairs in by_question for pair in pairs]
     row: dict[str, float | int] = {}
     for name in MEANS:
-        first, second = (float(np.mean([getattr(answer, name) for answer in group])) for group in (before, after))
+        first, second = (float(np.mean([getattr(pair[side], name) for pair in pairs])) for side in (0, 1))
         row |= {f"{name}_clean": first, f"{name}_steered": second, f"{name}_shift": second - first}
-    scores = torch.tensor([answer.log_odds for answer in (*before, *after)], dtype=torch.float64)
-    labels = torch.tensor([False] * len(before) + [True] * len(after))
-    return row | {"auroc": auroc(scores, labels), "n": len(after)}
+    # Between questions log-odds differ for reasons of their own: the curve is one for each.
+    areas = []
+    for group in by_question:
+        scores = torch.tensor([pair[side].log_odds for side in (0, 1) for pair in group], dtype=torch.float64)
+        areas.append(auroc(scores, torch.arange(2 * len(group)) >= len(group)))
+    return row | {"auroc": float(np.mean(areas)), "n": len(pairs)}
 
 
 def summarise(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

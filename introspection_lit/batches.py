@@ -134,6 +134,12 @@ class Split:
         own = [message.content for message in self.contexts[trial.context].asked if message.role == "user"]
         return question if question is not None else own[-1]
 
+    def all_asked(self) -> list[str]:
+        """Every question that trials of the split may ask, in words."""
+        own = [context.asked for context in self.contexts if context.asked and self.source.questions == "train"]
+        texts = [[message.content for message in asked if message.role == "user"][-1] for asked in own]
+        return list(dict.fromkeys([*texts, *(self.questions if len(own) < len(self.contexts) else ())]))
+
     def describe(self, trial: Trial, bank: VectorBank) -> dict[str, Any]:
         """Everything that defines a trial, in words, for a table of predictions."""
         context = self.contexts[trial.context]

@@ -155,8 +155,13 @@ def question_problems(train: Sequence[str], heldout: Sequence[str], test_sets: S
         problems.append("data.questions, data.heldout_questions: got an empty question. Leave it out.")
     if "newquestions" in test_sets and not heldout:
         problems.append("data.heldout_questions: got none, but the test set 'newquestions' asks them. Give at least one.")
-    return problems + [
-        f"data.heldout_questions: {question!r} is in data.questions too: what is tested has been trained on."
+    return problems + heldout_problems(train, heldout)
+
+
+def heldout_problems(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
+    """Check that no held-out question is trained on; ``train`` may include what conversations of the user's own ask."""
+    return [
+        f"data.heldout_questions: {question!r} is a question of the training too: what is tested has been trained on."
         for question in repeated_questions(train, heldout)
     ]
 

@@ -16,6 +16,7 @@ from introspection_lit.contexts import BUILTIN
 from introspection_lit.conversations import Phrasing
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.grid import Grid
+from introspection_lit.manifest import ManifestPlan
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.prefill import Forward, steered_cache
 from introspection_lit.preparation import DEFAULT_VECTORS, Prepared, prepare
@@ -51,9 +52,11 @@ class IntrospectionDataModule(LightningDataModule):
             about something else, as long), or a ``.txt`` file.
         answers: The words for "steered" and "not steered", each one token; yes and no by default, or what a conversation
             file says. Quote them in YAML: a bare ``no`` is "false".
-        answer_prefix: How the answer starts, without a space at the end.
+        answer_prefix: How the answer starts, without a space at the end; by default "The answer is", or as the
+            conversations of a file start theirs.
         bank: A vector bank made for this model. By default one is made, and saved in the run's folder.
-        manifest: Train on the trials of this file, in its order, instead of drawing them; needs ``bank``.
+        manifest: Train on the trials of this file instead of drawing them, in its order but for neighbours that are sorted
+            by length; an epoch is a pass over it. Needs ``bank``.
         grid: What ``predict`` runs through instead of the test sets: a benchmark (see scripts/baseline_benchmark.py).
         train_vectors: Random directions to train on; by default 100, or all that a given bank has.
         validation_vectors: Random directions to validate on; by default 50, or all of a given bank.
@@ -88,7 +91,7 @@ class IntrospectionDataModule(LightningDataModule):
         heldout_questions: list[str] | None = None,
         info: str = "none",
         answers: tuple[str, str] | None = None,
-        answer_prefix: str = "The answer is",
+        answer_prefix: str | None = None,
         bank: str | None = None,
         manifest: str | None = None,
         grid: Grid | None = None,
@@ -169,7 +172,7 @@ class IntrospectionDataModule(LightningDataModule):
             self._check_training(read_adapter(adapter).description, bank)
         self.module.configure_model()
         if bank is None:
-            bank = self.make_bank(components="concept_pca" in self.test_sets)
+            bank = self.make_bank(components="concept_pca" in [*self.test_sets, *(self.grid.vectors if self.grid else ())])
             if adapter is not None:
                 self._check_training(read_adapter(adapter).description, bank)
         problems = leaks.between_splits(bank)
@@ -179,6 +182,33 @@ class IntrospectionDataModule(LightningDataModule):
         log_dir = self.running.log_dir  # asked for on every process: the answer is broadcast
         if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
             bank.save(Path(log_dir) / "vectors.safetensors")
+
+    def training_options(self) -> dict[str, Any]:
+        """The options that decide what is trained on and how it is asked, as on the command line.
+
+        Those of contexts that are files are absolute paths. What is at its default because nothing was said is None.
+        """
+        source = Path(self.contexts_source).expanduser()
+        options = {
+            "contexts": str(source.resolve()) if source.is_file() else self.contexts_source,
+            "validation_kinds": self.validation_kinds,
+            "test_kinds": self.test_kinds,
+            "max_context_tokens": self.max_context_tokens,
+            "system_prompt": self.system_prompt,
+            "questions": self.questions,
+            "heldout_questions": self.heldout_questions,
+            "info": self.info,
+            "answers": self.answers,
+            "answer_prefix": self.answer_prefix,
+            "train_vectors": self.vector_counts["train"],
+            "bands": self.bands,
+            "strengths": self.strengths,
+            "strength_unit": self.strength_unit,
+            "prefill_adapter": self.prefill_adapter,
+            "seed": self.seed,
+        }
+        named = {f"data.{name}": value for name, value in options.items()}
+        return {"seed_everything": self.seed, "model.base.revision": self.module.base.revision} | named
 
     @property
     def wording(self) -> Wording:
@@ -268,7 +298,9 @@ class IntrospectionDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What training has seen, for the checkpoint; see :func:`~introspection_lit.leaks.training_record`."""
         assert self.bank is not None
-        return leaks.training_record(self.splits, self.bank, self.prefill_adapter)
+        plan = self.splits["train"].plan
+        manifest = plan.fingerprint if isinstance(plan, ManifestPlan) else None
+        return leaks.training_record(self.splits, self.bank, self.prefill_adapter) | {"manifest": manifest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that nothing that is about to be tested was seen in the training of the checkpoint.

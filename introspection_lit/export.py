@@ -73,7 +73,8 @@ def export_adapter(
         "format": "introspection_lit/adapter/1",
         **module.identity(),
         "quantization": module.base.quantization,
-        "question": data.wording.questions["train"],
+        "question": data.splits["train"].all_asked()[:10],
+        "options": data.training_options(),
         "answers": list(data.phrasing.answers),
         "answer_prefix": data.phrasing.answer_prefix,
         "system_prompt": data.phrasing.system,
@@ -121,14 +122,20 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
             [f"{folder} exists and is not an adapter of ours: it is not replaced. Name another folder."]
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
+    unfinished, older = (Path(tempfile.mkdtemp(dir=folder.parent)) for _ in range(2))
     try:
         yield unfinished
         unfinished.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
+        if folder.exists():
+            folder.replace(older)
+        try:
+            unfinished.rename(folder)
+        except BaseException:
+            older.replace(folder)
+            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class Grid:
     Attributes:
         vectors: Splits of the bank whose directions are run.
         random_vectors: How many of the random ones; of the others all.
-        contexts: How many contexts: of a conversation file the first ones, else of the split ``heldout``.
+        contexts: How many contexts, evenly from all kinds: of a file of conversations, or of the split ``heldout``. By
+            default 8, or all of the conversations.
         info: Conditions: what is said before the question (see ``data.info``).
         bands: As ``data.bands``; each is run.
         strengths: Each is run, in ``data.strength_unit``.
@@ -30,7 +31,7 @@ class Grid:
 
     vectors: list[str] = field(default_factory=lambda: ["heldout", "concept"])
     random_vectors: int = 50
-    contexts: int = 8
+    contexts: int | None = None
     info: list[str] = field(default_factory=lambda: ["none"])
     bands: list[str | list[int]] = field(default_factory=lambda: ["middle"])
     strengths: list[float] = field(default_factory=lambda: [1.0])
@@ -40,7 +41,12 @@ class Grid:
     def problems(self) -> list[str]:
         """What is wrong with its numbers and names."""
         problems = []
-        if self.contexts < 1 or self.random_vectors < 1 or not self.vectors or not self.info:
+        if (
+            (self.contexts is not None and self.contexts < 1)
+            or self.random_vectors < 1
+            or not self.vectors
+            or not self.info
+        ):
             given = f"{self.contexts} contexts, {self.random_vectors} random vectors, {self.vectors} and {self.info}"
             problems.append(f"data.grid: got {given}. Expected at least one context, vector, kind of vector and info.")
         if not self.strengths or not all(0 < strength < float("inf") for strength in self.strengths):
@@ -107,3 +113,13 @@ class GridPlan(Plan):
     def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
         """The trials from ``number * size`` on, in order."""
         return [self.trial(place) for place in range(number * size, (number + 1) * size)]
+
+
+def split_name(info: str, vectors: str) -> str:
+    """The name of a split of a grid."""
+    return f"grid/{info}/{vectors}"
+
+
+def info_of(split: str) -> str:
+    """The condition of a split of a grid; it may be a path."""
+    return split.split("/", 1)[1].rpartition("/")[0]

@@ -7,6 +7,7 @@ model told how it could notice, and the adapter.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,7 @@ RUNGS = {
     "concept": "concepts",
     "concept_pca": "concepts (PCA)",
     "imported": "from files",
-    "newkinds": "unseen kinds of text",
+    "newkinds": "unseen kinds",
     "newquestions": "unseen questions",
 }
 # A rung holds if all three do.
@@ -79,12 +80,14 @@ def climb(cli: IntrospectionCLI, adapter: bool) -> Iterator[tuple[Way, Summaries
             writer.name, writer.prints = f"results-{way.name.replace(' ', '-')}", False
         asked = _asked_otherwise(cli, data, way.info)
         threshold = module.threshold
-        module.threshold = threshold if way.adapter else module.given_threshold or 0.0
+        module.threshold = threshold if way.adapter else 0.0
         # A model that has not been loaded yet gets a fresh adapter, which changes nothing.
         off: AbstractContextManager[Any] = nullcontext()
         if module.layers and not way.adapter:
             off = module.model.disable_adapter()
-        with off:
+        with off, warnings.catch_warnings():
+            if not way.adapter:  # asked otherwise than the adapter was trained on purpose
+                warnings.filterwarnings("ignore", ".*in training it was.*")
             cli.trainer.test(module, datamodule=asked, verbose=False)
         if not way.adapter:
             module.threshold = threshold
@@ -141,13 +144,13 @@ def table(ways: Mapping[str, Summaries]) -> Table:
     made = Table(title="The ladder: AUROC, TPR and FPR at the threshold", padding=(0, 1))
     made.add_column("rung", no_wrap=True)
     for name in ways:
-        made.add_column(f"{name}\nAUROC  TPR  FPR", justify="right", no_wrap=True)
+        made.add_column(f"{name}\nAUROC TPR  FPR  ", justify="right", no_wrap=True)
     for rung in next(iter(ways.values())):
         cells = []
         for rows in ways.values():
             row = rows[rung]
             mark = " " if not failures(row) else "✗"
-            cells.append(f"{row['auroc']:.3f} {row['tpr']:.2f} {row['fpr']:.2f} {mark}")
+            cells.append(f"{row['auroc']:.2f} {row['tpr']:.2f} {row['fpr']:.2f} {mark}")
         made.add_row(RUNGS[rung], *cells)
     return made
 

@@ -45,7 +45,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         "messages": sorted({fingerprint(context.user) for split in seen for context in split.contexts}),
         "kinds": sorted({context.kind for split in seen for context in split.contexts}),
         "vectors": sorted(key for split in seen for key in split_keys(split, bank)),
-        "questions": sorted({fingerprint(question) for split in seen for question in split.questions}),
+        "questions": sorted({fingerprint(question) for split in seen for question in split.all_asked()}),
         "prefill_adapter": prefill_adapter,
         "phrasing": asdict(splits["train"].phrasing) | {"answers": list(splits["train"].phrasing.answers)},
         "bands": [list(band) for band in splits["train"].plan.bands],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from introspection_lit.contexts import fingerprint
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import whole
-from introspection_lit.trials import Bands, PairedPlan, Trial
+from introspection_lit.trials import Bands, PairedPlan, Trial, shuffled
 from introspection_lit.vectors import VectorBank
 
 if TYPE_CHECKING:
@@ -99,18 +99,30 @@ def distinct_pairs(plan: PairedPlan, wanted: int) -> Iterator[tuple[Trial, Trial
                 )
 
 
-def write_manifest(path: Path, header: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
-    """Write a manifest as a stream; the file is complete or not there.
+def write_manifest(
+    path: Path,
+    header: dict[str, Any],
+    rows: Iterable[dict[str, Any]],
+    check: Callable[[Path], list[str]] = lambda _path: [],
+) -> None:
+    """Write a manifest as a stream; the file is complete and right, or not there.
 
     Args:
         path: Where to.
         header: Its first line; ``format`` is added.
         rows: The trials.
+        check: Reads what was written and says what is wrong with it.
+
+    Raises:
+        ConfigurationError: Something is.
     """
-    with whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"format": FORMAT, **header}, ensure_ascii=False) + "\n")
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with whole(path) as unfinished:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"format": FORMAT, **header}, ensure_ascii=False) + "\n")
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if problems := check(unfinished):
+            raise ConfigurationError(problems)
 
 
 def settings(split: Split, bank: VectorBank, base_model: str, revision: str, seed: int) -> dict[str, Any]:
@@ -223,22 +235,27 @@ class ManifestPlan(PairedPlan):
         self._own = {number for number, context in enumerate(split.contexts) if context.asked}
         self._vector = {name: number for number, name in enumerate(bank.names[split.source.vectors][: self.vectors])}
         self._pairs: dict[int, tuple[Trial, Trial]] = {}
+        self.fingerprint = ""  # of the file, once it has been checked
 
     def problems(self) -> list[str]:
         """Read the whole file and say what is wrong with it: the first ten problems."""
         found: list[str] = []
+        digest = hashlib.sha256()
         expected = 0
+        clean: Trial | None = None
         with Seen() as seen:
             for number, line in self.manifest.lines():
                 expected = number + 1
+                digest.update(line)
                 try:
                     trial = self._trial(number, line)
                 except ValueError as error:
                     found.append(f"line {number + 2}: {error}")
+                    clean = None
                 else:
                     if number % 2 == 0:
                         clean = trial
-                    elif (clean.context, clean.question) != (trial.context, trial.question):
+                    elif clean is not None and (clean.context, clean.question) != (trial.context, trial.question):
                         found.append(
                             f"line {number + 2}: its context or question is not that of the clean trial before it."
                         )
@@ -246,6 +263,7 @@ class ManifestPlan(PairedPlan):
                         found.append(f"line {number + 2}: the same steered trial as an earlier one.")
                 if len(found) >= 10 or expected > self.manifest.total:
                     break
+        self.fingerprint = digest.hexdigest()[:16]
         if expected != self.manifest.total and len(found) < 10:
             found.append(f"it has {expected} trials or more, its header says {self.manifest.total}: it may be cut off.")
         return [f"data.manifest: {self.manifest.path}: {problem}" for problem in found]
@@ -264,7 +282,7 @@ class ManifestPlan(PairedPlan):
             raise ValueError(f"expected an object with the fields {', '.join(FIELDS)}.")
         if row["number"] != number or row["steered"] is not bool(number % 2):
             raise ValueError(f"expected number {number}, {'steered' if number % 2 else 'clean'}: trials come in pairs.")
-        context, question = self._context.get(row["context"]), self._question.get(row["question"])
+        context, question = self._context.get(str(row["context"])), self._question.get(str(row["question"]))
         if context is None:
             raise ValueError(f"the context {row['context']!r} ({row['begins']!r}) is none of the training split's.")
         question = 0 if context in self._own else question
@@ -272,10 +290,10 @@ class ManifestPlan(PairedPlan):
             raise ValueError(f"the question {row['question']!r} is none of data.questions.")
         if not row["steered"]:
             return Trial(self.split, number, context, question, steered=False)
-        vector, band, strength = self._vector.get(row["vector"]), row["band"], row["strength"]
+        vector, band, strength = self._vector.get(str(row["vector"])), row["band"], row["strength"]
         if vector is None:
             raise ValueError(f"the vector {row['vector']!r} is none of the training split's.")
-        if not isinstance(band, list) or tuple(band) not in self.bands:
+        if not isinstance(band, list) or band not in [list(known) for known in self.bands]:
             raise ValueError(f"the band {band} is none of data.bands ({', '.join(str(list(b)) for b in self.bands)}).")
         low, high = self.strengths
         if not isinstance(strength, float | int) or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9):
@@ -297,6 +315,24 @@ class ManifestPlan(PairedPlan):
                         break
                 clean = trial
         return self._pairs[pair]
+
+    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+        """The trials of a batch: the next of the file, but that pools of ``pool`` batches are sorted by length.
+
+        After the last batch of a pass the next pass begins; each has every trial once. A last batch that is not full is
+        filled up with the first trials of the file.
+        """
+        half, total = size // 2, self.manifest.total // 2
+        batches = -(-total // half)
+        turn, place = divmod(number, batches)
+        which, place = divmod(place, pool)
+        pairs = range(which * pool * half, min((which + 1) * pool * half, total))
+        by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
+        full = -(-len(pairs) // half)
+        by_length += range(full * half - len(pairs))
+        slot = int(shuffled(self.seed, self.split, "pool", turn * batches + which, full)[place])
+        chosen = by_length[slot * half : (slot + 1) * half]
+        return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
     def trial(self, number: int) -> Trial:
         """Trial ``number``; beyond the last one it starts again."""

@@ -138,6 +138,22 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
     }
 
 
+def require_finite(scores: Tensor) -> None:
+    """Check that scores are numbers: a nan outranks every score, and metrics of it would look plausible and mean nothing.
+
+    Raises:
+        ConfigurationError: One is not.
+    """
+    broken = int((~scores.isfinite()).sum())
+    if broken:
+        raise ConfigurationError(
+            [
+                f"{broken} of {len(scores)} trials gave no finite score: training has diverged, or the strength or the "
+                "precision overflows. Lower model.learning_rate or data.strengths, or use trainer.precision 32-true."
+            ]
+        )
+
+
 class Gathered(NamedTuple):
     """The trials of a split over batches and processes, on the CPU; each ``(n,)``, as in :func:`summarise`."""
 
@@ -186,14 +202,7 @@ class DetectionMetrics(Metric):
             ConfigurationError: A score is not finite: every metric of it would look plausible and mean nothing.
         """
         scores, labels, masses, inputs, numbers = (dim_zero_cat(getattr(self, name)).cpu() for name in self.states)
-        broken = int((~scores.isfinite()).sum())
-        if broken:
-            raise ConfigurationError(
-                [
-                    f"{broken} of {len(scores)} trials gave no finite score: training has diverged, or the strength or the "
-                    "precision overflows. Lower model.learning_rate or data.strengths, or use trainer.precision 32-true."
-                ]
-            )
+        require_finite(scores)
         wanted = slice(None) if self.total is None else numbers < self.total
         self.gathered = Gathered(scores[wanted], labels[wanted], masses[wanted], inputs[wanted])
         threshold = self.threshold

@@ -14,7 +14,7 @@ from introspection_lit.adapters import read_adapter, shape_of
 from introspection_lit.batches import TrialBatch
 from introspection_lit.checks import identity_problems
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.metrics import DetectionMetrics
+from introspection_lit.metrics import DetectionMetrics, require_finite
 from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
 from introspection_lit.prefill import fork, position_ids
 from introspection_lit.scoring import detection_loss, log_odds, mass
@@ -59,6 +59,12 @@ class IntrospectionModule(LightningModule):
         self.strict_loading = False  # checkpoints hold the adapter only
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
         self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
+        self.shape = {
+            "r": lora.r,
+            "alpha": lora.alpha,
+            "target_modules": sorted(lora.target_modules),
+            "layers": sorted(lora.layers),
+        }
         self.layers: list[nn.Module] = []
         self.model: PeftModel
 
@@ -87,7 +93,7 @@ class IntrospectionModule(LightningModule):
             loaded = PeftModel.from_pretrained(model, str(adapter.folder))
         except RuntimeError as error:  # torch, of tensors of another shape
             raise ConfigurationError([f"model.adapter: {self.adapter} does not fit {self.base.name}: {error}"]) from error
-        self.lora = shape_of(adapter) or self.lora
+        self.shape = shape_of(adapter)
         if adapter.description and self.given_threshold is None:
             self.threshold = adapter.description["threshold"]
         return loaded
@@ -186,8 +192,12 @@ class IntrospectionModule(LightningModule):
 
         Returns:
             ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
+
+        Raises:
+            ConfigurationError: A score is not finite.
         """
         _, scores, masses = self._step(batch, gather=False)
+        require_finite(scores)
         return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
 
     def on_train_epoch_end(self) -> None:
@@ -255,12 +265,7 @@ class IntrospectionModule(LightningModule):
             "revision": self.base.revision,
             "dtype": self.base.dtype,
             "quantization": self.base.quantization,
-            "lora": {
-                "r": self.lora.r,
-                "alpha": self.lora.alpha,
-                "target_modules": sorted(self.lora.target_modules),
-                "layers": sorted(self.lora.layers),
-            },
+            "lora": self.shape,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -10,10 +10,13 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+import yaml
+
+from introspection_lit.adapters import read_adapter
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.model import SHORT_NAMES
 
@@ -31,29 +34,38 @@ class Steps(NamedTuple):
 
     Attributes:
         options: Its own options.
-        shared: Arguments for the command line that all steps share: configuration, model, folders.
-        chosen: What the user gave, as arguments for the command line.
+        experiment: The configuration of the model's experiment, as arguments for the command line.
+        configs: The user's configurations, likewise.
+        always: Model and folders, likewise.
+        chosen: What the user gave on the command line beyond that, likewise.
         folder: Where the steps of this model leave their files.
     """
 
     options: argparse.Namespace
-    shared: list[str]
+    experiment: list[str]
+    configs: list[str]
+    always: list[str]
     chosen: list[str]
     folder: Path
 
     @property
     def bank(self) -> Path:
         """The vector bank."""
-        return Path(self.options.vectors or self.folder / "vectors.safetensors")
+        return Path(self.options.vectors or self.folder / "vectors.safetensors").expanduser()
 
     @property
     def manifest(self) -> Path:
         """The training trials."""
         return self.folder / "train.jsonl"
 
-    def command(self, *arguments: str) -> list[str]:
-        """Arguments for the command line: those that are shared, a step's own, and the user's last, so that they win."""
-        return [*self.shared, *arguments, *self.chosen]
+    def command(self, defaults: Sequence[str] = (), settled: Sequence[str] = ()) -> list[str]:
+        """Arguments for the command line; what comes later wins.
+
+        Args:
+            defaults: A step's own defaults: over those of the experiment, under the user's configurations.
+            settled: What a step knows better than any configuration; only the user's own options are over it.
+        """
+        return [*self.experiment, *defaults, *self.configs, *self.always, *settled, *self.chosen]
 
 
 def parser(description: str | None, root: Path) -> argparse.ArgumentParser:
@@ -72,15 +84,15 @@ def parser(description: str | None, root: Path) -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
-        help=f"hub id, folder, .gguf file, or {', '.join(SHORT_NAMES)} (the embedded one); default: %(default)s",
+        help=f"hub id, folder, .gguf file, or {', '.join(SHORT_NAMES)} (the embedded one); default: that of --config, or "
+        f"{DEFAULT_MODEL}",
     )
     made.add_argument(
         "--config",
         action="append",
         default=[],
         metavar="YAML",
-        help="more settings, over those of the model's experiment in configs/; may be repeated",
+        help="settings over those of the model's experiment in configs/ and the script's defaults; may be repeated",
     )
     made.add_argument("--seed", type=int, help="seed of vectors, contexts and trials (default: that of the experiment)")
     made.add_argument(
@@ -107,31 +119,52 @@ def parse(made: argparse.ArgumentParser, args: Sequence[str] | None, step: str) 
         step: Names the step; its runs land in a folder of this name.
     """
     options, more = made.parse_known_args(args)
+    options.model = options.model or _model_of(options.config) or DEFAULT_MODEL
     slug = options.model.rstrip("/").split("/")[-1].removesuffix(".gguf").lower()
     folder = (options.folder or options.root / "lightning_logs" / "pipeline" / slug).expanduser().resolve()
-    shared = []
-    if options.model in EXPERIMENTS:
-        shared += ["--config", str(options.root / "configs" / EXPERIMENTS[options.model])]
-    for config in options.config:
-        shared += ["--config", config]
-    shared += ["--model.base.name_or_path", options.model]
+    known = options.model in EXPERIMENTS
+    experiment = ["--config", str(options.root / "configs" / EXPERIMENTS[options.model])] if known else []
+    configs = [word for config in options.config for word in ("--config", config)]
     logger = "--trainer.logger.init_args"
-    shared += [f"{logger}.save_dir={folder}", f"{logger}.name={step}"]
-    chosen = []
-    if options.seed is not None:
-        chosen += ["--seed_everything", str(options.seed), "--data.seed", str(options.seed)]
-    if options.conversations is not None:
-        chosen += ["--data.contexts", options.conversations]
-    if options.answers is not None:
-        chosen += ["--data.answers", quoted(options.answers)]
-    if options.question is not None:
-        chosen += ["--data.questions", quoted(options.question)]
-    return Steps(options, shared, [*chosen, *more], folder)
+    always = ["--model.base.name_or_path", options.model, f"{logger}.save_dir={folder}", f"{logger}.name={step}"]
+    chosen = {
+        "seed_everything": options.seed,
+        "data.seed": options.seed,
+        "data.contexts": options.conversations,
+        "data.answers": options.answers,
+        "data.questions": options.question,
+    }
+    return Steps(options, experiment, configs, always, [*as_arguments(chosen), *more], folder)
 
 
-def quoted(values: Sequence[object]) -> str:
-    """A YAML list on one line; texts are quoted, so that a bare ``no`` is not "false"."""
-    return json.dumps(list(values))
+def _model_of(configs: Sequence[str]) -> str | None:
+    """The model that configurations name, the last one if several do."""
+    named = None
+    for config in configs:
+        try:
+            content = yaml.safe_load(Path(config).expanduser().read_text(encoding="utf-8"))
+            named = content["model"]["base"]["name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            continue  # it names none, or the command line will say what is wrong with it
+    return str(named) if named else None
+
+
+def as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as arguments for the command line; those that are None are left out.
+
+    Lists are written as YAML on one line with texts quoted, so that a bare ``no`` is not "false".
+    """
+    words = []
+    for name, value in settings.items():
+        if value is not None:
+            words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value, default=str)}")
+    return words
+
+
+def as_trained(adapter: str | None) -> list[str]:
+    """The settings that an adapter was trained with, if it says so, as arguments for the command line."""
+    description = read_adapter(adapter).description if adapter is not None else None
+    return as_arguments((description or {}).get("options", {}))
 
 
 def same_as(subcommand: str, arguments: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ from introspection_lit.answers import PROBE
 from introspection_lit.batches import Split
 from introspection_lit.contexts import Context, load_contexts, split_contexts
 from introspection_lit.conversations import control_tokens_in, encode, keep_usable
-from introspection_lit.grid import GridPlan
+from introspection_lit.grid import GridPlan, split_name
 from introspection_lit.manifest import Manifest, ManifestPlan, disagreements, settings
 from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.questions import info_text, own_questions
@@ -80,14 +81,24 @@ def prepare(data: IntrospectionDataModule) -> Prepared:
     else:
         names = ["train", "validation", *data.test_sets]
         splits = {name: _build_split(data, name, usable, sizes, words, bands) for name in names}
+        if "newquestions" in splits:
+            found.add(checks.heldout_problems(splits["train"].all_asked(), splits["newquestions"].questions))
         if data.manifest_path and bank:
             _take_manifest(data, splits, bank, found)
     found.raise_if_any()
     source = usable.get("train") or usable["all"]
-    clean = [encode(words.tokenizer, c, words.questions["train"][0], words.phrasing) for c in source[:NORM_CONTEXTS]]
+    norm_contexts = spread(source, NORM_CONTEXTS)
+    clean = [encode(words.tokenizer, c, words.questions["train"][0], words.phrasing) for c in norm_contexts]
     return Prepared(splits, bank, words, [encoded.context_ids for encoded in clean])
 
 
+def spread(contexts: Sequence[Context], n: int) -> list[Context]:
+    """Up to n of the contexts, evenly from beginning to end: they are in order of their kinds."""
+    return [contexts[place * len(contexts) // n] for place in range(n)] if len(contexts) > n else list(contexts)
+
+
+# How many contexts a grid has, if they are not the user's own and nobody says how many.
+DEFAULT_CONTEXTS = 8
 # How many random directions a bank gets when it is made and nobody says how many.
 DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
 
@@ -136,7 +147,7 @@ def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
     found.add(checks.precision_problems(module.base, str(trainer.precision)))
     found.add(checks.checkpoint_problems(data.checkpoint, module.identity()))
     if module.adapter is not None:
-        found.add(adapter_problems(module.adapter, module.base, data.checkpoint, str(trainer.state.fn)))
+        found.add(adapter_problems(module.adapter, module.base, data.checkpoint, trainer.state.fn == "fit"))
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         # A job that SLURM has requeued goes on in its folder, from the checkpoint that Lightning finds by itself.
         resuming = data.checkpoint is not None or "SLURM_RESTART_COUNT" in os.environ
@@ -169,6 +180,10 @@ def _check_model(
     grid_bands = bands
     if data.grid is not None:
         grid_bands = found.attempt(checks.resolve_bands, data.grid.bands, layers, "grid.bands")
+    steered = test_bands if "imported" in data.test_sets else ()
+    steered = grid_bands if data.grid is not None and "imported" in data.grid.vectors else steered
+    if bank and "imported" in bank.directions:
+        found.add(bank.unreached(steered or ()))
     return (bands, test_bands, grid_bands) if bands and test_bands and grid_bands else None
 
 
@@ -229,7 +244,13 @@ def _build_grid(
     """A split for each condition and kind of vector of the grid."""
     grid, splits = data.grid, {}
     assert grid is not None
-    contexts, detection = usable["all"][: grid.contexts], words.questions["train"]
+    own = any(context.asked for context in usable["all"])
+    contexts = spread(usable["all"], grid.contexts or (len(usable["all"]) if own else DEFAULT_CONTEXTS))
+    detection = words.questions["train"]
+    if "heldout" in grid.vectors and grid.random_vectors > sizes["heldout"]:
+        found.add(
+            [f"data.grid.random_vectors: {grid.random_vectors} asked for, but there are {sizes['heldout']} held out."]
+        )
     controls = own_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
     questions = [*detection, *controls]
     for info in grid.info:
@@ -239,7 +260,7 @@ def _build_grid(
         longest = max(len(encode(words.tokenizer, PROBE, question, phrasing).question_ids) for question in questions)
         found.add(checks.window_problems(data.max_context_tokens, longest, load_config(data.module.base)))
         for vectors in grid.vectors:
-            name = f"grid/{info}/{vectors}"
+            name = split_name(info, vectors)
             count = min(grid.random_vectors, sizes[vectors]) if vectors in RANDOM_SPLITS else sizes[vectors]
             plan = GridPlan(name, len(contexts), len(questions), count, bands[2], tuple(grid.strengths))
             asked = (contexts, questions, words.tokenizer, phrasing, words.answer_ids)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from introspection_lit.grid import info_of
+
 if TYPE_CHECKING:
     from introspection_lit.data import IntrospectionDataModule
 
@@ -53,7 +55,7 @@ def grid_protocol(data: IntrospectionDataModule) -> dict[str, Any]:
         "context_keys": [context.key for context in first.contexts],
         "questions": list(first.questions),
         **asdict(data.phrasing),
-        "infos": {name.split("/")[1]: split.phrasing.info for name, split in data.splits.items()},
+        "infos": {info_of(name): split.phrasing.info for name, split in data.splits.items()},
         "strength_unit": data.strength_unit,
         "prefill_adapter": data.prefill_adapter,
         "bank": data.bank.fingerprint,

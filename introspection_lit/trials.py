@@ -136,7 +136,7 @@ class PairedPlan(Plan):
         which, place = divmod(number, pool)
         pairs = range(which * pool * size // 2, (which + 1) * pool * size // 2)
         by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
-        slot = int(_shuffled(self.seed, self.split, "pool", which, pool)[place])
+        slot = int(shuffled(self.seed, self.split, "pool", which, pool)[place])
         chosen = by_length[slot * size // 2 : (slot + 1) * size // 2]
         return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
@@ -191,9 +191,10 @@ class TrialPlan(PairedPlan):
 
     def _dealt(self, what: str, position: int, size: int) -> int:
         round_number, place = divmod(position, size)
-        return int(_shuffled(self.seed, self.split, what, round_number, size)[place])
+        return int(shuffled(self.seed, self.split, what, round_number, size)[place])
 
 
 @lru_cache(maxsize=64)
-def _shuffled(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
+def shuffled(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
+    """The order of a round: numbers up to ``size``, ``(size,)``."""
     return generator(seed, "order", split, what, round_number).permutation(size)

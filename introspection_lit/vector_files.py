@@ -66,6 +66,7 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
             problems.append(f"import: {path}: {name}: {found}")
             continue
         names = [name] if len(found) == 1 else [f"{name}-{number}" for number in range(len(found))]
+        problems += [f"import: {path}: two directions are called {name!r}." for name in names if name in directions]
         directions |= dict(zip(names, found, strict=True))
     if not directions and not problems:
         problems.append(f"import: {path} holds no direction.")
@@ -96,17 +97,24 @@ def _entries(content: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(content, Mapping):
         yield name, content
         return
-    by_layer = {}
-    for key, value in content.items():
-        layer = key if isinstance(key, int) else re.fullmatch(r"(?:direction\.)?(\d+)", str(key))
-        if isinstance(value, Mapping):
-            yield from _entries(value, str(key))
-        elif layer is not None:
-            by_layer[layer if isinstance(layer, int) else int(layer.group(1))] = value
-        else:
-            yield str(key), value
-    if by_layer:
+    by_layer = {layer_of(key): value for key, value in content.items() if layer_of(key) is not None}
+    if by_layer and all(isinstance(value, Mapping) for value in by_layer.values()):  # names by layer: the other way round
+        names = dict.fromkeys(key for value in by_layer.values() for key in value)
+        for each in names:
+            yield str(each), {layer: value[each] for layer, value in by_layer.items() if each in value}
+    elif by_layer:
         yield name, by_layer
+    for key, value in content.items():
+        if layer_of(key) is None:
+            yield from _entries(value, str(key))
+
+
+def layer_of(key: object) -> int | None:
+    """The layer that a key means: a number, or ``direction.NUMBER``; None if it is a name."""
+    if isinstance(key, int):
+        return key
+    match = re.fullmatch(r"(?:direction\.)?(\d+)", str(key))
+    return int(match.group(1)) if match else None
 
 
 def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
@@ -115,6 +123,8 @@ def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
         outside = sorted(layer for layer in value if not 0 <= layer < n_layers)
         if outside:
             return f"it has directions for the layers {outside}, which the model does not have (0..{n_layers - 1})."
+        if not all(isinstance(part, Tensor | np.ndarray) for part in value.values()):
+            return "expected a tensor for each layer."
         parts = {layer: torch.as_tensor(part).float().flatten() for layer, part in value.items()}
         wrong = sorted({len(part) for part in parts.values()} - {hidden})
         if wrong:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,23 @@ class VectorBank:
                 f"made for the model {made_for[0]!r} (revision {made_for[1]!r}), not for {base_model!r} ({revision!r})"
             )
         return [f"data.bank: {problem}. Leave data.bank out to have a bank made for this model." for problem in problems]
+
+    def unreached(self, bands: Iterable[tuple[int, int]]) -> list[str]:
+        """Say which directions from files would leave the cache as it is, in a band: the file has none for its layers.
+
+        Args:
+            bands: First and last layer steered, inclusive.
+        """
+        problems = []
+        for first, last in bands:
+            reaching = self.directions["imported"][:, first : min(last, len(self.residual_norms) - 2) + 1]
+            empty = [name for name, rows in zip(self.names["imported"], reaching, strict=True) if not rows.any()]
+            if empty:
+                problems.append(
+                    f"data.bank: {', '.join(empty[:5])} (imported) has no direction for the layers {first}..{last}: a "
+                    "steered trial would be identical to a clean one. Steer other layers (data.test_bands, or --bands)."
+                )
+        return problems
 
     def leaks(self) -> list[str]:
         """List the splits that share a direction with a random one: the same, or nearly, up to its sign."""

@@ -60,7 +60,8 @@ def find_wording(
     info = found.attempt(info_text, data.info, tokenizer)
     if answers is None or info is None:
         return None
-    phrasing = Phrasing(data.system_prompt, answers, data.answer_prefix, info)
+    prefix = common_prefix(contexts) if data.answer_prefix is None else data.answer_prefix
+    phrasing = Phrasing(data.system_prompt, answers, prefix, info)
     questions = {
         "train": own_questions([QUESTION], answers) if data.questions is None else worded(data.questions, answers),
         "heldout": own_questions(HELDOUT_QUESTIONS, answers)
@@ -78,25 +79,37 @@ def find_wording(
     tokens = found.attempt(encode, tokenizer, PROBE, questions["train"][0], phrasing)
     if tokens:
         found.add(window_problems(data.max_context_tokens, len(tokens.question_ids), config))
+    own = [found.attempt(encode, tokenizer, context, None, phrasing) for context in contexts if context.asked]
+    lengths = [len(one.question_ids) for one in own if one and len(one.context_ids) <= data.max_context_tokens]
+    found.add(window_problems(data.max_context_tokens, max(lengths, default=0), config))
+    if data.questions and all(context.asked for context in contexts):
+        rank_zero_warn("data.questions: the conversations ask questions of their own, so these are not asked.")
     settled = found.attempt(settle, tokenizer, contexts, questions["train"], phrasing)
     return Wording(tokenizer, settled[0], settled[1], questions) if settled else None
 
 
 def common_answers(given: tuple[str, str] | None, contexts: Iterable[Context]) -> tuple[str, str]:
-    """The answer words: those of the configuration, those that all conversations of the user's own name, or yes and no.
+    """The answer words: those of the configuration, those that the conversations of the user's own name, or yes and no.
+
+    Conversations that ask a question of their own and name no answers have those of the configuration, or yes and no.
 
     Raises:
         ConfigurationError: They do not agree.
     """
-    own = sorted({context.answers for context in contexts if context.answers is not None})
-    wanted = tuple(given) if given is not None else None
-    if len(own) > 1 or (own and wanted is not None and own[0] != wanted):
+    wanted = tuple(given) if given is not None else YES_NO
+    own = sorted({context.answers or wanted for context in contexts if context.asked})
+    if len(own) > 1 or (own and given is not None and own[0] != wanted):
         named = " and ".join(str(list(words)) for words in own)
+        configured = f", the configuration {list(wanted)}" if given is not None else ""
         raise ConfigurationError(
-            [
-                f"data.answers: the conversations name the answers {named}"
-                f"{f', the configuration {list(wanted)}' if wanted is not None else ''}. Expected one pair in a run."
-            ]
+            [f"data.answers: the conversations name the answers {named}{configured}. Expected one pair in a run."]
         )
-    first, second = wanted if wanted is not None else own[0] if own else YES_NO
+    first, second = own[0] if own else wanted
     return first, second
+
+
+def common_prefix(contexts: Iterable[Context]) -> str:
+    """How answers start: as those of all conversations do, if they have it in common; else in our way."""
+    starts = {context.asked[-1].content if context.asked else None for context in contexts if context.asked}
+    assistants = {context.asked[-1].role for context in contexts if context.asked}
+    return str(starts.pop()) if assistants == {"assistant"} and len(starts) == 1 else Phrasing().answer_prefix

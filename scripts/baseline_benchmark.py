@@ -24,13 +24,15 @@ from rich.console import Console
 from introspection_lit import baseline, baseline_figures, pipeline
 from introspection_lit.callbacks import run_folder
 from introspection_lit.cli import main as run
+from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import save_figure, whole, write_whole
 from introspection_lit.provenance import grid_protocol, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
-# Bands, strengths and their unit: as published for the 32B, the same third and a relative dose for others.
-PUBLISHED = {pipeline.DEFAULT_MODEL: ([[21, 42]], [20.0], "absolute")}
-OTHERS = (["middle"], [1.0], "relative")
+# Bands and unit of the strength: as published for the 32B, the same third and a relative dose for others.
+PUBLISHED = {pipeline.DEFAULT_MODEL: ([[21, 42]], "absolute")}
+OTHERS = (["middle"], "relative")
+STRENGTHS = {"absolute": [20.0], "relative": [1.0]}
 SWEEP_BANDS = ["early", "middle", "late"]
 SWEEP = {"absolute": [5.0, 10.0, 20.0, 40.0], "relative": [0.25, 0.5, 1.0, 2.0]}
 
@@ -43,21 +45,24 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     parser = pipeline.parser(__doc__, ROOT)
     parser.add_argument("--n-vectors", type=int, default=50, help="random directions; concepts are all run (default: 50)")
-    parser.add_argument("--n-contexts", type=int, default=8, help="contexts (default: %(default)s)")
+    parser.add_argument("--n-contexts", type=int, help="contexts (default: 8, or all of --conversations)")
     parser.add_argument("--with-info", action="store_true", help="also with the info prompt, and with a neutral one")
     parser.add_argument("--sweep", action="store_true", help="over three bands and four strengths")
     parser.add_argument("--bands", type=json.loads, help="such as '[\"middle\", [21, 42]]', first and last layer inclusive")
     parser.add_argument("--strengths", type=json.loads, help="such as '[10, 20]'")
     parser.add_argument("--unit", choices=("relative", "absolute"), help="of the strengths; see ARCHITECTURE.md")
     parser.add_argument("--adapter", help="run a trained adapter instead of the untrained model: folder or hub id")
+    parser.add_argument("--name", help="what the files are called (default: baseline, and what is special about the run)")
     pipeline.guarded(lambda: benchmark(pipeline.parse(parser, args, "baseline")))
 
 
 def grid_arguments(options: argparse.Namespace) -> list[str]:
     """The grid that the options ask for, as arguments of the command line."""
-    bands, strengths, unit = PUBLISHED.get(options.model, OTHERS)
+    bands, unit = PUBLISHED.get(options.model, OTHERS)
+    unit = options.unit or unit
+    strengths = STRENGTHS[unit]
     if options.sweep:
-        bands, strengths = SWEEP_BANDS, SWEEP[options.unit or unit]
+        bands, strengths = SWEEP_BANDS, SWEEP[unit]
     grid = {
         "random_vectors": options.n_vectors,
         "contexts": options.n_contexts,
@@ -65,7 +70,21 @@ def grid_arguments(options: argparse.Namespace) -> list[str]:
         "bands": options.bands or bands,
         "strengths": options.strengths or strengths,
     }
-    return ["--data.grid", json.dumps(grid), "--data.strength_unit", options.unit or unit]
+    return pipeline.as_arguments({"data.grid": grid, "data.strength_unit": unit})
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """What the files of a run are called, so that runs of another kind stay."""
+    if options.name:
+        return str(options.name)
+    special = {
+        "info": options.with_info,
+        "sweep": options.sweep,
+        Path(options.conversations or "").stem: options.conversations,
+        "-".join(options.answers or ()): options.answers,
+        "adapter": options.adapter,
+    }
+    return "-".join(["baseline", *(name for name, wanted in special.items() if wanted)])
 
 
 def benchmark(steps: pipeline.Steps) -> None:
@@ -74,21 +93,27 @@ def benchmark(steps: pipeline.Steps) -> None:
     bank = ["--data.bank", str(steps.bank)] if steps.bank.is_file() or options.vectors else []
     if not bank:
         print("no vector bank yet: one is made for this run (generate_vectors.py makes one to keep)")
-    adapter = ["--model.adapter", options.adapter] if options.adapter else []
-    arguments = steps.command(*grid_arguments(options), *bank, *adapter, "--data.eval_batch_size", "40")
+    if any(word.startswith(("--data.strength_unit", "--data.grid")) for word in steps.chosen):
+        raise ConfigurationError(["--data.strength_unit, --data.grid: use --unit, --strengths, --bands and --n-contexts."])
+    adapter = [*pipeline.as_trained(options.adapter), *pipeline.as_arguments({"model.adapter": options.adapter})]
+    arguments = steps.command([*bank, "--data.eval_batch_size", "40"], [*adapter, *grid_arguments(options)])
     print(pipeline.same_as("predict", arguments))
     cli = run(["predict", *arguments])
-    rows = run_folder(cli.trainer) / "predictions.jsonl"
+    written = run_folder(cli.trainer)
+    cli.trainer.strategy.barrier()  # every process writes rows of its own
+    if not cli.trainer.is_global_zero:
+        return
+    rows = sorted(written.glob("predictions*.jsonl"))
     compared = baseline.compare(baseline.read_rows(rows))
     summary = baseline.summarise(compared)
-    name = f"baseline{'-info' if options.with_info else ''}{'-sweep' if options.sweep else ''}"
-    name += "-adapter" if options.adapter else ""
+    name = name_of(options)
     described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule)}
     results = {**described, "grid": asdict(cli.datamodule.grid), "summary": summary, "directions": compared}
+    text, figure = json.dumps(results, indent=1, allow_nan=False), baseline_figures.figure(compared, summary)
     with whole(steps.folder / f"{name}.jsonl") as copied:
-        copied.write_bytes(rows.read_bytes())
-    write_whole(steps.folder / f"{name}.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    save_figure(steps.folder / f"{name}.png", baseline_figures.figure(compared, summary))
+        copied.write_bytes(b"".join(path.read_bytes() for path in rows))
+    write_whole(steps.folder / f"{name}.json", text + "\n")
+    save_figure(steps.folder / f"{name}.png", figure)
     console = Console()
     console.print(baseline.direction_table(compared, summary))
     console.print(baseline.control_table(summary))

@@ -15,12 +15,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from introspection_lit import ladder, pipeline
-from introspection_lit.adapters import read_adapter
 from introspection_lit.cli import attach
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.provenance import protocol, provenance
@@ -41,38 +39,21 @@ def main(args: Sequence[str] | None = None) -> None:
     pipeline.guarded(lambda: evaluate(pipeline.parse(parser, args, "evaluate")))
 
 
-def asked_as_trained(description: dict[str, Any]) -> list[str]:
-    """The settings with which an adapter was trained, as arguments of the command line."""
-    settings = {"seed_everything": description["seed"], "data.seed": description["seed"]}
-    settings |= {"data.questions": pipeline.quoted(description["question"])}
-    settings |= {"data.answers": pipeline.quoted(description["answers"])}
-    settings |= {"data.system_prompt": description["system_prompt"], "data.answer_prefix": description["answer_prefix"]}
-    settings |= {"data.prefill_adapter": str(description["prefill_adapter"]).lower()}
-    settings |= {"data.strength_unit": description["strength_unit"]}
-    return [f"--{name}={value}" for name, value in settings.items()]
-
-
 def evaluate(steps: pipeline.Steps) -> None:
     """Climb the ladder and say which rung fails."""
     options, folder = steps.options, steps.folder
-    arguments = ["--data.bank", str(steps.bank)]
-    if options.n_train_vectors is not None:
-        arguments += ["--data.train_vectors", str(options.n_train_vectors)]
-    if options.threshold is not None:
-        arguments += [f"--model.threshold={options.threshold}"]
-    if options.adapter is not None:
-        description = read_adapter(options.adapter).description
-        # What the user gives on the command line comes later, and wins.
-        arguments = [
-            *(asked_as_trained(description) if description else []),
-            *arguments,
-            "--model.adapter",
-            options.adapter,
-        ]
-    arguments = steps.command(*arguments)
+    settings = {
+        "model.adapter": options.adapter,
+        "model.threshold": options.threshold,
+        "data.train_vectors": options.n_train_vectors,
+    }
+    settled = [*pipeline.as_trained(options.adapter), *pipeline.as_arguments(settings)]
+    arguments = steps.command(["--data.bank", str(steps.bank)], settled)
     print(pipeline.same_as("test", arguments))
     cli = attach(arguments)
     ways = {way.name: rows for way, rows in ladder.climb(cli, options.adapter is not None)}
+    if not cli.trainer.is_global_zero:
+        return
     ways = {name: ways[name] for name in ("untrained", "with info", "adapter") if name in ways}
     verdicts = [ladder.verdict(name, rows) for name, rows in ways.items()]
     described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule)}

@@ -22,6 +22,14 @@ from introspection_lit.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Each option: its type, its default, what it is on the command line, and what it means.
+OPTIONS: dict[str, tuple[type, float, str, str]] = {
+    "--epochs": (int, 3, "trainer.max_epochs", "passes over the trials"),
+    "--grad-accum": (int, 8, "trainer.accumulate_grad_batches", "batches in a step"),
+    "--lr": (float, 2e-4, "model.learning_rate", "peak learning rate"),
+    "--batch-size": (int, 4, "data.batch_size", "trials in a batch, even"),
+}
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the step.
@@ -30,41 +38,30 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
     parser = pipeline.parser(__doc__, ROOT)
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the trials (default: %(default)s)")
-    parser.add_argument("--grad-accum", type=int, default=8, help="batches in a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=4, help="trials in a batch, even (default: %(default)s)")
+    for name, (kind, default, _, meaning) in OPTIONS.items():
+        parser.add_argument(name, type=kind, help=f"{meaning} (default: that of --config, or {default})")
     parser.add_argument("--manifest", type=Path, help="the trials (default: train.jsonl in the folder, if it is there)")
     parser.add_argument("--output", type=Path, default=ROOT / "checkpoints", help="gets best/ (default: ../checkpoints)")
     pipeline.guarded(lambda: finetune(pipeline.parse(parser, args, "finetune")))
-
-
-def settings_of(manifest: Manifest) -> list[str]:
-    """The settings that a manifest was made with, as arguments of the command line."""
-    header = manifest.header
-    settings = {"data.manifest": manifest.path, "data.train_vectors": header["train_vectors"]}
-    settings |= {"seed_everything": header["seed"], "data.seed": header["seed"], "data.contexts": header["contexts"]}
-    settings |= {f"data.{name}": pipeline.quoted(header[name]) for name in ("questions", "answers", "bands", "strengths")}
-    settings |= {"data.system_prompt": header["system"], "data.answer_prefix": header["answer_prefix"]}
-    settings["data.strength_unit"] = header["strength_unit"]
-    return [f"--{name}={value}" for name, value in settings.items()]
 
 
 def finetune(steps: pipeline.Steps) -> None:
     """Train, and leave the best adapter where evaluate.py looks for it."""
     options = steps.options
     path = options.manifest or (steps.manifest if steps.manifest.is_file() else None)
-    manifest = [] if path is None else settings_of(Manifest(path.expanduser()))
     print(f"trials: {path or 'drawn as training goes (generate_training_data.py writes them out)'}")
-    arguments = steps.command(
-        *("--data.bank", str(steps.bank)),
-        *("--trainer.max_epochs", str(options.epochs)),
-        *("--trainer.accumulate_grad_batches", str(options.grad_accum)),
-        *("--model.learning_rate", str(options.lr)),
-        *("--data.batch_size", str(options.batch_size)),
-        *("--test_after_fit", "false"),
-        *manifest,
-    )
+    defaults = pipeline.as_arguments({name: default for _, default, name, _ in OPTIONS.values()})
+    typed = {name: getattr(options, flag.strip("-").replace("-", "_")) for flag, (_, _, name, _) in OPTIONS.items()}
+    settled = ["--test_after_fit", "false", *pipeline.as_arguments(typed)]
+    if path is not None:
+        manifest = Manifest(path.expanduser())
+        settled = [
+            *pipeline.as_arguments(manifest.header.get("options", {})),
+            "--data.manifest",
+            str(manifest.path),
+            *settled,
+        ]
+    arguments = steps.command(["--data.bank", str(steps.bank), *defaults], settled)
     print(pipeline.same_as("fit", arguments))
     cli = run(["fit", *arguments])
     made = run_folder(cli.trainer) / "adapter"

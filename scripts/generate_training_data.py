@@ -45,8 +45,8 @@ def write(steps: pipeline.Steps) -> None:
     options = steps.options
     if options.n_examples < 2 or options.n_examples % 2:
         raise ConfigurationError([f"--n-examples: got {options.n_examples}. Expected an even number: half is steered."])
-    count = ["--data.train_vectors", str(options.n_train_vectors)] if options.n_train_vectors is not None else []
-    cli = attach(steps.command("--data.bank", str(steps.bank), *count))
+    count = pipeline.as_arguments({"data.train_vectors": options.n_train_vectors})
+    cli = attach(steps.command(["--data.bank", str(steps.bank)], count))
     data, base = cli.datamodule, cli.model.base
     prepared = prepare(data)
     train, bank = prepared.splits["train"], prepared.bank
@@ -56,7 +56,7 @@ def write(steps: pipeline.Steps) -> None:
     header = {
         "n": options.n_examples,
         "version": introspection_lit.__version__,
-        "contexts": data.contexts_source,
+        "options": data.training_options(),
         "splits": {name: {"contexts": len(s.contexts), "vectors": s.plan.vectors} for name, s in prepared.splits.items()},
         **manifest.settings(train, bank, base.name, base.revision or "", data.seed),
         **provenance(),
@@ -68,11 +68,11 @@ def write(steps: pipeline.Steps) -> None:
             for steered, trial in enumerate(pair):
                 yield manifest.row_of(2 * number + steered, trial, train, bank)
 
+    def problems(path: Path) -> list[str]:
+        return manifest.ManifestPlan(manifest.Manifest(path), train, bank, data.seed).problems()
+
     path = (options.output or steps.manifest).expanduser()
-    manifest.write_manifest(path, header, rows())
-    problems = manifest.ManifestPlan(manifest.Manifest(path), train, bank, data.seed).problems()
-    if problems:
-        raise ConfigurationError(problems)
+    manifest.write_manifest(path, header, rows(), problems)
     print(
         f"{options.n_examples} trials, half steered, from {len(train.contexts)} contexts and {train.plan.vectors} vectors; "
         "read back: no leak, no steered trial twice"

@@ -47,15 +47,25 @@ def generate(steps: pipeline.Steps) -> None:
     options, folder = steps.options, steps.folder
     if options.n_random < 2 or options.n_random % 2:
         raise ConfigurationError([f"--n-random: got {options.n_random}. Expected an even number: half is held out."])
-    half = str(options.n_random // 2)
-    concepts = ["--data.concepts", pipeline.quoted(options.concepts)] if options.concepts else []
-    counts = ["--data.train_vectors", half, "--data.heldout_vectors", half, "--data.test_trials", '{"concept_pca": 2}']
-    counts += ["--trainer.logger", "false"]
-    cli = attach(steps.command(*counts, *concepts))
-    config = load_config(cli.model.base)
+    half = options.n_random // 2
+    settings = {
+        "train_vectors": half,
+        "heldout_vectors": half,
+        "concepts": options.concepts,
+        "test_trials": {"concept_pca": 2},
+    }
+    wanted = pipeline.as_arguments({f"data.{name}": value for name, value in settings.items()})
+    cli = attach(steps.command(settled=[*wanted, "--trainer.logger", "false"]))
+    try:
+        config = load_config(cli.model.base)
+    except ValueError as error:
+        raise ConfigurationError([str(error)]) from error
     imported: dict[str, torch.Tensor] = {}
     for path in options.imports:
-        imported |= vector_files.read_directions(path, config.num_hidden_layers, config.hidden_size)
+        more = vector_files.read_directions(path, config.num_hidden_layers, config.hidden_size)
+        if twice := sorted(set(more) & set(imported)):
+            raise ConfigurationError([f"--import: {twice} are in {path} and in another file. Rename one of the files."])
+        imported |= more
     cli.datamodule.setup("predict")
     bank = cli.datamodule.bank
     if imported:
@@ -78,6 +88,8 @@ def generate(steps: pipeline.Steps) -> None:
         "length: of the concept's mean difference, middle layer, as a share of the residual norm. cos: to the nearest "
         "other concept. other: to the same concept by the other method. random: largest |cos| to a random direction."
     )
+    norms, off = described["residual_norms"], max(split["off_unit"] for split in described["splits"].values())
+    console.print(f"residual norms: {min(norms):.0f} to {max(norms):.0f}; every direction has length 1 to within {off:.0e}")
     console.print(f"bank: {steps.bank}", soft_wrap=True)
 
 

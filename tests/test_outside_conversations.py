@@ -126,11 +126,11 @@ def test_baseline_train_and_test_run_on_them(tiny: Path, tmp_path: Path, capsys:
     script("baseline_benchmark").main(
         [*shared, *GRID, "--conversations", one, "--data.concepts", '["bread","cats","music"]']
     )
-    rows = [json.loads(line) for line in (tmp_path / "baseline.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "baseline-one.jsonl").read_text().splitlines()]
     assert {row["question_text"] for row in rows if row["role"] == "detection"} == {
         "Was something added to you? Reply no or yes."
     }
-    assert json.loads((tmp_path / "baseline.json").read_text())["answers"] == ["no", "yes"]
+    assert json.loads((tmp_path / "baseline-one.json").read_text())["answers"] == ["no", "yes"]
     assert any("Answer no if so and yes if not" in row["question_text"] for row in rows)  # the control questions
 
     many = write(tmp_path / "many.json", [conversation(number, answers=["no", "yes"]) for number in range(24)])

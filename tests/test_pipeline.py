@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,16 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from introspection_lit import vectors
 from introspection_lit.batches import Split
 from introspection_lit.callbacks import PredictionWriter
 from introspection_lit.cli import main as command_line
+from introspection_lit.contexts import BUILTIN, load_contexts
 from introspection_lit.export import DESCRIPTION
 from introspection_lit.ladder import RUNGS, failures, verdict
 from introspection_lit.module import IntrospectionModule
-from introspection_lit.steering import layer_scale
 from introspection_lit.vectors import VectorBank
 
 ROOT = Path(__file__).parent.parent
@@ -81,54 +86,47 @@ def test_every_step_leaves_its_files(steps: SimpleNamespace) -> None:
     assert {"adapter_config.json", "adapter_model.safetensors", DESCRIPTION} <= best
 
 
-def independent(model: PreTrainedModel, folder: Path, row: dict, grid: dict) -> tuple[float, float]:
-    """P(yes) and P(no) of a row of the baseline, from transformers and a hook alone."""
-    tokenizer, bank = AutoTokenizer.from_pretrained(folder), VectorBank.load(grid["bank"])
-    turns = [{"role": "system", "content": ""}, *grid["turns"]]
+def independent(model: PreTrainedModel, folder: Path, row: dict, bank: Path, turns: list, info: str) -> tuple[float, float]:
+    """P(yes) and P(no) of a row of the baseline, from transformers and hooks alone."""
+    tokenizer, tensors = AutoTokenizer.from_pretrained(folder), load_file(bank)
+    turns = [{"role": "system", "content": ""}, *turns]
     first = tokenizer.apply_chat_template(turns, tokenize=False)
-    asked = [*turns, {"role": "user", "content": f"{grid['info']}\n\n{row['question_text']}".strip()}]
+    asked = [*turns, {"role": "user", "content": f"{info}\n\n{row['question_text']}".strip()}]
     second = (
         tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)[len(first) :] + "The answer is"
     )
     ids = [tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"] for text in (first, second)]
-    vector = bank.directions[row["vectors"]][bank.names[row["vectors"]].index(row["vector_name"])].expand(6, -1)
-    added = layer_scale(row["strength"], tuple(row["band"]), bank.residual_norms)[:, None] * vector
-    hooks = [
-        layer.register_forward_hook(
-            lambda _m, _a, out, add=add: (out[0] + add, *out[1:]) if isinstance(out, tuple) else out + add
-        )
-        for layer, add in zip(model.model.layers, added, strict=True)
-    ]
+    hooks = []
+    for layer in range(row["band"][0], row["band"][1] + 1) if row["steered"] else ():
+        vector = tensors[f"directions.{row['vectors']}"][row["vector"]].reshape(-1, 32).expand(6, -1)[layer]
+        n = min(row["band"][1], 4) - row["band"][0] + 1  # the last of six layers reaches no cache
+        added = row["strength"] * tensors["residual_norms"][layer] / n**0.5 * vector
+
+        def hook(_module: Any, _args: Any, out: Any, added: torch.Tensor = added) -> Any:
+            return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
+
+        hooks.append(model.model.layers[layer].register_forward_hook(hook))
     with torch.no_grad():
         cache = model(ids[0]).past_key_values
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
         p = model(ids[1], past_key_values=cache).logits[0, -1].softmax(-1)
     return p[tokenizer(" yes")["input_ids"][0]].item(), p[tokenizer(" no")["input_ids"][0]].item()
 
 
 def test_baseline_agrees_with_an_independent_computation(steps: SimpleNamespace) -> None:
-    """Single trials, with and without the info prompt, random and concept, detection and control: to 1e-4 and better."""
+    """Single trials, clean and steered, with and without info, random and concept, detection and control: to 1e-4."""
     results = json.loads((steps.folder / "baseline-info.json").read_text())
     rows = [json.loads(line) for line in (steps.folder / "baseline-info.jsonl").read_text().splitlines()]
     model = AutoModelForCausalLM.from_pretrained(steps.model)
-    data = command_line_data(steps)
-    contexts = {context.key: context for context in data}
+    contexts = {context.key: context for context in load_contexts(BUILTIN)}
     steered = [row for row in rows if row["steered"]]
-    for row in (steered[0], steered[7], steered[len(steered) // 2], steered[-1]):
+    for row in (rows[0], rows[-1], steered[0], steered[7], steered[len(steered) // 2], steered[-1]):
         turns = [turn._asdict() for turn in contexts[row["context_key"]].turns]
         info = results["infos"][row["split"].split("/")[1]]
-        grid = {"bank": steps.folder / "vectors.safetensors", "turns": turns, "info": info}
-        yes, no = independent(model, steps.model, row, grid)
+        yes, no = independent(model, steps.model, row, steps.folder / "vectors.safetensors", turns, info)
         assert row["mass"] == pytest.approx(yes + no, abs=1e-4)
-        assert row["log_odds"] == pytest.approx(torch.tensor(yes / no).log().item(), abs=1e-4)
-
-
-def command_line_data(steps: SimpleNamespace) -> list:
-    """The built-in contexts."""
-    from introspection_lit.contexts import BUILTIN, load_contexts
-
-    return load_contexts(BUILTIN)
+        assert row["log_odds"] == pytest.approx(math.log(yes / no), abs=1e-4)
 
 
 def test_baseline_table_is_that_of_its_rows(steps: SimpleNamespace) -> None:
@@ -152,13 +150,9 @@ def test_finetune_is_fit(steps: SimpleNamespace, capsys: pytest.CaptureFixture[s
     """The command that the script prints gives the same adapter, bit by bit."""
     script("finetune").main([*steps.shared, *steps.train[:-1], str(tmp_path / "checkpoints")])
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("the same as"))
-    import shlex
-
     words = shlex.split(printed.removeprefix("the same as: python -m introspection_lit "))
     cli = command_line(words)
     ours = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]
-    from safetensors.torch import load_file
-
     theirs = load_file(steps.folder / "checkpoints" / "best" / "adapter_model.safetensors")
     assert len(ours) == len(theirs)
     for name, tensor in ours.items():
@@ -228,7 +222,7 @@ def test_manifest_of_another_model_is_refused(
 
 # Where each script is interrupted: in the middle of what takes long.
 INTERRUPTED: dict[str, tuple[Any, str, list[str], str]] = {
-    "generate_vectors": (VectorBank, "save", ["--n-random", "8"], "vectors.safetensors"),
+    "generate_vectors": (vectors, "save_file", ["--n-random", "8"], "vectors.safetensors"),
     "baseline_benchmark": (PredictionWriter, "on_predict_batch_end", GRID, "baseline.json"),
     "generate_training_data": (Split, "asked", ["--n-examples", "24"], "train.jsonl"),
     "finetune": (IntrospectionModule, "training_step", [], "checkpoints"),
@@ -237,30 +231,34 @@ INTERRUPTED: dict[str, tuple[Any, str, list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("calls", [0, 2])
+@pytest.mark.parametrize("older", [False, True])
 def test_interrupted_scripts_leave_nothing_half_written(
-    name: str, calls: int, steps: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, older: bool, steps: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C at once and in the middle: the file is not there, and no part of it either; an older one stays."""
+    """Ctrl-C in the middle: the file is not there, and no part of it either; an older one stays as it was."""
     owner, method, more, made = INTERRUPTED[name]
     original, seen = getattr(owner, method), []
 
     def interrupting(*args: Any, **kwargs: Any) -> Any:
         seen.append(1)
-        if len(seen) > calls:
+        if name == "generate_vectors":
+            original(*args, **kwargs)  # written, but not yet under its name
+        if len(seen) > 2 or name == "generate_vectors":
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
+    if older:
+        (tmp_path / made).write_text("older")
     monkeypatch.setattr(owner, method, interrupting)
     shared = options(steps.model, tmp_path)
     bank = ["--vectors", str(steps.folder / "vectors.safetensors")] if name != "generate_vectors" else []
     output = ["--output", str(tmp_path / "checkpoints")] if name == "finetune" else []
-    if calls and owner is VectorBank:
-        pytest.skip("one call, and it is over")
     with pytest.raises(SystemExit) as stop:
         script(name).main([*shared, *bank, *more, *output])
     assert stop.value.code != 0
-    assert not (tmp_path / made).exists()
+    assert seen
+    assert (tmp_path / made).exists() is older
+    assert not older or (tmp_path / made).read_text() == "older"
     assert not list(tmp_path.rglob("*unfinished*"))
 
 
@@ -329,3 +327,154 @@ def test_verdict_names_the_first_rung_that_fails() -> None:
     assert "misses steering (TPR 0.50)" in said
     assert RUNGS["newkinds"] in said
     assert "no rung holds" in verdict("untrained", {"seen": fine | {"auroc": 0.5, "tpr": 0.0}})
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("generate_vectors", ["--n-random", "200"]),
+        ("baseline_benchmark", ["--n-vectors", "50"]),
+        ("baseline_benchmark", ["--n-vectors", "50", "--with-info"]),
+        ("generate_training_data", ["--n-examples", "10000", "--n-train-vectors", "100"]),
+        ("finetune", ["--epochs", "3", "--grad-accum", "8", "--lr", "2e-4"]),
+        ("evaluate", ["--n-train-vectors", "100"]),
+    ],
+)
+def test_default_model_is_the_32b(
+    name: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its experiment, on a machine without a hub and a GPU: what is missing is said, and nothing is left behind."""
+    more = ["--folder", str(tmp_path), "--trainer.accelerator", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        script(name).main([*command, *more])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "'Qwen/Qwen2.5-Coder-32B-Instruct' could not be loaded" in error
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors", ".png")]
+
+
+def test_published_setting_is_the_default_for_the_32b() -> None:
+    """Layers 21 to 42, both included, at strength 20 for the model of the literature; the same third for others."""
+    module = script("baseline_benchmark")
+    plain = SimpleNamespace(sweep=False, unit=None, n_vectors=50, n_contexts=8, with_info=False, bands=None, strengths=None)
+    for model, bands, strengths, unit in (
+        ("Qwen/Qwen2.5-Coder-32B-Instruct", [[21, 42]], [20.0], "absolute"),
+        ("Qwen/Qwen2.5-7B-Instruct", ["middle"], [1.0], "relative"),
+    ):
+        plain.model = model
+        words = dict(word.removeprefix("--data.").split("=", 1) for word in module.grid_arguments(plain))
+        grid = json.loads(words["grid"])
+        assert (grid["bands"], grid["strengths"], words["strength_unit"]) == (bands, strengths, unit)
+        assert grid["info"] == ["none"]
+    plain.sweep, plain.with_info = True, True
+    grid = json.loads(module.grid_arguments(plain)[0].split("=", 1)[1])
+    assert len(grid["bands"]) * len(grid["strengths"]) == 12
+    assert grid["info"] == ["none", "explained", "neutral"]
+
+
+def test_vectors_are_described(steps: SimpleNamespace) -> None:
+    """Lengths, cosines within and to the random directions, as computed from the bank by other means."""
+    described = json.loads((steps.folder / "vectors.json").read_text())
+    bank = VectorBank.load(steps.folder / "vectors.safetensors")
+    assert described["fingerprint"] == bank.fingerprint
+    train, heldout = bank.directions["train"].numpy(), bank.directions["heldout"].numpy()
+    assert described["splits"]["train"]["to"]["heldout"] == pytest.approx(abs(train @ heldout.T).max(), abs=1e-6)
+    assert set(described["splits"]) == {"train", "validation", "heldout", "concept", "concept_pca"}
+    assert all(split["off_unit"] < 1e-5 for split in described["splits"].values())
+    bread = next(row for row in described["directions"] if row["name"] == "bread" and row["vectors"] == "concept")
+    both = [bank.directions[split][bank.names[split].index("bread")] for split in ("concept", "concept_pca")]
+    assert bread["other_method"] == pytest.approx((both[0] * both[1]).sum(-1).mean().item(), abs=1e-6)
+    assert bread["length"] == pytest.approx((bank.lengths["concept"][0, 3] / bank.residual_norms[3]).item(), abs=1e-6)
+
+
+def test_imported_directions_become_a_test_set(steps: SimpleNamespace, tmp_path: Path) -> None:
+    """Somebody's file, through the bank, up to a rung of the ladder; and concepts out again."""
+    torch.save({"theirs": torch.randn(32, generator=torch.Generator().manual_seed(5))}, tmp_path / "theirs.pt")
+    shared = options(steps.model, tmp_path)
+    made = ["--n-random", "8", "--import", str(tmp_path / "theirs.pt"), "--export-as", ".gguf"]
+    script("generate_vectors").main([*shared, *made])
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"bread.gguf", "cats.gguf", "the-ocean.gguf"}
+    script("evaluate").main([*shared, "--data.test_trials", '{"imported": 4, "concept_pca": 4}'])
+    ladder = json.loads((tmp_path / "ladder.json").read_text())
+    assert list(ladder["ways"]["untrained"]) == ["concept_pca", "imported"]
+    assert list(ladder["ways"]) == ["untrained", "with info"]
+
+
+def test_resume_with_another_manifest_is_refused(
+    steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trials of a training are part of what it was."""
+    bank = ["--vectors", str(steps.folder / "vectors.safetensors")]
+    other = tmp_path / "other.jsonl"
+    script("generate_training_data").main([*steps.shared, *bank, "--n-examples", "16", "--output", str(other)])
+    last = next(steps.folder.glob("finetune/version_0/checkpoints/last.ckpt"))
+    resumed = ["--manifest", str(other), "--ckpt_path", str(last), "--folder", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        script("finetune").main([*steps.shared, *bank, *steps.train, *resumed])
+    assert "was trained on other" in capsys.readouterr().err
+
+
+def test_adapter_is_not_for_training(steps: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fresh optimiser on an old adapter would be neither a resume nor a new start."""
+    plain = ["fit", "--config", CONFIG, "--model.base.name_or_path", str(steps.model)]
+    with pytest.raises(SystemExit):
+        command_line([*plain, "--model.adapter", steps.adapter[1]])
+    assert "model.adapter: is for validate, test and predict" in capsys.readouterr().err
+
+
+def test_adapter_is_asked_as_it_was_trained(
+    steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Question, answers, info, unit, strengths, number of vectors: evaluate and baseline take them from the adapter."""
+    folder = tmp_path / "checkpoints"
+    shared = [*options(steps.model, tmp_path), "--vectors", str(steps.folder / "vectors.safetensors")]
+    asked = ["--question", "Was it you? Say {yes} or {no}.", "--answers", "no", "yes"]
+    dose = ["--data.strength_unit", "absolute", "--data.strengths", "[7, 9]", "--data.bands", "[[1, 3]]"]
+    more = ["--data.info", "neutral", "--data.system_prompt", "Be brief.", "--n-train-vectors", "3"]
+    script("generate_training_data").main([*shared, *asked, *dose, *more, "--n-examples", "12"])
+    script("finetune").main([*shared, "--epochs", "1", "--grad-accum", "1", "--output", str(folder)])
+    header = json.loads((tmp_path / "train.jsonl").open().readline())
+    assert (header["strengths"], header["train_vectors"], header["system"]) == ([7, 9], 3, "Be brief.")
+    sets = ["--data.test_trials", '{"seen": 4, "heldout": 4}', "--adapter", str(folder / "best")]
+    script("evaluate").main([*shared, *sets])
+    ladder = json.loads((tmp_path / "ladder.json").read_text())
+    assert ladder["questions"]["train"] == ["Was it you? Say no or yes."]
+    assert (ladder["answers"], ladder["system"], ladder["strength_unit"]) == (["no", "yes"], "Be brief.", "absolute")
+    assert (ladder["strengths"], ladder["bands"], ladder["vectors"]["train"]) == ([7, 9], [[1, 3]], 4)
+    assert ladder["info"].startswith("Before you answer, some background on how bread is made")
+    script("baseline_benchmark").main([*shared, *GRID, "--adapter", str(folder / "best")])
+    rows = (tmp_path / "baseline-adapter.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["question_text"] == "Was it you? Say no or yes."
+    # What the user types wins.
+    script("evaluate").main([*shared, *sets, "--data.strengths", "[1, 2]"])
+    assert json.loads((tmp_path / "ladder.json").read_text())["strengths"] == [1, 2]
+
+
+def test_configuration_of_the_user_beats_defaults_and_is_beaten_by_options(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The order that people expect: the script's defaults, then --config, then what is typed."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"model: {{base: {{name_or_path: {tiny}}}, learning_rate: 0.5}}\ntrainer: {{max_epochs: 7}}\n")
+    shared = ["--config", CONFIG, "--config", str(mine), "--folder", str(tmp_path), "--epochs", "5", "--print_config"]
+    with pytest.raises(SystemExit) as stop:
+        script("finetune").main(shared)
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out.split("\n", 2)[2])
+    assert (printed["model"]["learning_rate"], printed["trainer"]["max_epochs"]) == (0.5, 5)
+    assert printed["trainer"]["accumulate_grad_batches"] == 8
+    assert printed["data"]["batch_size"] == 4
+    assert printed["model"]["base"]["name_or_path"] == str(tiny)
+
+
+def test_directions_that_reach_no_cache_are_refused(
+    steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with one layer only, steered at others: its trials would be clean ones with the wrong label."""
+    torch.save({3: torch.ones(32)}, tmp_path / "theirs.pt")
+    shared = options(steps.model, tmp_path)
+    script("generate_vectors").main([*shared, "--n-random", "8", "--import", str(tmp_path / "theirs.pt")])
+    with pytest.raises(SystemExit):
+        script("evaluate").main([*shared, "--data.test_trials", '{"imported": 4}'])
+    assert "theirs (imported) has no direction for the layers 0..1" in capsys.readouterr().err
+    script("evaluate").main([*shared, "--data.test_trials", '{"imported": 4}', "--data.test_bands", "[[2, 4]]"])

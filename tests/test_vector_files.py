@@ -74,6 +74,7 @@ def test_round_trip(suffix: str, tmp_path: Path) -> None:
         ({"bread": rows()[0], "cats": rows()[1].half()}, ["bread", "cats"]),  # as published sets of concepts
         ({layer: rows()[layer] for layer in range(1, 6)}, ["file"]),  # by layer, as repeng keeps them in memory
         ({"bread": {1: rows()[1]}, "cats": {"2": rows()[2]}}, ["bread", "cats"]),
+        ({1: {"bread": rows()[1]}, 2: {"bread": rows()[2], "cats": rows()[2]}}, ["bread", "cats"]),
     ],
 )
 def test_tensors_and_dicts(content: object, names: list[str], tmp_path: Path) -> None:
@@ -111,6 +112,8 @@ class Payload:
         (torch.ones(HIDDEN, dtype=torch.int64), "expected a tensor of floating-point numbers"),
         ({}, "holds no direction"),
         ({"bread": "text"}, "expected a tensor of floating-point numbers, got str"),
+        ({1: "text"}, "expected a tensor for each layer"),
+        ({"a": {"bread": torch.ones(HIDDEN)}, "b": {"bread": torch.ones(HIDDEN)}}, "two directions are called 'bread'"),
         (Payload(), "cannot be read as .pt"),
     ],
 )
