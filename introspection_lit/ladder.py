@@ -129,9 +129,14 @@ def verdict(name: str, rows: Summaries) -> str:
         name: Of the way.
         rows: Its summaries, lowest rung first.
     """
+    widest = max(rows.values(), key=lambda row: float(row["fpr_interval"][1]))
+    unsure = (
+        f" An FPR of up to {widest['fpr_interval'][1]:.2f} cannot be excluded (95 %, {widest['n_clean_distinct']} distinct "
+        "clean inputs)."
+    )
     failing = {RUNGS[rung]: failures(row) for rung, row in rows.items() if failures(row)}
     if not failing:
-        return f"{name}: every rung holds."
+        return f"{name}: every rung holds.{unsure}"
     first, reasons = next(iter(failing.items()))
     others = [rung for rung in failing if rung != first]
     holding = "no rung holds" if len(failing) == len(rows) else f"the first rung to fail is {first!r}"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
+
+from introspection_lit import baseline, ladder, vector_report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,3 +75,52 @@ def test_linked_files_exist() -> None:
     """Documents and pictures that the README points to."""
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+PIPELINE = ROOT / "docs" / "results" / "pipeline"
+GUIDE = ROOT / "docs" / "pipeline.md"
+
+
+def printed(*tables: Table) -> str:
+    """Tables as a terminal of 80 columns shows them."""
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    for table in tables:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def test_guide_to_the_pipeline_shows_its_results() -> None:
+    """Every table in it is what the script prints for the results file; one run, one commit, no uncommitted changes."""
+    guide = GUIDE.read_text(encoding="utf-8")
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in PIPELINE.glob("*.json")}
+    assert set(results) == {"vectors", "baseline", "baseline-info", "ladder"}
+    assert printed(*vector_report.tables(results["vectors"])) in guide
+    for name in ("baseline", "baseline-info"):
+        directions, summary = results[name]["directions"], results[name]["summary"]
+        assert printed(baseline.direction_table(directions, summary), baseline.control_table(summary)) in guide
+    ways = results["ladder"]["ways"]
+    assert printed(ladder.table(ways), ladder.answer_table(ways)) in guide
+    assert printed(ladder.table(ways)) in README
+    assert all(line in guide for line in results["ladder"]["verdicts"])
+    assert results["ladder"]["verdicts"] == [ladder.verdict(name, rows) for name, rows in ways.items()]
+    assert {result["commit"] for result in results.values()} == {results["ladder"]["commit"]}
+    assert "+changes" not in results["ladder"]["commit"]
+    assert all(result["command"] in guide for result in results.values())
+
+
+def test_guides_link_to_files_that_exist() -> None:
+    """From where they are."""
+    for document in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_commands_of_the_pipeline_are_those_of_the_issue() -> None:
+    """In the README as people will copy them; options that do not exist would fail here."""
+    commands = re.findall(r"^python ((?:generate|baseline|finetune|evaluate)\w*\.py) (.*)$", README, re.MULTILINE)
+    assert len(commands) == 6
+    for name, options in commands:
+        text = (ROOT / "scripts" / name).read_text(encoding="utf-8")
+        for option in re.findall(r"--[a-z-]+", options):
+            assert f'"{option}"' in text

@@ -318,9 +318,10 @@ def test_adapters_that_cannot_be_used_are_refused(
 
 def test_verdict_names_the_first_rung_that_fails() -> None:
     """And why; a ladder that holds says so."""
-    fine = {"auroc": 1.0, "tpr": 1.0, "fpr": 0.0}
+    fine = {"auroc": 1.0, "tpr": 1.0, "fpr": 0.0, "fpr_interval": [0.0, 0.138], "n_clean_distinct": 24}
     assert failures(fine) == []
-    assert verdict("adapter", {"seen": fine, "heldout": fine}) == "adapter: every rung holds."
+    said = verdict("adapter", {"seen": fine, "heldout": fine | {"fpr_interval": [0.0, 0.07], "n_clean_distinct": 48}})
+    assert said == ("adapter: every rung holds. An FPR of up to 0.14 cannot be excluded (95 %, 24 distinct clean inputs).")
     rows = {"seen": fine, "heldout": fine | {"tpr": 0.5}, "newkinds": fine | {"fpr": 1.0}}
     said = verdict("adapter", rows)
     assert f"the first rung to fail is {RUNGS['heldout']!r}" in said
