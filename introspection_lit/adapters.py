@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from peft import LoraConfig, PeftConfig
 from safetensors import SafetensorError, safe_open
 
+from introspection_lit.descriptions import RECORD, believed, faults
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.export import DESCRIPTION
 from introspection_lit.model import BaseModel
@@ -51,6 +52,9 @@ def read_adapter(name: str) -> Adapter:
         raise ConfigurationError(
             [f"model.adapter: {name} is no PEFT adapter: its adapter_config.json cannot be read ({error})."]
         ) from error
+    targets = getattr(config, "target_modules", None)
+    if isinstance(config, LoraConfig) and not (isinstance(config.r, int) and isinstance(targets, str | list | set)):
+        problems.append(f"model.adapter: {name}: its adapter_config.json has r {config.r!r}, target_modules {targets!r}.")
     if config.is_prompt_learning or not hasattr(config, "target_modules"):
         problems.append(
             f"model.adapter: {name} is of type {config.peft_type}, which adds tokens of its own to the cache. Expected an "
@@ -60,9 +64,15 @@ def read_adapter(name: str) -> Adapter:
     if (folder / DESCRIPTION).is_file():
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            if not math.isfinite(description["threshold"]) or not isinstance(description["trained_on"], dict):
-                raise ValueError("its threshold or its training record is missing")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            threshold = description["threshold"]
+            if isinstance(threshold, bool) or not math.isfinite(threshold):
+                raise ValueError(f"its threshold is {threshold}")
+            if odd := faults(description["trained_on"], RECORD, required=True):
+                raise ValueError(f"its training record: {'; '.join(odd)}")
+            believed(description.get("options", {}), str(folder / DESCRIPTION))
+        except ConfigurationError as error:
+            problems += error.problems
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             problems.append(f"model.adapter: {folder / DESCRIPTION} is damaged ({error!r}). Remove it, or export again.")
     if problems:
         raise ConfigurationError(problems)
@@ -96,6 +106,12 @@ def _weight_problems(path: Path) -> list[str]:
     if not tensors or broken:
         return [f"model.adapter: {path} holds {'no weights' if not tensors else f'numbers not finite in {broken[0]}'}."]
     return []
+
+
+def weight_names(adapter: Adapter) -> set[str]:
+    """The names of an adapter's tensors, as they are in its file."""
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+        return set(file.keys())
 
 
 def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting: bool) -> list[str]:

@@ -41,6 +41,8 @@ def settle(
     Raises:
         ConfigurationError: A word is not exactly one token there, both are the same one, or conversations disagree.
     """
+    if not all(word.strip() for word in phrasing.answers):
+        raise ConfigurationError([f"data.answers: got an empty word in {list(phrasing.answers)}. Expected two words."])
     prefix = phrasing.answer_prefix
     if not prefix.strip():
         raise ConfigurationError(
@@ -53,13 +55,18 @@ def settle(
     probes += [(context, None) for context in dict(own).values()]
     found = {}
     for context, question in probes:
+        start = phrasing.answer_prefix if question is not None else context.asked[-1].content
+        if start != start.rstrip() or not start:
+            ending = "ends in white space, which the model would then write twice" if start else "is empty"
+            where = "data.answer_prefix" if question is not None else "data.contexts: the start of an answer"
+            raise ConfigurationError([f"{where}: {start!r} {ending}. Expected something like 'The answer is'."])
         text, _ = render(tokenizer, context, question, phrasing)
-        found[text] = _settle_one(tokenizer, text, phrasing.answers)
+        found[start] = _settle_one(tokenizer, text, start, phrasing.answers)
     if len(set(found.values())) > 1:
         raise ConfigurationError(
             [
                 f"data.contexts: the answers {phrasing.answers} are other tokens in some conversations than in others: "
-                f"their answers start differently ({', '.join(repr(text[-20:]) for text in found)}). Expected one way of "
+                f"their answers start differently ({', '.join(map(repr, found))}). Expected one way of "
                 "starting the answer, such as 'The answer is', or data.answer_prefix to be like it."
             ]
         )
@@ -67,15 +74,10 @@ def settle(
     return replace(phrasing, joint=joint), ids
 
 
-def _settle_one(tokenizer: PreTrainedTokenizerBase, text: str, answers: tuple[str, str]) -> tuple[str, tuple[int, int]]:
-    """The joint and the tokens of the answers after a text."""
-    if text != text.rstrip():
-        raise ConfigurationError(
-            [
-                f"data.answer_prefix: {text[-20:]!r} ends in white space, which the model would then write twice. Leave "
-                "the space out."
-            ]
-        )
+def _settle_one(
+    tokenizer: PreTrainedTokenizerBase, text: str, start: str, answers: tuple[str, str]
+) -> tuple[str, tuple[int, int]]:
+    """The joint and the tokens of the answers after a text that ends in the start of the answer."""
     ways = [("", "")] if text[-1] in OPENING else [(" ", ""), ("", " ")]
     tried = [(joint, [_token(tokenizer, text + joint, space + word) for word in answers]) for space, joint in ways]
     for joint, (yes, no) in tried:
@@ -91,7 +93,7 @@ def _settle_one(tokenizer: PreTrainedTokenizerBase, text: str, answers: tuple[st
     }
     raise ConfigurationError(
         [
-            f"data.answers: {word!r} is {len(pieces[word])} tokens after {text[-20:]!r} ({pieces[word]}). Expected a word "
+            f"data.answers: {word!r} is {len(pieces[word])} tokens after {start!r} ({pieces[word]}). Expected a word "
             f"of exactly one token, such as {', '.join(fitting)}."
             for word in bad
         ]

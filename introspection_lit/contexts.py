@@ -107,7 +107,7 @@ def load_contexts(source: str) -> list[Context]:
             raise ConfigurationError(
                 [f"data.contexts: no such file: {source}. Expected 'builtin', a .jsonl or .json file, or 'hub:NAME'."]
             )
-        read = _json_rows if path.suffix == ".json" else _jsonl_rows
+        read = _json_rows if path.suffix.lower() == ".json" else _jsonl_rows
         try:
             rows = read(path.read_text(encoding="utf-8-sig"), source)
         except UnicodeDecodeError as error:
@@ -190,7 +190,14 @@ def _as_context(row: Any) -> Context | str:
     texts = [text for text in (kind, user, assistant) if isinstance(text, str) and text.strip()]
     if len(texts) < 3:
         return "expected non-empty strings 'user' and 'assistant' (or 'messages'), and 'kind' if given."
+    if any(map(_unwritable, texts)):
+        return "expected text; it has half of a surrogate pair."
     return exchange(*texts)
+
+
+def _unwritable(text: str) -> bool:
+    """Whether a text holds what no file can: JSON can spell half of a surrogate pair."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> Context | str:
@@ -199,14 +206,19 @@ def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> 
     for number, turn in enumerate(turns, start=1):
         if turn.role not in ("system", "user", "assistant") or not isinstance(turn.content, str):
             return f"message {number}: expected a role (system, user or assistant) and a text as content."
+    if not all(isinstance(message.get("steering_ends", False), bool) for message in messages):
+        return 'expected "steering_ends" to be true or false.'
     marks = [number for number, message in enumerate(messages) if message.get("steering_ends")]
     if len(marks) != 1:
         return f'expected one message with "steering_ends": true (the last that is steered), got {len(marks)}.'
     steered, asked = tuple(turns[: marks[0] + 1]), tuple(turns[marks[0] + 1 :])
-    if "user" not in [turn.role for turn in asked] or asked[-1].role == "system":
+    questions = [turn.content for turn in asked if turn.role == "user"]
+    if not questions or not questions[-1].strip() or asked[-1].role == "system":
         return "expected the question, a user message, after the message where steering ends."
     if not any(turn.content.strip() for turn in steered if turn.role != "system"):
         return "there is no text before the message where steering ends: nothing would be steered."
+    if any(_unwritable(turn.content) for turn in turns):
+        return "expected text; it has half of a surrogate pair."
     kind, answers = fields.get("kind") or "unlabelled", fields.get("answers")
     words = isinstance(answers, list) and len(answers) == 2 and all(isinstance(word, str) for word in answers)
     if not isinstance(kind, str) or not (answers is None or words):

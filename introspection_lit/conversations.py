@@ -137,6 +137,12 @@ def control_tokens_in(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) 
     ]
 
 
+def has_control_tokens(tokenizer: PreTrainedTokenizerBase, context: Context) -> bool:
+    """Whether a message of a context would open or close turns."""
+    tokens = control_tokens(tokenizer)
+    return any(token in message.content for message in (*context.turns, *context.asked) for token in tokens)
+
+
 def keep_usable(
     tokenizer: PreTrainedTokenizerBase, contexts: Sequence[Context], question: str, phrasing: Phrasing, limit: int
 ) -> list[Context]:
@@ -144,11 +150,10 @@ def keep_usable(
 
     A user message with ``<|im_end|>`` in it would be several turns, and could plant the answer.
     """
-    tokens = control_tokens(tokenizer)
     return [
         context
         for context in contexts
-        if not any(token in message.content for message in (*context.turns, *context.asked) for token in tokens)
+        if not has_control_tokens(tokenizer, context)
         and len(encode(tokenizer, context, question, phrasing).context_ids) <= limit
     ]
 

@@ -114,13 +114,22 @@ def copy_adapter(source: Path, folder: Path) -> None:
         shutil.copytree(source, unfinished, dirs_exist_ok=True)
 
 
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Let a folder be filled under another name, and give it its own once the block has ended well."""
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder is not there, or an adapter that may be replaced.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
     if folder.exists() and not (folder / DESCRIPTION).is_file():
         raise ConfigurationError(
             [f"{folder} exists and is not an adapter of ours: it is not replaced. Name another folder."]
         )
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Let a folder be filled under another name, and give it its own once the block has ended well."""
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished, older = (Path(tempfile.mkdtemp(dir=folder.parent)) for _ in range(2))
     try:

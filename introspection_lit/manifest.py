@@ -155,8 +155,8 @@ def settings(split: Split, bank: VectorBank, base_model: str, revision: str, see
 def disagreements(header: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """Say where a manifest was made for something else than what is about to be trained."""
     return [
-        f"data.manifest: made with {name} {header.get(name)!r}, the configuration has {value!r}. Use the settings that it "
-        "was made with (scripts/finetune.py does), or make another one."
+        f"data.manifest: made with {name} {header.get(name)!r}, the configuration has {value!r}. Leave the setting as it "
+        "was, or run scripts/generate_training_data.py again with this one."
         for name, value in expected.items()
         if header.get(name) != value
     ]
@@ -280,7 +280,7 @@ class ManifestPlan(PairedPlan):
             raise ValueError(f"not JSON ({error}).") from error
         if not isinstance(row, dict) or set(row) != set(FIELDS):
             raise ValueError(f"expected an object with the fields {', '.join(FIELDS)}.")
-        if row["number"] != number or row["steered"] is not bool(number % 2):
+        if type(row["number"]) is not int or row["number"] != number or row["steered"] is not bool(number % 2):
             raise ValueError(f"expected number {number}, {'steered' if number % 2 else 'clean'}: trials come in pairs.")
         context, question = self._context.get(str(row["context"])), self._question.get(str(row["question"]))
         if context is None:
@@ -296,7 +296,11 @@ class ManifestPlan(PairedPlan):
         if not isinstance(band, list) or band not in [list(known) for known in self.bands]:
             raise ValueError(f"the band {band} is none of data.bands ({', '.join(str(list(b)) for b in self.bands)}).")
         low, high = self.strengths
-        if not isinstance(strength, float | int) or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9):
+        if (
+            not isinstance(strength, float | int)
+            or isinstance(strength, bool)
+            or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9)
+        ):
             raise ValueError(f"the strength {strength} is not in data.strengths, {low:g} to {high:g}.")
         return Trial(self.split, number, context, question, True, vector, (band[0], band[1]), float(strength))
 

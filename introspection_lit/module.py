@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from introspection_lit.adapters import read_adapter, shape_of
+from introspection_lit.adapters import read_adapter, shape_of, weight_names
 from introspection_lit.batches import TrialBatch
 from introspection_lit.checks import identity_problems
 from introspection_lit.errors import ConfigurationError
@@ -89,10 +90,17 @@ class IntrospectionModule(LightningModule):
         """Put an adapter that is there already on the model, and take its threshold."""
         assert self.adapter is not None
         adapter = read_adapter(self.adapter)
+        problem = f"model.adapter: {self.adapter} does not fit {self.base.name}"
         try:
-            loaded = PeftModel.from_pretrained(model, str(adapter.folder))
-        except RuntimeError as error:  # torch, of tensors of another shape
-            raise ConfigurationError([f"model.adapter: {self.adapter} does not fit {self.base.name}: {error}"]) from error
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # said below, as an error
+                loaded = PeftModel.from_pretrained(model, str(adapter.folder))
+        except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
+            lines = str(error).strip().splitlines()
+            raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
+        if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded)):
+            examples = ", ".join(sorted(differing)[:2])
+            raise ConfigurationError([f"{problem}: {len(differing)} tensors are missing or too many, such as {examples}."])
         self.shape = shape_of(adapter)
         if adapter.description and self.given_threshold is None:
             self.threshold = adapter.description["threshold"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from introspection_lit.adapters import read_adapter
+from introspection_lit.descriptions import believed
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.model import SHORT_NAMES
 
@@ -94,7 +97,7 @@ def parser(description: str | None, root: Path) -> argparse.ArgumentParser:
         metavar="YAML",
         help="settings over those of the model's experiment in configs/ and the script's defaults; may be repeated",
     )
-    made.add_argument("--seed", type=int, help="seed of vectors, contexts and trials (default: that of the experiment)")
+    made.add_argument("--seed", type=seed, help="seed of vectors, contexts and trials (default: that of the experiment)")
     made.add_argument(
         "--folder",
         type=Path,
@@ -122,6 +125,7 @@ def parse(made: argparse.ArgumentParser, args: Sequence[str] | None, step: str) 
     options.model = options.model or _model_of(options.config) or DEFAULT_MODEL
     slug = options.model.rstrip("/").split("/")[-1].removesuffix(".gguf").lower()
     folder = (options.folder or options.root / "lightning_logs" / "pipeline" / slug).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     known = options.model in EXPERIMENTS
     experiment = ["--config", str(options.root / "configs" / EXPERIMENTS[options.model])] if known else []
     configs = [word for config in options.config for word in ("--config", config)]
@@ -162,9 +166,66 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
 
 
 def as_trained(adapter: str | None) -> list[str]:
-    """The settings that an adapter was trained with, if it says so, as arguments for the command line."""
+    """The settings that an adapter was trained with, if it says so, as arguments for the command line.
+
+    Raises:
+        ConfigurationError: It says what no adapter of ours says.
+    """
     description = read_adapter(adapter).description if adapter is not None else None
-    return as_arguments((description or {}).get("options", {}))
+    return as_arguments(believed((description or {}).get("options", {}), f"model.adapter: {adapter}"))
+
+
+def writable(path: Path) -> Path:
+    """Make sure that a file can be written before the work begins; its folder is made.
+
+    Raises:
+        ConfigurationError: It is a folder.
+        OSError: Its folder cannot be made or written to.
+    """
+    path = path.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ConfigurationError([f"{path} is a folder. Expected the name of a file."])
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigurationError([f"{path.parent} cannot be written to. Name another folder."])
+    return path
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for a script's options.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a whole number, at least 1.")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """A number, for a script's options.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not, or not finite.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a number.")
+    return number
+
+
+def seed(text: str) -> int:
+    """A seed, for a script's options.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not.
+    """
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a whole number from 0 to 4294967295.")
+    return int(text)
 
 
 def same_as(subcommand: str, arguments: Sequence[str]) -> str:
@@ -190,8 +251,10 @@ def guarded(action: Callable[[], None]) -> None:
     """
     try:
         action()
-    except ConfigurationError as error:
+    except (ConfigurationError, OSError) as error:
         stop(str(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing half-finished was left behind\n")
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != 1:  # Lightning turns Ctrl-C into 1; what is wrong is 2
+            raise
+        sys.stderr.write("interrupted: no file of this step is left half-written\n")
         raise SystemExit(130) from None

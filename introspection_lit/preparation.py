@@ -13,8 +13,8 @@ from introspection_lit import checks, leaks
 from introspection_lit.adapters import adapter_problems
 from introspection_lit.answers import PROBE
 from introspection_lit.batches import Split
-from introspection_lit.contexts import Context, load_contexts, split_contexts
-from introspection_lit.conversations import control_tokens_in, encode, keep_usable
+from introspection_lit.contexts import BUILTIN, Context, load_contexts, split_contexts
+from introspection_lit.conversations import control_tokens_in, encode, has_control_tokens, keep_usable
 from introspection_lit.grid import GridPlan, split_name
 from introspection_lit.manifest import Manifest, ManifestPlan, disagreements, settings
 from introspection_lit.model import load_config, load_tokenizer
@@ -113,8 +113,7 @@ def _deal_contexts(data: IntrospectionDataModule, found: checks.Problems) -> dic
     if dealt and tests:
         dealt |= {source.contexts: tests for name, source in SOURCES.items() if name not in ("train", "validation")}
     if dealt and data.grid is not None:
-        whole = tests or (contexts if any(context.asked for context in contexts) else dealt["heldout"])
-        dealt["all"] = whole
+        dealt["all"] = tests or (contexts if data.contexts_source != BUILTIN else dealt["heldout"])
     return dealt
 
 
@@ -133,6 +132,8 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
         found.add(data.grid.problems())
     if data.seed < 0 or data.num_workers < 0:
         found.add([f"data.seed, data.num_workers: got {data.seed} and {data.num_workers}. Expected 0 or more."])
+    if any(not concept.strip() for concept in data.concepts):
+        found.add(["data.concepts: got an empty one. Expected words or phrases."])
     if len(data.concepts) < 3 or len(set(data.concepts)) < len(data.concepts):
         wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
         found.add([f"data.concepts: got {data.concepts}. {wanted}."])
@@ -200,8 +201,11 @@ def _leave_out(
     }
     before, after = (sum(map(len, groups.values())) for groups in (parts, usable))
     if after < before:
-        reason = f"longer than {data.max_context_tokens} tokens or with control tokens"
-        rank_zero_info(f"left out: {before - after} of {before} contexts, {reason}")
+        controlled = sum(has_control_tokens(words.tokenizer, context) for group in parts.values() for context in group)
+        reason = (
+            f"{before - after - controlled} longer than {data.max_context_tokens} tokens, {controlled} with control tokens"
+        )
+        rank_zero_info(f"left out: {before - after} of {before} contexts ({reason})")
     needed = ["all"] if in_grid else [SOURCES[name].contexts for name in ("train", "validation", *data.test_sets)]
     found.add(checks.split_problems(usable, needed, before - after))
     found.raise_if_any()
@@ -244,8 +248,11 @@ def _build_grid(
     """A split for each condition and kind of vector of the grid."""
     grid, splits = data.grid, {}
     assert grid is not None
+    available = len(usable["all"])
     own = any(context.asked for context in usable["all"])
-    contexts = spread(usable["all"], grid.contexts or (len(usable["all"]) if own else DEFAULT_CONTEXTS))
+    if grid.contexts is not None and grid.contexts > available:
+        found.add([f"data.grid.contexts: {grid.contexts} asked for, but there are {available}."])
+    contexts = spread(usable["all"], grid.contexts or (available if own else DEFAULT_CONTEXTS))
     detection = words.questions["train"]
     if "heldout" in grid.vectors and grid.random_vectors > sizes["heldout"]:
         found.add(

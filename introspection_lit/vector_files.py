@@ -56,8 +56,13 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
     try:
         content = readers[path.suffix](path)
     except Exception as error:  # each library has errors of its own for a file that is not one of its
-        detail = str(error).split("\n")[0]
-        raise ConfigurationError([f"import: {path} cannot be read as {path.suffix} ({detail})."]) from error
+        detail = f" ({error})" if isinstance(error, ValueError) else ""
+        nature = (
+            "Expected a file of tensors; other Python objects are never loaded"
+            if path.suffix == ".pt"
+            else "It may be cut off"
+        )
+        raise ConfigurationError([f"import: {path} cannot be read as {path.suffix}{detail}. {nature}."]) from error
     directions: dict[str, Tensor] = {}
     problems = []
     for name, value in _entries(content, path.stem):
@@ -98,6 +103,8 @@ def _entries(content: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, content
         return
     by_layer = {layer_of(key): value for key, value in content.items() if layer_of(key) is not None}
+    if len(by_layer) < sum(layer_of(key) is not None for key in content):
+        raise ConfigurationError([f"import: {name}: a layer is there twice, as a number and as a text."])
     if by_layer and all(isinstance(value, Mapping) for value in by_layer.values()):  # names by layer: the other way round
         names = dict.fromkeys(key for value in by_layer.values() for key in value)
         for each in names:
@@ -111,7 +118,7 @@ def _entries(content: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def layer_of(key: object) -> int | None:
     """The layer that a key means: a number, or ``direction.NUMBER``; None if it is a name."""
-    if isinstance(key, int):
+    if isinstance(key, int) and not isinstance(key, bool):
         return key
     match = re.fullmatch(r"(?:direction\.)?(\d+)", str(key))
     return int(match.group(1)) if match else None
@@ -119,21 +126,23 @@ def layer_of(key: object) -> int | None:
 
 def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
     """Turn an entry into ``(n, n_layers, hidden)``, or say what is wrong with it."""
+    parts = value if isinstance(value, dict) else {None: value}
+    for part in parts.values():
+        if not isinstance(part, Tensor):
+            return f"expected a tensor of floating-point numbers, got {type(part).__name__}."
+        plain = part.layout == torch.strided and part.device.type == "cpu" and not part.is_quantized
+        if not part.is_floating_point() or not plain:
+            return f"expected a plain tensor of floating-point numbers, got {part.dtype} ({part.layout}, {part.device})."
     if isinstance(value, dict):
         outside = sorted(layer for layer in value if not 0 <= layer < n_layers)
         if outside:
             return f"it has directions for the layers {outside}, which the model does not have (0..{n_layers - 1})."
-        if not all(isinstance(part, Tensor | np.ndarray) for part in value.values()):
-            return "expected a tensor for each layer."
-        parts = {layer: torch.as_tensor(part).float().flatten() for layer, part in value.items()}
-        wrong = sorted({len(part) for part in parts.values()} - {hidden})
+        wrong = [tuple(part.shape) for part in value.values() if tuple(part.shape) != (hidden,)]
         if wrong:
-            return f"its directions have {wrong[0]} numbers; the model's hidden size is {hidden}."
+            return f"a layer's direction has shape {wrong[0]}. Expected ({hidden},), the model's hidden size."
         rows = torch.zeros(1, n_layers, hidden)
-        for layer, part in parts.items():
-            rows[0, layer] = part
-    elif not isinstance(value, Tensor) or not value.is_floating_point():
-        return f"expected a tensor of floating-point numbers, got {type(value).__name__}."
+        for layer, part in value.items():
+            rows[0, layer] = part.detach()
     elif value.shape[-1:] != (hidden,) or value.dim() > 3 or (value.dim() == 3 and value.shape[1] != n_layers):
         return (
             f"it has shape {tuple(value.shape)}. Expected ({hidden},), (n, {hidden}) or (n, {n_layers}, {hidden}) for this "
@@ -145,10 +154,11 @@ def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
             f"layers. Save it as ({n_layers}, 1, {hidden}) expanded over layers, or as (1, {n_layers}, {hidden})."
         )
     else:
-        rows = value.float().reshape(-1, value.shape[-2] if value.dim() == 3 else 1, hidden).expand(-1, n_layers, -1)
+        flat = value.detach().float()
+        rows = flat.reshape(-1, value.shape[-2] if value.dim() == 3 else 1, hidden).expand(-1, n_layers, -1)
     norms = rows.norm(dim=-1)
-    if not rows.isfinite().all():
-        return "it has numbers that are not finite."
+    if not rows.isfinite().all() or not norms.isfinite().all():
+        return "it has numbers, or a length, that are not finite."
     if not (norms > 0).any(dim=-1).all():
         return "it is zero."
     return rows.contiguous()

@@ -24,6 +24,7 @@ OPTIONAL_SPLITS = ("concept_pca", "imported")
 # Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
+REMEDY = "Make one for this model with scripts/generate_vectors.py, or leave data.bank out to have one made for the run."
 
 
 @dataclass
@@ -77,7 +78,7 @@ class VectorBank:
             ConfigurationError: The file does not exist or is not a bank.
         """
         if not path.is_file():
-            raise ConfigurationError([f"data.bank: no such file: {path}. Leave data.bank out to have a bank made."])
+            raise ConfigurationError([f"data.bank: no such file: {path}. {REMEDY}"])
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
@@ -89,8 +90,11 @@ class VectorBank:
             lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith("lengths.")}
             directions = {name.removeprefix("directions."): rows for name, rows in tensors.items()}
             lengths = {name.removeprefix("lengths."): rows for name, rows in lengths.items()}
-            return cls(directions, json.loads(metadata.pop("names")), norms, metadata, lengths)
-        except (SafetensorError, ValueError, KeyError) as error:
+            names = json.loads(metadata.pop("names"))
+            if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in dict(names).values()):
+                raise ValueError("its names are not lists of texts")
+            return cls(directions, names, norms, metadata, lengths)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError([f"data.bank: {path} is not a vector bank: {error}."]) from error
 
     def misfits(self, base_model: str, revision: str, hidden: int, n_layers: int) -> list[str]:
@@ -105,8 +109,14 @@ class VectorBank:
         problems = []
         if tuple(self.residual_norms.shape) != (n_layers,):
             problems.append(f"made for {self.residual_norms.numel()} layers; {base_model} has {n_layers}")
-        elif not ((self.residual_norms > 0) & self.residual_norms.isfinite()).all():
-            problems.append("its residual norms are not all positive")
+        elif (
+            self.residual_norms.dtype != torch.float32
+            or not (self.residual_norms.isfinite() & (self.residual_norms > 0)).all()
+        ):
+            problems.append("its residual norms are not all positive float32 numbers")
+        for split, lengths in self.lengths.items():
+            if lengths.shape != self.directions.get(split, torch.empty(0, 0)).shape[:2]:
+                problems.append(f"the lengths of {split!r} are not those of its directions")
         if extra := set(self.directions) - {*RANDOM_SPLITS, "concept", *OPTIONAL_SPLITS}:
             problems.append(f"it has splits that are not known: {sorted(extra)}")
         for split in (*RANDOM_SPLITS, "concept", *(s for s in OPTIONAL_SPLITS if s in self.directions)):
@@ -122,14 +132,14 @@ class VectorBank:
                 )
             elif not _unit(rows, or_zero=split == "imported"):
                 problems.append(f"the directions of {split!r} are not all of length 1")
-            elif len(self.names.get(split, ())) != len(rows):
-                problems.append(f"{split!r} has {len(rows)} directions and {len(self.names.get(split, ()))} names")
+            elif len(set(self.names.get(split, ()))) != len(rows):
+                problems.append(f"{split!r} has {len(rows)} directions and {len(set(self.names.get(split, ())))} names")
         made_for = self.metadata.get("base_model"), self.metadata.get("revision", "")
         if made_for != (base_model, revision):
             problems.append(
                 f"made for the model {made_for[0]!r} (revision {made_for[1]!r}), not for {base_model!r} ({revision!r})"
             )
-        return [f"data.bank: {problem}. Leave data.bank out to have a bank made for this model." for problem in problems]
+        return [f"data.bank: {problem}. {REMEDY}" for problem in problems]
 
     def unreached(self, bands: Iterable[tuple[int, int]]) -> list[str]:
         """Say which directions from files would leave the cache as it is, in a band: the file has none for its layers.

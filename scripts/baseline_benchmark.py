@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,16 +45,54 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
     parser = pipeline.parser(__doc__, ROOT)
-    parser.add_argument("--n-vectors", type=int, default=50, help="random directions; concepts are all run (default: 50)")
-    parser.add_argument("--n-contexts", type=int, help="contexts (default: 8, or all of --conversations)")
+    parser.add_argument(
+        "--n-vectors", type=pipeline.positive, default=50, help="random directions; concepts are all run (default: 50)"
+    )
+    parser.add_argument("--n-contexts", type=pipeline.positive, help="contexts (default: 8, or all of --conversations)")
     parser.add_argument("--with-info", action="store_true", help="also with the info prompt, and with a neutral one")
     parser.add_argument("--sweep", action="store_true", help="over three bands and four strengths")
-    parser.add_argument("--bands", type=json.loads, help="such as '[\"middle\", [21, 42]]', first and last layer inclusive")
-    parser.add_argument("--strengths", type=json.loads, help="such as '[10, 20]'")
+    parser.add_argument("--bands", type=band_list, help="such as '[\"middle\", [21, 42]]', first and last layer inclusive")
+    parser.add_argument("--strengths", type=strength_list, help="such as '[10, 20]'")
     parser.add_argument("--unit", choices=("relative", "absolute"), help="of the strengths; see ARCHITECTURE.md")
     parser.add_argument("--adapter", help="run a trained adapter instead of the untrained model: folder or hub id")
     parser.add_argument("--name", help="what the files are called (default: baseline, and what is special about the run)")
     pipeline.guarded(lambda: benchmark(pipeline.parse(parser, args, "baseline")))
+
+
+def band_list(text: str) -> list[str | list[int]]:
+    """Bands as they are typed.
+
+    Raises:
+        argparse.ArgumentTypeError: They are none.
+    """
+    try:
+        bands = json.loads(text)
+    except ValueError:
+        bands = None
+    names = isinstance(bands, list) and bands != [] and all(isinstance(b, str) or _is_pair(b) for b in bands)
+    if not names:
+        hint = f" Did you mean '[{text}]'?" if _is_pair(bands) else ""
+        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a list such as '[\"middle\", [21, 42]]'.{hint}")
+    return list(bands)
+
+
+def _is_pair(band: object) -> bool:
+    return isinstance(band, list) and len(band) == 2 and all(type(layer) is int for layer in band)
+
+
+def strength_list(text: str) -> list[float]:
+    """Strengths as they are typed.
+
+    Raises:
+        argparse.ArgumentTypeError: They are none.
+    """
+    try:
+        strengths = json.loads(text)
+    except ValueError:
+        strengths = None
+    if not isinstance(strengths, list) or not strengths or not all(type(s) in (int, float) and s > 0 for s in strengths):
+        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a list of numbers above 0, such as '[10, 20]'.")
+    return [float(strength) for strength in strengths]
 
 
 def grid_arguments(options: argparse.Namespace) -> list[str]:
@@ -67,8 +106,8 @@ def grid_arguments(options: argparse.Namespace) -> list[str]:
         "random_vectors": options.n_vectors,
         "contexts": options.n_contexts,
         "info": ["none", "explained", "neutral"] if options.with_info else ["none"],
-        "bands": options.bands or bands,
-        "strengths": options.strengths or strengths,
+        "bands": bands if options.bands is None else options.bands,
+        "strengths": strengths if options.strengths is None else options.strengths,
     }
     return pipeline.as_arguments({"data.grid": grid, "data.strength_unit": unit})
 
@@ -76,6 +115,8 @@ def grid_arguments(options: argparse.Namespace) -> list[str]:
 def name_of(options: argparse.Namespace) -> str:
     """What the files of a run are called, so that runs of another kind stay."""
     if options.name:
+        if not re.fullmatch(r"\w[\w.-]*", options.name) or options.name in ("train", "vectors", "ladder"):
+            raise ConfigurationError([f"--name: got {options.name!r}. Expected letters, digits, dots and dashes; no path."])
         return str(options.name)
     special = {
         "info": options.with_info,
@@ -89,7 +130,7 @@ def name_of(options: argparse.Namespace) -> str:
 
 def benchmark(steps: pipeline.Steps) -> None:
     """Run the grid, compare, and say what came out."""
-    options = steps.options
+    options, name = steps.options, name_of(steps.options)
     bank = ["--data.bank", str(steps.bank)] if steps.bank.is_file() or options.vectors else []
     if not bank:
         print("no vector bank yet: one is made for this run (generate_vectors.py makes one to keep)")
@@ -106,7 +147,6 @@ def benchmark(steps: pipeline.Steps) -> None:
     rows = sorted(written.glob("predictions*.jsonl"))
     compared = baseline.compare(baseline.read_rows(rows))
     summary = baseline.summarise(compared)
-    name = name_of(options)
     described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule)}
     results = {**described, "grid": asdict(cli.datamodule.grid), "summary": summary, "directions": compared}
     text, figure = json.dumps(results, indent=1, allow_nan=False), baseline_figures.figure(compared, summary)

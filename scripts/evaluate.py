@@ -34,8 +34,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     parser = pipeline.parser(__doc__, ROOT)
     parser.add_argument("--adapter", help="PEFT folder or hub id; without it only the untrained model is tested")
-    parser.add_argument("--n-train-vectors", type=int, help="how many training vectors of the bank (default: all)")
-    parser.add_argument("--threshold", type=float, help="on the log-odds (default: the adapter's own, or 0)")
+    parser.add_argument(
+        "--n-train-vectors", type=pipeline.positive, help="how many training vectors of the bank (default: all)"
+    )
+    parser.add_argument("--threshold", type=pipeline.finite, help="on the log-odds (default: the adapter's own, or 0)")
     pipeline.guarded(lambda: evaluate(pipeline.parse(parser, args, "evaluate")))
 
 

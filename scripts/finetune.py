@@ -10,24 +10,25 @@ folder that says what it was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from introspection_lit import pipeline
 from introspection_lit.callbacks import run_folder
 from introspection_lit.cli import main as run
+from introspection_lit.descriptions import believed
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.export import copy_adapter
+from introspection_lit.export import check_replaceable, copy_adapter
 from introspection_lit.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Each option: its type, its default, what it is on the command line, and what it means.
-OPTIONS: dict[str, tuple[type, float, str, str]] = {
-    "--epochs": (int, 3, "trainer.max_epochs", "passes over the trials"),
-    "--grad-accum": (int, 8, "trainer.accumulate_grad_batches", "batches in a step"),
-    "--lr": (float, 2e-4, "model.learning_rate", "peak learning rate"),
-    "--batch-size": (int, 4, "data.batch_size", "trials in a batch, even"),
+OPTIONS: dict[str, tuple[Callable[[str], float], float, str, str]] = {
+    "--epochs": (pipeline.positive, 3, "trainer.max_epochs", "passes over the trials"),
+    "--grad-accum": (pipeline.positive, 8, "trainer.accumulate_grad_batches", "batches in a step"),
+    "--lr": (pipeline.finite, 2e-4, "model.learning_rate", "peak learning rate"),
+    "--batch-size": (pipeline.positive, 4, "data.batch_size", "trials in a batch, even"),
 }
 
 
@@ -48,6 +49,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def finetune(steps: pipeline.Steps) -> None:
     """Train, and leave the best adapter where evaluate.py looks for it."""
     options = steps.options
+    best = options.output.expanduser() / "best"
+    check_replaceable(pipeline.writable(best) if not best.is_dir() else best)
     path = options.manifest or (steps.manifest if steps.manifest.is_file() else None)
     print(f"trials: {path or 'drawn as training goes (generate_training_data.py writes them out)'}")
     defaults = pipeline.as_arguments({name: default for _, default, name, _ in OPTIONS.values()})
@@ -56,7 +59,7 @@ def finetune(steps: pipeline.Steps) -> None:
     if path is not None:
         manifest = Manifest(path.expanduser())
         settled = [
-            *pipeline.as_arguments(manifest.header.get("options", {})),
+            *pipeline.as_arguments(believed(manifest.header.get("options", {}), f"data.manifest: {path}")),
             "--data.manifest",
             str(manifest.path),
             *settled,
@@ -68,8 +71,8 @@ def finetune(steps: pipeline.Steps) -> None:
     if cli.trainer.is_global_zero:
         if not made.is_dir():
             raise ConfigurationError(["finetune: no adapter came out, since no validation has been run to its end."])
-        copy_adapter(made, options.output.expanduser() / "best")
-        print(f"adapter: {options.output.expanduser() / 'best'}")
+        copy_adapter(made, best)
+        print(f"adapter: {best}")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,12 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
     parser = pipeline.parser(__doc__, ROOT)
-    parser.add_argument("--n-examples", type=int, default=10_000, help="trials, an even number (default: %(default)s)")
-    parser.add_argument("--n-train-vectors", type=int, help="how many training vectors of the bank (default: all)")
+    parser.add_argument(
+        "--n-examples", type=pipeline.positive, default=10_000, help="trials, an even number (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--n-train-vectors", type=pipeline.positive, help="how many training vectors of the bank (default: all)"
+    )
     parser.add_argument("--output", type=Path, help="the manifest (default: train.jsonl in the folder)")
     pipeline.guarded(lambda: write(pipeline.parse(parser, args, "data")))
 
@@ -43,7 +47,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def write(steps: pipeline.Steps) -> None:
     """Draw the trials, write them, and read them back to check them."""
     options = steps.options
-    if options.n_examples < 2 or options.n_examples % 2:
+    path = pipeline.writable(options.output or steps.manifest)
+    if options.n_examples % 2:
         raise ConfigurationError([f"--n-examples: got {options.n_examples}. Expected an even number: half is steered."])
     count = pipeline.as_arguments({"data.train_vectors": options.n_train_vectors})
     cli = attach(steps.command(["--data.bank", str(steps.bank)], count))
@@ -71,7 +76,6 @@ def write(steps: pipeline.Steps) -> None:
     def problems(path: Path) -> list[str]:
         return manifest.ManifestPlan(manifest.Manifest(path), train, bank, data.seed).problems()
 
-    path = (options.output or steps.manifest).expanduser()
     manifest.write_manifest(path, header, rows(), problems)
     print(
         f"{options.n_examples} trials, half steered, from {len(train.contexts)} contexts and {train.plan.vectors} vectors; "

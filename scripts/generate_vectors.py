@@ -11,6 +11,7 @@ contrastive pairs, layer by layer. Prints lengths and cosines, and writes vector
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -33,7 +34,9 @@ def main(args: list[str] | None = None) -> None:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
     parser = pipeline.parser(__doc__, ROOT)
-    parser.add_argument("--n-random", type=int, default=200, help="half to train on, half held out (default: %(default)s)")
+    parser.add_argument(
+        "--n-random", type=pipeline.positive, default=200, help="half to train on, half held out (default: %(default)s)"
+    )
     parser.add_argument("--concepts", nargs="+", help="words or phrases, at least three (default: the 26 built-in ones)")
     parser.add_argument("--import", dest="imports", nargs="+", type=Path, default=[], help=".gguf, .pt, .safetensors files")
     parser.add_argument(
@@ -45,8 +48,9 @@ def main(args: list[str] | None = None) -> None:
 def generate(steps: pipeline.Steps) -> None:
     """Make the bank, save it, and say what is in it."""
     options, folder = steps.options, steps.folder
-    if options.n_random < 2 or options.n_random % 2:
+    if options.n_random % 2:
         raise ConfigurationError([f"--n-random: got {options.n_random}. Expected an even number: half is held out."])
+    pipeline.writable(steps.bank)
     half = options.n_random // 2
     settings = {
         "train_vectors": half,
@@ -79,7 +83,8 @@ def generate(steps: pipeline.Steps) -> None:
     save_figure(folder / "vectors.png", vector_report.figure(bank))
     if options.export_as:
         for name, direction in zip(bank.names["concept"], bank.directions["concept"], strict=True):
-            path = folder / "exported" / f"{name.replace(' ', '-')}{options.export_as}"
+            plain = re.sub(r"[^\w-]+", "-", name)
+            path = folder / "exported" / f"{plain}{options.export_as}"
             vector_files.write_direction(path, direction, config.model_type)
     console = Console()
     for table in vector_report.tables(described):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from introspection_lit import vectors
@@ -225,7 +226,7 @@ INTERRUPTED: dict[str, tuple[Any, str, list[str], str]] = {
     "generate_vectors": (vectors, "save_file", ["--n-random", "8"], "vectors.safetensors"),
     "baseline_benchmark": (PredictionWriter, "on_predict_batch_end", GRID, "baseline.json"),
     "generate_training_data": (Split, "asked", ["--n-examples", "24"], "train.jsonl"),
-    "finetune": (IntrospectionModule, "training_step", [], "checkpoints"),
+    "finetune": (IntrospectionModule, "training_step", [], f"checkpoints/best/{DESCRIPTION}"),
     "evaluate": (IntrospectionModule, "test_step", [], "ladder.json"),
 }
 
@@ -248,6 +249,7 @@ def test_interrupted_scripts_leave_nothing_half_written(
         return original(*args, **kwargs)
 
     if older:
+        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / made).write_text("older")
     monkeypatch.setattr(owner, method, interrupting)
     shared = options(steps.model, tmp_path)
@@ -479,3 +481,122 @@ def test_directions_that_reach_no_cache_are_refused(
         script("evaluate").main([*shared, "--data.test_trials", '{"imported": 4}'])
     assert "theirs (imported) has no direction for the layers 0..1" in capsys.readouterr().err
     script("evaluate").main([*shared, "--data.test_trials", '{"imported": 4}', "--data.test_bands", "[[2, 4]]"])
+
+
+HOSTILE = {
+    "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": "os.abort"}}],
+    "trainer.logger.init_args.save_dir": "/tmp/elsewhere",
+    "config": "/etc/passwd",
+    "data.contexts": "/etc/passwd",
+    "data.info": "/etc/passwd",
+    "print_config": "",
+    "model.threshold": 5,
+    "data.seed": "0 --trainer.max_epochs 9",
+    "data.strengths": [1, float("inf")],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_settings_of_strangers_are_not_believed(
+    name: str, steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter or a manifest may come from anybody: what it says must not load a class or write a file."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(steps.adapter[1], theirs)
+    said = json.loads((theirs / DESCRIPTION).read_text())
+    (theirs / DESCRIPTION).write_text(json.dumps(said | {"options": {name: HOSTILE[name]}}))
+    with pytest.raises(SystemExit) as stop:
+        script("evaluate").main([*steps.shared, "--adapter", str(theirs)])
+    assert stop.value.code == 2
+    assert "options are damaged, or not ours" in capsys.readouterr().err
+    lines = (steps.folder / "train.jsonl").read_text().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    header["options"] = {name: HOSTILE[name]}
+    (tmp_path / "theirs.jsonl").write_text(json.dumps(header) + "\n" + "".join(lines[1:]))
+    with pytest.raises(SystemExit) as stop:
+        script("finetune").main([*steps.shared, "--manifest", str(tmp_path / "theirs.jsonl")])
+    assert stop.value.code == 2
+    assert "options are damaged, or not ours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"options": []}, "expected fields by name, got list"),
+        ({"trained_on": {}}, "'messages' is missing"),
+        ({"threshold": 10**400}, "is damaged"),
+        ({"threshold": True}, "its threshold is True"),
+    ],
+)
+def test_damaged_descriptions_are_refused(
+    changes: dict, message: str, steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is in the JSON, there is a message and no traceback."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(steps.adapter[1], theirs)
+    said = json.loads((theirs / DESCRIPTION).read_text())
+    (theirs / DESCRIPTION).write_text(json.dumps(said | changes))
+    with pytest.raises(SystemExit) as stop:
+        script("evaluate").main([*steps.shared, "--adapter", str(theirs)])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_of_another_adapter_are_refused(
+    steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT leaves out what it does not know, and a fresh adapter changes nothing: that would be the untrained model."""
+    weights = load_file(Path(steps.adapter[1]) / "adapter_model.safetensors")
+    half = dict(list(weights.items())[::2])
+    for number, tensors in enumerate(({"foo": torch.ones(3)}, half, {name: rows[:1] for name, rows in weights.items()})):
+        theirs = tmp_path / f"theirs-{number}"
+        shutil.copytree(steps.adapter[1], theirs)
+        save_file({name: rows.contiguous() for name, rows in tensors.items()}, theirs / "adapter_model.safetensors")
+        with pytest.raises(SystemExit) as stop:
+            script("evaluate").main([*steps.shared, "--adapter", str(theirs)])
+        assert stop.value.code == 2
+        assert "does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "message"),
+    [
+        ("generate_vectors", ["--n-random", "7"], "Expected an even number"),
+        ("generate_vectors", ["--n-random", "0"], "Expected a whole number, at least 1"),
+        ("generate_vectors", ["--seed", "-1"], "Expected a whole number from 0"),
+        ("generate_vectors", ["--concepts", "cats", "", "bread"], "data.concepts: got an empty one"),
+        ("baseline_benchmark", ["--bands", "[]"], "Expected a list such as"),
+        ("baseline_benchmark", ["--bands", "[1, 3]"], "Did you mean '[[1, 3]]'?"),
+        ("baseline_benchmark", ["--strengths", "[0]"], "Expected a list of numbers above 0"),
+        ("baseline_benchmark", ["--n-vectors", "999"], "data.grid.random_vectors: 999 asked for"),
+        ("baseline_benchmark", ["--n-contexts", "9999", "--n-vectors", "2"], "data.grid.contexts: 9999 asked for"),
+        ("baseline_benchmark", ["--name", "../x"], "no path"),
+        ("baseline_benchmark", ["--name", "train"], "--name: got 'train'"),
+        ("baseline_benchmark", ["--data.strength_unit", "absolute"], "use --unit"),
+        ("generate_training_data", ["--n-examples", "5"], "Expected an even number"),
+        ("finetune", ["--epochs", "0"], "Expected a whole number, at least 1"),
+        ("finetune", ["--grad-accum", "0"], "Expected a whole number, at least 1"),
+        ("finetune", ["--lr", "nan"], "Expected a number"),
+        ("finetune", ["--output", "occupied"], "is not an adapter of ours"),
+        ("finetune", ["--manifest", "nowhere.jsonl"], "data.manifest: no such file"),
+        ("evaluate", ["--threshold", "inf"], "Expected a number"),
+        ("evaluate", ["--vectors", "nowhere.safetensors"], "scripts/generate_vectors.py"),
+    ],
+)
+def test_bad_options_of_the_scripts(
+    name: str,
+    command: list[str],
+    message: str,
+    steps: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 2 and a message that names what was typed, before a model is loaded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "occupied" / "best").mkdir(parents=True)
+    monkeypatch.setattr("introspection_lit.module.load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as stop:
+        script(name).main([*steps.shared, *command])
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -68,7 +68,7 @@ def test_round_trip(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        (rows()[0], ["file"]),  # one direction for every layer
+        (torch.nn.Parameter(rows()[0]), ["file"]),  # one direction for every layer
         (rows(3), ["file-0", "file-1", "file-2"]),
         (rows()[None], ["file"]),
         ({"bread": rows()[0], "cats": rows()[1].half()}, ["bread", "cats"]),  # as published sets of concepts
@@ -108,13 +108,18 @@ class Payload:
         (torch.full((HIDDEN,), float("nan")), "not finite"),
         (torch.ones(HIDDEN + 1), r"has shape \(33,\). Expected \(32,\)"),
         ({9: torch.ones(HIDDEN)}, r"for the layers \[9\], which the model does not have"),
-        ({1: torch.ones(HIDDEN - 1)}, "have 31 numbers; the model's hidden size is 32"),
-        (torch.ones(HIDDEN, dtype=torch.int64), "expected a tensor of floating-point numbers"),
+        ({1: torch.ones(HIDDEN - 1)}, r"has shape \(31,\). Expected \(32,\)"),
+        (torch.ones(HIDDEN, dtype=torch.int64), "expected a plain tensor of floating-point numbers, got torch.int64"),
+        ({1: torch.ones(HIDDEN, dtype=torch.bool)}, "got torch.bool"),
+        ({1: torch.ones(4, 8)}, r"has shape \(4, 8\)"),
+        ({1: torch.ones(HIDDEN), "1": torch.ones(HIDDEN)}, "a layer is there twice"),
+        (torch.full((HIDDEN,), 3e38), "not finite"),
+        (torch.ones(HIDDEN).to_sparse(), "got torch.float32 .torch.sparse"),
         ({}, "holds no direction"),
         ({"bread": "text"}, "expected a tensor of floating-point numbers, got str"),
-        ({1: "text"}, "expected a tensor for each layer"),
+        ({1: "text"}, "got str"),
         ({"a": {"bread": torch.ones(HIDDEN)}, "b": {"bread": torch.ones(HIDDEN)}}, "two directions are called 'bread'"),
-        (Payload(), "cannot be read as .pt"),
+        (Payload(), "cannot be read as .pt.*never loaded"),
     ],
 )
 def test_bad_files_are_refused(content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
