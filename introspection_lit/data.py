@@ -114,6 +114,7 @@ class IntrospectionDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.given_kinds = {"validation_kinds": validation_kinds, "test_kinds": test_kinds}
         builtin = contexts == BUILTIN
         self.contexts_source, self.test_contexts = contexts, test_contexts
         self.validation_kinds = list(VALIDATION_KINDS if builtin and validation_kinds is None else validation_kinds or ())
@@ -191,8 +192,7 @@ class IntrospectionDataModule(LightningDataModule):
         source = Path(self.contexts_source).expanduser()
         options = {
             "contexts": str(source.resolve()) if source.is_file() else self.contexts_source,
-            "validation_kinds": self.validation_kinds,
-            "test_kinds": self.test_kinds,
+            **self.given_kinds,
             "max_context_tokens": self.max_context_tokens,
             "system_prompt": self.system_prompt,
             "questions": self.questions,
