@@ -98,7 +98,7 @@ class IntrospectionModule(LightningModule):
         except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
             lines = str(error).strip().splitlines()
             raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
-        if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded)):
+        if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded, save_embedding_layers=False)):
             examples = ", ".join(sorted(differing)[:2])
             raise ConfigurationError([f"{problem}: {len(differing)} tensors are missing or too many, such as {examples}."])
         self.shape = shape_of(adapter)
