@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -107,6 +109,20 @@ def test_guide_to_the_pipeline_shows_its_results() -> None:
     assert {result["commit"] for result in results.values()} == {results["ladder"]["commit"]}
     assert "+changes" not in results["ladder"]["commit"]
     assert all(result["command"] in guide for result in results.values())
+
+
+def test_guide_says_how_much_is_a_push_toward_yes() -> None:
+    """The correlations between detection and the control questions, over directions, are those of the results."""
+    rows = json.loads((PIPELINE / "baseline.json").read_text(encoding="utf-8"))["directions"]
+    shifts: dict[str, dict[tuple, float]] = defaultdict(dict)
+    for row in rows:
+        shifts[row["question"]][row["vectors"], row["vector"]] = row["log_odds_shift"]
+    detection = shifts["detection"]
+    guide = " ".join(GUIDE.read_text(encoding="utf-8").split())
+    for question in ("clear yes", "clear no"):
+        r = np.corrcoef([detection[key] for key in detection], [shifts[question][key] for key in detection])[0, 1]
+        assert f"for the {question} at {r:.2f}" in guide
+    assert f"over the {len(detection)} directions" in guide
 
 
 def test_guides_link_to_files_that_exist() -> None:
