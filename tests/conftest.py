@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +103,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 def tiny(tiny_folder: Callable[[str], Path]) -> Path:
     """A tiny Qwen2 folder."""
     return tiny_folder("qwen2")
+
+
+@pytest.fixture(scope="session")
+def steps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The five scripts, run once on the tiny model: their folder, and the options they share."""
+    from stepping import all_steps
+
+    return all_steps(tiny, tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture(params=[*FAMILIES, "qwen2-wide in nf4"])

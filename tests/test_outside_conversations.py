@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pipeline import GRID, options, script
+from stepping import GRID, options, script
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts import Context, Message, load_contexts
