@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FORMAT = "introspection_lit/manifest/1"
 # Every so many trials the place in the file is remembered, to find the others from there.
 STRIDE = 1024
+# After so many repeats in a row nothing new is expected.
+MANY = 20_000
 # So many pairs are read ahead at once; more than a pool of batches has.
 WINDOW = 4096
 FIELDS = ("number", "steered", "context", "kind", "begins", "question", "vector", "band", "strength")
@@ -89,7 +91,7 @@ def distinct_pairs(plan: PairedPlan, wanted: int) -> Iterator[tuple[Trial, Trial
             if seen.add(steered.context, steered.question, steered.vector, steered.band, steered.strength):
                 given, repeated = given + 1, 0
                 yield clean, steered
-            elif (repeated := repeated + 1) > 100_000:
+            elif (repeated := repeated + 1) > MANY:
                 raise ConfigurationError(
                     [
                         f"--n-examples: {2 * wanted} trials asked for, but after {2 * given} nothing new comes: there are "

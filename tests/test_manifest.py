@@ -183,7 +183,7 @@ def test_memory_does_not_grow_with_the_manifest(train: Split, bank: VectorBank, 
         tracemalloc.stop()
         return used
 
-    peak(1000)  # what is loaded once
+    peak(1000)  # what is loaded once; then more than is read ahead
     small, large = peak(10_000), peak(30_000)
     assert large < 1.3 * small
 
