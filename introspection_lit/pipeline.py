@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
+from introspection_lit import option_types
 from introspection_lit.adapters import read_adapter
 from introspection_lit.descriptions import believed
 from introspection_lit.errors import ConfigurationError
@@ -97,7 +97,9 @@ def parser(description: str | None, root: Path) -> argparse.ArgumentParser:
         metavar="YAML",
         help="settings over those of the model's experiment in configs/ and the script's defaults; may be repeated",
     )
-    made.add_argument("--seed", type=seed, help="seed of vectors, contexts and trials (default: that of the experiment)")
+    made.add_argument(
+        "--seed", type=option_types.seed, help="seed of vectors, contexts and trials (default: that of the experiment)"
+    )
     made.add_argument(
         "--folder",
         type=Path,
@@ -189,43 +191,6 @@ def writable(path: Path) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise ConfigurationError([f"{path.parent} cannot be written to. Name another folder."])
     return path
-
-
-def positive(text: str) -> int:
-    """A whole number above zero, for a script's options.
-
-    Raises:
-        argparse.ArgumentTypeError: It is not.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a whole number, at least 1.")
-    return int(text)
-
-
-def finite(text: str) -> float:
-    """A number, for a script's options.
-
-    Raises:
-        argparse.ArgumentTypeError: It is not, or not finite.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a number.")
-    return number
-
-
-def seed(text: str) -> int:
-    """A seed, for a script's options.
-
-    Raises:
-        argparse.ArgumentTypeError: It is not.
-    """
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a whole number from 0 to 4294967295.")
-    return int(text)
 
 
 def same_as(subcommand: str, arguments: Sequence[str]) -> str:

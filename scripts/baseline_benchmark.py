@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from introspection_lit import baseline, baseline_figures, pipeline
+from introspection_lit import baseline, baseline_figures, option_types, pipeline
 from introspection_lit.callbacks import run_folder
 from introspection_lit.cli import main as run
 from introspection_lit.errors import ConfigurationError
@@ -46,53 +46,19 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     parser = pipeline.parser(__doc__, ROOT)
     parser.add_argument(
-        "--n-vectors", type=pipeline.positive, default=50, help="random directions; concepts are all run (default: 50)"
+        "--n-vectors", type=option_types.positive, default=50, help="random directions; concepts are all run (default: 50)"
     )
-    parser.add_argument("--n-contexts", type=pipeline.positive, help="contexts (default: 8, or all of --conversations)")
+    parser.add_argument("--n-contexts", type=option_types.positive, help="contexts (default: 8, or all of --conversations)")
     parser.add_argument("--with-info", action="store_true", help="also with the info prompt, and with a neutral one")
     parser.add_argument("--sweep", action="store_true", help="over three bands and four strengths")
-    parser.add_argument("--bands", type=band_list, help="such as '[\"middle\", [21, 42]]', first and last layer inclusive")
-    parser.add_argument("--strengths", type=strength_list, help="such as '[10, 20]'")
+    parser.add_argument(
+        "--bands", type=option_types.bands, help="such as '[\"middle\", [21, 42]]', first and last layer inclusive"
+    )
+    parser.add_argument("--strengths", type=option_types.strengths, help="such as '[10, 20]'")
     parser.add_argument("--unit", choices=("relative", "absolute"), help="of the strengths; see ARCHITECTURE.md")
     parser.add_argument("--adapter", help="run a trained adapter instead of the untrained model: folder or hub id")
     parser.add_argument("--name", help="what the files are called (default: baseline, and what is special about the run)")
     pipeline.guarded(lambda: benchmark(pipeline.parse(parser, args, "baseline")))
-
-
-def band_list(text: str) -> list[str | list[int]]:
-    """Bands as they are typed.
-
-    Raises:
-        argparse.ArgumentTypeError: They are none.
-    """
-    try:
-        bands = json.loads(text)
-    except ValueError:
-        bands = None
-    names = isinstance(bands, list) and bands != [] and all(isinstance(b, str) or _is_pair(b) for b in bands)
-    if not names:
-        hint = f" Did you mean '[{text}]'?" if _is_pair(bands) else ""
-        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a list such as '[\"middle\", [21, 42]]'.{hint}")
-    return list(bands)
-
-
-def _is_pair(band: object) -> bool:
-    return isinstance(band, list) and len(band) == 2 and all(type(layer) is int for layer in band)
-
-
-def strength_list(text: str) -> list[float]:
-    """Strengths as they are typed.
-
-    Raises:
-        argparse.ArgumentTypeError: They are none.
-    """
-    try:
-        strengths = json.loads(text)
-    except ValueError:
-        strengths = None
-    if not isinstance(strengths, list) or not strengths or not all(type(s) in (int, float) and s > 0 for s in strengths):
-        raise argparse.ArgumentTypeError(f"got {text!r}. Expected a list of numbers above 0, such as '[10, 20]'.")
-    return [float(strength) for strength in strengths]
 
 
 def grid_arguments(options: argparse.Namespace) -> list[str]:
@@ -122,7 +88,7 @@ def name_of(options: argparse.Namespace) -> str:
         "info": options.with_info,
         "sweep": options.sweep,
         Path(options.conversations or "").stem: options.conversations,
-        "-".join(options.answers or ()): options.answers,
+        re.sub(r"[^\w-]", "_", "-".join(options.answers or ())): options.answers,
         "adapter": options.adapter,
     }
     return "-".join(["baseline", *(name for name, wanted in special.items() if wanted)])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from introspection_lit import ladder, pipeline
+from introspection_lit import ladder, option_types, pipeline
 from introspection_lit.cli import attach
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.provenance import protocol, provenance
@@ -35,9 +35,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = pipeline.parser(__doc__, ROOT)
     parser.add_argument("--adapter", help="PEFT folder or hub id; without it only the untrained model is tested")
     parser.add_argument(
-        "--n-train-vectors", type=pipeline.positive, help="how many training vectors of the bank (default: all)"
+        "--n-train-vectors", type=option_types.positive, help="how many training vectors of the bank (default: all)"
     )
-    parser.add_argument("--threshold", type=pipeline.finite, help="on the log-odds (default: the adapter's own, or 0)")
+    parser.add_argument("--threshold", type=option_types.finite, help="on the log-odds (default: the adapter's own, or 0)")
     pipeline.guarded(lambda: evaluate(pipeline.parse(parser, args, "evaluate")))
 
 

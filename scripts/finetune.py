@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from introspection_lit import pipeline
+from introspection_lit import option_types, pipeline
 from introspection_lit.callbacks import run_folder
 from introspection_lit.cli import main as run
 from introspection_lit.descriptions import believed
@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each option: its type, its default, what it is on the command line, and what it means.
 OPTIONS: dict[str, tuple[Callable[[str], float], float, str, str]] = {
-    "--epochs": (pipeline.positive, 3, "trainer.max_epochs", "passes over the trials"),
-    "--grad-accum": (pipeline.positive, 8, "trainer.accumulate_grad_batches", "batches in a step"),
-    "--lr": (pipeline.finite, 2e-4, "model.learning_rate", "peak learning rate"),
-    "--batch-size": (pipeline.positive, 4, "data.batch_size", "trials in a batch, even"),
+    "--epochs": (option_types.positive, 3, "trainer.max_epochs", "passes over the trials"),
+    "--grad-accum": (option_types.positive, 8, "trainer.accumulate_grad_batches", "batches in a step"),
+    "--lr": (option_types.finite, 2e-4, "model.learning_rate", "peak learning rate"),
+    "--batch-size": (option_types.positive, 4, "data.batch_size", "trials in a batch, even"),
 }
 
 

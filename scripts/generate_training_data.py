@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import track
 
 import introspection_lit
-from introspection_lit import manifest, pipeline
+from introspection_lit import manifest, option_types, pipeline
 from introspection_lit.cli import attach
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.preparation import prepare
@@ -35,10 +35,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     parser = pipeline.parser(__doc__, ROOT)
     parser.add_argument(
-        "--n-examples", type=pipeline.positive, default=10_000, help="trials, an even number (default: %(default)s)"
+        "--n-examples", type=option_types.positive, default=10_000, help="trials, an even number (default: %(default)s)"
     )
     parser.add_argument(
-        "--n-train-vectors", type=pipeline.positive, help="how many training vectors of the bank (default: all)"
+        "--n-train-vectors", type=option_types.positive, help="how many training vectors of the bank (default: all)"
     )
     parser.add_argument("--output", type=Path, help="the manifest (default: train.jsonl in the folder)")
     pipeline.guarded(lambda: write(pipeline.parse(parser, args, "data")))

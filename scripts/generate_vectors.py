@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from introspection_lit import pipeline, vector_files, vector_report
+from introspection_lit import option_types, pipeline, vector_files, vector_report
 from introspection_lit.cli import attach
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import save_figure, write_whole
@@ -35,7 +35,7 @@ def main(args: list[str] | None = None) -> None:
     """
     parser = pipeline.parser(__doc__, ROOT)
     parser.add_argument(
-        "--n-random", type=pipeline.positive, default=200, help="half to train on, half held out (default: %(default)s)"
+        "--n-random", type=option_types.positive, default=200, help="half to train on, half held out (default: %(default)s)"
     )
     parser.add_argument("--concepts", nargs="+", help="words or phrases, at least three (default: the 26 built-in ones)")
     parser.add_argument("--import", dest="imports", nargs="+", type=Path, default=[], help=".gguf, .pt, .safetensors files")
