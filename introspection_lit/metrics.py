@@ -74,12 +74,13 @@ def wilson_interval(count: int, total: int, level: float = 0.95) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
-def best_threshold(scores: Tensor, labels: Tensor) -> float:
+def best_threshold(scores: Tensor, labels: Tensor, max_fpr: float = 1.0) -> float:
     """The threshold that maximises TPR - FPR (Youden's J), in the middle of the widest stretch that does.
 
     Args:
         scores: Log-odds, ``(n,)``.
         labels: True where steered, ``(n,)``; both classes present.
+        max_fpr: Only thresholds with at most this share of false alarms are considered.
 
     Returns:
         A threshold in nats; scores above it count as steered. 0 if one class is missing.
@@ -90,7 +91,9 @@ def best_threshold(scores: Tensor, labels: Tensor) -> float:
     steered, clean = scores[labels.bool()].double(), scores[~labels.bool()].double()
     # A threshold between edges[i] and edges[i + 1]; the outermost ones would call everything or nothing steered.
     above = torch.cat([edges[:1] - 1, edges])
-    youden = (steered[None] > above[:, None]).double().mean(1) - (clean[None] > above[:, None]).double().mean(1)
+    false = (clean[None] > above[:, None]).double().mean(1)
+    youden = (steered[None] > above[:, None]).double().mean(1) - false
+    youden = torch.where(false <= max_fpr, youden, -1.0)
     upper = torch.cat([edges, edges[-1:] + 1])
     widths = torch.where(youden >= youden.max() - 1e-12, upper - above, -1.0)
     best = int(widths.argmax())
@@ -167,7 +170,8 @@ class DetectionMetrics(Metric):
     """Gathers the scores of a split over batches and processes, and summarises them.
 
     Attributes:
-        threshold: What ``compute`` decides by; None: the best one for the gathered scores.
+        threshold: What ``compute`` decides by; None: the best one for the gathered scores with at most ``max_fpr``.
+        max_fpr: The share of false alarms that such a threshold may have.
         total: Trials with this number or a higher one are left out: they only filled up the last batches.
         gathered: What the last ``compute`` summarised.
     """
@@ -182,7 +186,7 @@ class DetectionMetrics(Metric):
 
     def __init__(self, threshold: float | None = None, total: int | None = None) -> None:
         super().__init__()
-        self.threshold, self.total = threshold, total
+        self.threshold, self.total, self.max_fpr = threshold, total, 1.0
         self.gathered: Gathered | None = None
         for name in self.states:
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -207,5 +211,5 @@ class DetectionMetrics(Metric):
         self.gathered = Gathered(scores[wanted], labels[wanted], masses[wanted], inputs[wanted])
         threshold = self.threshold
         if threshold is None:
-            threshold = best_threshold(self.gathered.scores, self.gathered.labels)
+            threshold = best_threshold(self.gathered.scores, self.gathered.labels, self.max_fpr)
         return summarise(*self.gathered, threshold)

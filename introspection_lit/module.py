@@ -32,6 +32,8 @@ class IntrospectionModule(LightningModule):
         adapter: A PEFT adapter, folder or hub id, to validate, test or predict with, instead of a checkpoint; ``lora`` then
             does not matter.
         threshold: On the log-odds, for adapters that come without one. By default what validation has chosen, or 0.
+        max_fpr: The share of clean validation trials that the threshold may call steered. Of the thresholds that keep to
+            it, validation chooses the one with the largest TPR - FPR.
         loss: ``full``: cross-entropy over the whole vocabulary at the answer position. ``pairwise``: over the two answers
             alone, which lets their mass drift.
         learning_rate: Peak learning rate of AdamW.
@@ -45,6 +47,7 @@ class IntrospectionModule(LightningModule):
         lora: Lora = Lora(),
         adapter: str | None = None,
         threshold: float | None = None,
+        max_fpr: float = 1.0,
         loss: Literal["full", "pairwise"] = "full",
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
@@ -53,12 +56,13 @@ class IntrospectionModule(LightningModule):
         super().__init__()
         self.base, self.lora = base, lora
         self.adapter, self.given_threshold = adapter, threshold
-        self.loss = loss
+        self.max_fpr, self.loss = max_fpr, loss
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.threshold = threshold or 0.0
         self.validated: dict[str, float] = {}  # the last validation, for the checkpoint
         self.strict_loading = False  # checkpoints hold the adapter only
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
+        self.metrics_of("validation").max_fpr = max_fpr
         self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
         self.shape = {
             "r": lora.r,
@@ -262,9 +266,13 @@ class IntrospectionModule(LightningModule):
     def problems(self) -> list[str]:
         """What is wrong with the optimiser's settings."""
         settings = f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, warmup {self.warmup}"
-        if self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.warmup <= 1:
-            return []
-        return [f"model: got {settings}. Expected learning_rate > 0, weight_decay >= 0 and a warmup share in [0, 1]."]
+        problems = []
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.warmup <= 1):
+            expected = "Expected learning_rate > 0, weight_decay >= 0 and a warmup share in [0, 1]"
+            problems.append(f"model: got {settings}. {expected}.")
+        if not 0 <= self.max_fpr <= 1:
+            problems.append(f"model.max_fpr: got {self.max_fpr}. Expected a share in [0, 1].")
+        return problems
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the configuration it is loaded into."""
