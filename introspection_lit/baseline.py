@@ -18,7 +18,7 @@ import torch
 from rich.table import Table
 
 from introspection_lit.grid import CLEAR_NO, CLEAR_YES, DETECTION, info_of
-from introspection_lit.metrics import auroc
+from introspection_lit.statistics import auroc
 
 RANDOM = "random"
 

@@ -1,4 +1,4 @@
-"""Detection metrics: pure functions of scores and labels, and the torchmetrics class that gathers them.
+"""Detection metrics: the summary of a set of trials, and the torchmetrics class that gathers them.
 
 Scores are log-odds; a trial counts as "steered" when its score is above the threshold.
 """
@@ -8,96 +8,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import binomtest, norm
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc, binary_roc
 from torchmetrics.utilities import dim_zero_cat
 
 from introspection_lit.errors import ConfigurationError
-
-
-def ranks(scores: Tensor) -> Tensor:
-    """Replace scores by their ranks scaled to [0, 1], ties kept.
-
-    torchmetrics squeezes scores outside [0, 1] through a sigmoid, which makes large log-odds equal; ranks order them
-    exactly.
-    """
-    _, inverse = torch.unique(scores.double(), return_inverse=True)
-    return inverse.double() / max(int(inverse.max()), 1)
-
-
-def auroc(scores: Tensor, labels: Tensor) -> float:
-    """Area under the ROC curve: how often a steered trial outscores a clean one. Chance .5, best 1; nan without both."""
-    if labels.all() or not labels.any():
-        return float("nan")
-    return float(binary_auroc(ranks(scores), labels.long()))
-
-
-def rate(decisions: Tensor) -> float:
-    """The share of decisions that are "steered", or the mean of probabilities, in [0, 1]; nan of none."""
-    return float(decisions.double().mean()) if len(decisions) else float("nan")
-
-
-def tpr_at_fpr(scores: Tensor, labels: Tensor, fpr: float = 0.01) -> float:
-    """The largest TPR of any threshold whose FPR is at most ``fpr``. Best 1; at chance it equals ``fpr``.
-
-    With n clean trials an FPR below 1/n only allows none of them to be called steered.
-    """
-    if labels.all() or not labels.any():
-        return float("nan")
-    false, true, _ = binary_roc(ranks(scores), labels.long())
-    return float(true[false <= fpr].max())
-
-
-def dprime(hits: int, n_steered: int, false_alarms: int, n_clean: int) -> float:
-    """Sensitivity d' = z(TPR) - z(FPR) with the log-linear correction.
-
-    Adds .5 to each count and 1 to each total (Hautus 1995, Behavior Research Methods 27, 46-51), so that rates of 0 and
-    1 give finite values that grow with the number of trials, instead of a clamped constant. Chance 0; higher is better.
-    """
-    true, false = (hits + 0.5) / (n_steered + 1), (false_alarms + 0.5) / (n_clean + 1)
-    return float(norm.ppf(true) - norm.ppf(false))
-
-
-def wilson_interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), in [0, 1]; (0, 1) of nothing.
-
-    Args:
-        count: Successes.
-        total: Independent trials.
-        level: Confidence.
-    """
-    if total == 0:
-        return 0.0, 1.0
-    interval = binomtest(count, total).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def best_threshold(scores: Tensor, labels: Tensor, max_fpr: float = 1.0) -> float:
-    """The threshold that maximises TPR - FPR (Youden's J), in the middle of the widest stretch that does.
-
-    Args:
-        scores: Log-odds, ``(n,)``.
-        labels: True where steered, ``(n,)``; both classes present.
-        max_fpr: Only thresholds with at most this share of false alarms are considered.
-
-    Returns:
-        A threshold in nats; scores above it count as steered. 0 if one class is missing.
-    """
-    if labels.all() or not labels.any():
-        return 0.0
-    edges = torch.unique(scores.double())  # ascending
-    steered, clean = scores[labels.bool()].double(), scores[~labels.bool()].double()
-    # A threshold between edges[i] and edges[i + 1]; the outermost ones would call everything or nothing steered.
-    above = torch.cat([edges[:1] - 1, edges])
-    false = (clean[None] > above[:, None]).double().mean(1)
-    youden = (steered[None] > above[:, None]).double().mean(1) - false
-    youden = torch.where(false <= max_fpr, youden, -1.0)
-    upper = torch.cat([edges, edges[-1:] + 1])
-    widths = torch.where(youden >= youden.max() - 1e-12, upper - above, -1.0)
-    best = int(widths.argmax())
-    return float((above[best] + upper[best]) / 2)
+from introspection_lit.statistics import auroc, best_threshold, dprime, rate, tpr_at_fpr, wilson_interval
 
 
 def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, threshold: float) -> dict[str, Any]:
