@@ -16,6 +16,7 @@ from transformers import Cache
 from introspection_lit.contexts import Context, fingerprint
 from introspection_lit.conversations import Encoded, Phrasing, encode
 from introspection_lit.prefill import pad
+from introspection_lit.seeds import generator
 from introspection_lit.steering import Intervention, layer_scale
 from introspection_lit.trials import Plan, Source, Trial
 from introspection_lit.vectors import VectorBank
@@ -92,6 +93,8 @@ class Split:
             of their own ask that one instead.
         roles: What each question is, if they are not all the question of the experiment; for a table of predictions.
         total: How many trials are wanted of it; None: no end.
+        seed: The experiment's seed, for what is drawn trial by trial.
+        control: What is wrong with its trials on purpose: ``random_labels`` or ``no_steering``; or ``none``.
     """
 
     name: str
@@ -105,6 +108,8 @@ class Split:
     source: Source
     roles: Sequence[str] = ()
     total: int | None = None
+    seed: int = 0
+    control: str = "none"
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
 
@@ -162,7 +167,7 @@ class Split:
         """
         encoded = [self.encoded(trial.context, trial.question) for trial in trials]
         fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        steered_as = [(trial.context, trial.vector, trial.band, trial.strength) for trial in trials]
+        steered_as = [self._steered_as(trial) for trial in trials]
         first = {key: row for row, key in reversed(list(enumerate(steered_as)))}
         kept = sorted(first.values())
         place = {steered_as[row]: number for number, row in enumerate(kept)}
@@ -181,8 +186,8 @@ class Split:
             lead_ids=torch.tensor(questions[0][:lead]) if lead else None,
             question_ids=question_ids,
             question_mask=question_mask,
-            intervention=Intervention(direction, scale, context_mask.bool()),
-            labels=torch.tensor([trial.steered for trial in trials]),
+            intervention=Intervention(direction, scale, self._positions([trials[row] for row in kept], context_mask)),
+            labels=torch.tensor([self._label(trial) for trial in trials]),
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
             numbers=torch.tensor([trial.number for trial in trials]),
             answer_ids=torch.tensor(self.answer_ids),
@@ -195,12 +200,34 @@ class Split:
         rows = rows if rows.dim() == 3 else rows[:, None]
         nothing = torch.zeros_like(rows[0]), torch.zeros_like(norms)
         added = [
-            (rows[trial.vector], layer_scale(trial.strength, trial.band, norms, self.strength_unit))
-            if trial.steered
+            (self.source.sign * rows[trial.vector], layer_scale(trial.strength, trial.band, norms, self.strength_unit))
+            if trial.steered and self.control != "no_steering"
             else nothing
             for trial in trials
         ]
         return torch.stack([direction for direction, _ in added]), torch.stack([scale for _, scale in added])
+
+    def _steered_as(self, trial: Trial) -> tuple[Any, ...]:
+        """What tells the cache of a trial from that of another."""
+        drawn = trial.number if trial.steered and self.source.positions < 1 else None
+        return trial.context, trial.vector, trial.band, trial.strength, drawn
+
+    def _positions(self, trials: list[Trial], mask: Tensor) -> Tensor:
+        """Which tokens are steered, ``(batch, context)``: all, or a share of them drawn at random, but at least one."""
+        everywhere = mask.bool()
+        if self.source.positions >= 1:
+            return everywhere
+        chosen = torch.zeros_like(everywhere)
+        for row, trial in enumerate(trials):
+            tokens = everywhere[row].nonzero()[:, 0]
+            order = generator(self.seed, "positions", self.name, trial.number).permutation(len(tokens))
+            chosen[row, tokens[order[: max(1, round(self.source.positions * len(tokens)))]]] = True
+        return chosen
+
+    def _label(self, trial: Trial) -> bool:
+        if self.control != "random_labels":
+            return trial.steered
+        return bool(generator(self.seed, "label", self.name, trial.number).integers(2))
 
     def _input_number(self, trial: Trial) -> int:
         context = self.contexts[trial.context]

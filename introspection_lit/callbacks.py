@@ -15,10 +15,14 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
+from introspection_lit import report
+from introspection_lit.collector import Evidence
 from introspection_lit.export import export_adapter, load_checkpoint
 from introspection_lit.figures import log_odds_figure
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.provenance import protocol, provenance
+from introspection_lit.trial_table import USUAL_SETS
+from introspection_lit.trials import SOURCES
 
 if TYPE_CHECKING:
     from introspection_lit.batches import TrialBatch
@@ -167,6 +171,7 @@ class ResultsWriter(Callback):
         gathered = {name: module.metrics_of(name).gathered for name in data.test_sets}
         groups = {name: trials for name, trials in gathered.items() if trials is not None}
         inputs = torch.cat([trials.inputs[~trials.labels] for trials in groups.values()])
+        evidence = next((c.found for c in trainer.callbacks if isinstance(c, Evidence)), None)  # type: ignore[attr-defined]
         results = {
             **provenance(),
             **module.identity(),
@@ -177,6 +182,7 @@ class ResultsWriter(Callback):
             "threshold": module.threshold,
             "n_clean_distinct_total": len(torch.unique(inputs)),
             "sets": sets,
+            "evidence": evidence,
         }
         write_whole(folder / f"{self.name}.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         figure = log_odds_figure({name: (t.scores, t.labels) for name, t in groups.items()}, module.threshold)
@@ -184,11 +190,29 @@ class ResultsWriter(Callback):
         if not self.prints:
             return
         console = Console()
-        console.print(results_table(sets))
+        headline = {name: row for name, row in sets.items() if name in USUAL_SETS and not SOURCES[name].doses}
+        console.print(results_table(headline or sets))
         console.print(
             f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",
             soft_wrap=True,
         )
+
+
+class ReportWriter(Callback):
+    """After ``test`` and its results: writes the report, and puts its figures into TensorBoard."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``report.html`` and ``figures/`` into the run's folder."""
+        folder, callbacks = run_folder(trainer), trainer.callbacks  # type: ignore[attr-defined]
+        wanted = any(isinstance(callback, Evidence) and callback.enabled and callback.report for callback in callbacks)
+        if not (wanted and trainer.is_global_zero):
+            return
+        page = report.write(folder)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            for name, drawn in report.figures(results).items():
+                trainer.logger.experiment.add_figure(f"test/{name}", drawn.figure, trainer.global_step)
+        rank_zero_info(f"report: {page}")
 
 
 class PredictionWriter(Callback):

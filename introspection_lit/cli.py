@@ -13,15 +13,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from introspection_lit import report
 from introspection_lit.callbacks import (
     AdapterExport,
     BestCheckpoint,
     LearningRate,
     LogOddsFigure,
     PredictionWriter,
+    ReportWriter,
     ResultsWriter,
     TrialsPerSecond,
 )
+from introspection_lit.collector import Evidence
 from introspection_lit.data import IntrospectionDataModule
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.module import IntrospectionModule
@@ -31,8 +34,9 @@ class IntrospectionCLI(LightningCLI):
     """LightningCLI with the project's callbacks, and a test right after ``fit`` on request."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint callback as an option of its own, and ``--test_after_fit``."""
+        """Add the callbacks that have options, and ``--test_after_fit``."""
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Evidence, "evidence")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "validation/selection",
@@ -109,8 +113,12 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
         The CLI after its subcommand has run, with ``trainer``, ``model`` and ``datamodule``.
 
     Raises:
-        SystemExit: 2, with the problems on stderr, if the configuration cannot work.
+        SystemExit: 2, with the problems on stderr, if the configuration cannot work; 0 once a report is written.
     """
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words[:1] == ["report"]:
+        report.main(words[1:])
+        raise SystemExit(0)
     try:
         return _cli(args, run=True)
     except (ConfigurationError, MisconfigurationException) as error:
@@ -155,6 +163,7 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
                 LogOddsFigure(),
                 AdapterExport(),
                 ResultsWriter(),
+                ReportWriter(),
                 PredictionWriter(),
             ],
             "logger": {

@@ -20,7 +20,7 @@ from introspection_lit.manifest import ManifestPlan
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.prefill import Forward, steered_cache
 from introspection_lit.preparation import DEFAULT_VECTORS, Prepared, prepare
-from introspection_lit.trials import DEFAULT_TEST_SETS, Trial
+from introspection_lit.trials import DEFAULT_TEST_SETS, OTHER_QUESTIONS, Trial
 from introspection_lit.vectors import VectorBank
 from introspection_lit.wording import Wording
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Of the contexts that come with the package: kinds that the threshold is set on, and kinds that only the test sees.
 VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
+# Doubling from far below to well inside what a detector can notice.
+DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 # Training batches that are sorted by length together; a validation or test set is sorted as a whole.
 TRAINING_POOL = 8
 
@@ -67,6 +69,13 @@ class IntrospectionDataModule(LightningDataModule):
         strengths: Lowest and highest strength; drawn log-uniformly between them.
         test_bands: The same for the test sets, if other than in training.
         test_strengths: The same for the test sets, if other than in training.
+        test_doses: The strengths that the test sets ``doses`` and ``doses_concept`` run through, each as often in each
+            band.
+        test_clean: Clean trials in the test sets: ``paired``, one for each steered trial with the same context, or
+            ``once``, one for each context and question, however many are steered (those that run through doses are so
+            anyway).
+        control: Train so that nothing can be learned: ``random_labels`` (a coin says what is right) or ``no_steering``
+            (what is called steered is clean). What the tests then show is what the method itself brings about.
         strength_unit: ``relative`` (to the layer's median residual norm, over the square root of the number of layers in
             the band) or ``absolute`` (the length added at each layer).
         seed: Decides splits, vectors and trials.
@@ -103,6 +112,9 @@ class IntrospectionDataModule(LightningDataModule):
         strengths: tuple[float, float] = (0.3, 2.0),
         test_bands: list[str | list[int]] | None = None,
         test_strengths: tuple[float, float] | None = None,
+        test_doses: list[float] = list(DOSES),
+        test_clean: Literal["paired", "once"] = "paired",
+        control: Literal["none", "random_labels", "no_steering"] = "none",
         strength_unit: Literal["relative", "absolute"] = "relative",
         seed: int = 0,
         batch_size: int = 16,
@@ -135,6 +147,7 @@ class IntrospectionDataModule(LightningDataModule):
         self.test_bands = list(bands if test_bands is None else test_bands)
         self.strengths = strengths
         self.test_strengths = test_strengths or strengths
+        self.test_doses, self.test_clean, self.control = list(test_doses), test_clean, control
         self.strength_unit = strength_unit
         self.seed = seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -203,6 +216,7 @@ class IntrospectionDataModule(LightningDataModule):
             "train_vectors": self.vector_counts["train"],
             "bands": self.bands,
             "strengths": self.strengths,
+            "control": self.control,
             "strength_unit": self.strength_unit,
             "prefill_adapter": self.prefill_adapter,
             "seed": self.seed,
@@ -324,7 +338,8 @@ class IntrospectionDataModule(LightningDataModule):
             return
         record = record.get("trained_on", record)
         tests = {name: split for name, split in self.splits.items() if name not in ("train", "validation")}
-        for difference in leaks.trained_otherwise(record, next(iter(tests.values())), self.prefill_adapter):
+        usual = [split for split in tests.values() if split.source.questions not in OTHER_QUESTIONS]
+        for difference in leaks.trained_otherwise(record, usual[0], self.prefill_adapter) if usual else ():
             rank_zero_warn(difference)
         problems = leaks.trained_on(record, tests, bank)
         if problems:

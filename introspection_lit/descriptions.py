@@ -59,6 +59,10 @@ def _unit(value: object) -> bool:
     return value in ("relative", "absolute")
 
 
+def _control(value: object) -> bool:
+    return value in ("none", "random_labels", "no_steering")
+
+
 # What may be there, and what it must look like; None stands for "nothing was said".
 SETTINGS: dict[str, Callable[[object], bool]] = {
     "seed_everything": _whole,
@@ -77,6 +81,7 @@ SETTINGS: dict[str, Callable[[object], bool]] = {
     "data.bands": _bands,
     "data.strengths": _range,
     "data.strength_unit": _unit,
+    "data.control": _control,
     "data.prefill_adapter": _flag,
     "data.seed": _whole,
 }

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Blue, orange and green of Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
 CLEAN, STEERED, ANOTHER = "#0072B2", "#E69F00", "#009E73"
+# The rest of it that shows on white: purple, vermilion, sky blue, black.
+PALETTE = (CLEAN, STEERED, ANOTHER, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 
 
 def log_odds_figure(groups: Mapping[str, tuple[Tensor, Tensor]], threshold: float) -> Figure:

@@ -18,28 +18,15 @@ from rich.table import Table
 
 from introspection_lit.baseline import percent
 from introspection_lit.callbacks import ResultsWriter, run_folder
+from introspection_lit.collector import Evidence
 from introspection_lit.figures import ANOTHER, CLEAN, STEERED
+from introspection_lit.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, Summaries, failures
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
     from introspection_lit.cli import IntrospectionCLI
     from introspection_lit.data import IntrospectionDataModule
-
-# What each test set is, from the ground up.
-RUNGS = {
-    "seen": "training vectors",
-    "heldout": "held-out random",
-    "concept": "concepts",
-    "concept_pca": "concepts (PCA)",
-    "imported": "from files",
-    "newkinds": "unseen kinds",
-    "newquestions": "unseen questions",
-}
-# A rung holds if all three do.
-LOWEST_AUROC, LOWEST_TPR, HIGHEST_FPR = 0.95, 0.9, 0.05
-
-Summaries = dict[str, dict[str, Any]]
 
 
 class Way(NamedTuple):
@@ -75,6 +62,9 @@ def climb(cli: IntrospectionCLI, adapter: bool) -> Iterator[tuple[Way, Summaries
     writers = [callback for callback in callbacks if isinstance(callback, ResultsWriter)]
     if not adapter:
         data.info = "none"
+    for callback in callbacks:
+        if isinstance(callback, Evidence):
+            callback.enabled = False
     for way in (ADAPTER, *UNTRAINED) if adapter else UNTRAINED:
         for writer in writers:
             writer.name, writer.prints = f"results-{way.name.replace(' ', '-')}", False
@@ -104,44 +94,6 @@ def _asked_otherwise(cli: IntrospectionCLI, data: IntrospectionDataModule, info:
         asked.bank_path = run_folder(cli.trainer) / "vectors.safetensors"
     asked.bank = asked.prepared = None
     return asked
-
-
-def failures(row: Mapping[str, Any]) -> list[str]:
-    """Why a rung does not hold; nothing if it does.
-
-    Args:
-        row: The summary of a test set.
-    """
-    found = []
-    if row["auroc"] < LOWEST_AUROC:
-        found.append(f"does not tell them apart (AUROC {row['auroc']:.3f})")
-    if row["tpr"] < LOWEST_TPR:
-        found.append(f"misses steering (TPR {row['tpr']:.2f})")
-    if row["fpr"] > HIGHEST_FPR:
-        found.append(f"false alarms (FPR {row['fpr']:.2f})")
-    return found
-
-
-def verdict(name: str, rows: Summaries) -> str:
-    """Say in words how far up the ladder a way of asking holds.
-
-    Args:
-        name: Of the way.
-        rows: Its summaries, lowest rung first.
-    """
-    widest = max(rows.values(), key=lambda row: float(row["fpr_interval"][1]))
-    unsure = (
-        f" An FPR of up to {widest['fpr_interval'][1]:.2f} cannot be excluded (95 %, {widest['n_clean_distinct']} distinct "
-        "clean inputs)."
-    )
-    failing = {RUNGS[rung]: failures(row) for rung, row in rows.items() if failures(row)}
-    if not failing:
-        return f"{name}: every rung holds.{unsure}"
-    first, reasons = next(iter(failing.items()))
-    others = [rung for rung in failing if rung != first]
-    holding = "no rung holds" if len(failing) == len(rows) else f"the first rung to fail is {first!r}"
-    also = f"; {', '.join(repr(rung) for rung in others)} too" if others and len(failing) < len(rows) else ""
-    return f"{name}: {holding}: {first}: {', '.join(reasons)}{also}."
 
 
 def table(ways: Mapping[str, Summaries]) -> Table:

@@ -51,6 +51,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         "bands": [list(band) for band in splits["train"].plan.bands],
         "strengths": list(splits["train"].plan.strengths),
         "strength_unit": splits["train"].strength_unit,
+        "control": splits["train"].control,
     }
 
 
@@ -108,3 +109,39 @@ def trained_on(record: Mapping[str, Any], tests: Mapping[str, Split], bank: Vect
             found.append("some of its questions were trained on")
         problems += [f"ckpt_path: test set {name!r}: {problem}. {HINT}" for problem in found]
     return problems
+
+
+def audit(splits: Mapping[str, Split], bank: VectorBank) -> dict[str, Any]:
+    """Measure what the splits of an experiment share, for the report.
+
+    Args:
+        splits: By name, ``train`` and ``validation`` among them.
+        bank: Their directions.
+
+    Returns:
+        ``vectors``: the largest |cos| between each two kinds of direction of which one is trained or validated on;
+        ``shared_messages``: user messages that the test shares with training or validation; ``unseen_kinds_in_training``:
+        kinds of ``newkinds`` that are trained or validated on; ``shared_questions``: held-out questions that are
+        trained on. All but the first are 0 or empty, or the run would have been refused.
+    """
+    trained = {split: rows.flatten(0, -2) for split, rows in bank.directions.items()}
+    cosines = {
+        f"{first} / {second}": round(float((trained[first] @ trained[second].T).abs().max()), 4)
+        for first in ("train", "validation")
+        for second in trained
+        if second not in ("train", first) and len(trained[first]) and len(trained[second])
+    }
+    before = [splits[name] for name in ("train", "validation")]
+    tests = {name: split for name, split in splits.items() if name not in ("train", "validation")}
+    seen = {fingerprint(context.user) for split in before for context in split.contexts}
+    kinds = {context.kind for split in before for context in split.contexts}
+    asked = {fingerprint(question) for question in splits["train"].all_asked()}
+    messages = {fingerprint(context.user) for split in tests.values() for context in split.contexts}
+    heldout = [split for split in tests.values() if split.source.questions == "heldout"]
+    unseen = [split for split in tests.values() if split.source.contexts == "newkinds"]
+    return {
+        "vectors": cosines,
+        "shared_messages": len(messages & seen),
+        "unseen_kinds_in_training": sorted({c.kind for split in unseen for c in split.contexts} & kinds),
+        "shared_questions": len({fingerprint(question) for split in heldout for question in split.questions} & asked),
+    }

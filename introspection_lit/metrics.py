@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -82,12 +83,20 @@ class Gathered(NamedTuple):
     inputs: Tensor
 
 
+def once(trials: Gathered) -> Gathered:
+    """The trials with each distinct clean input once, as the FPR counts them."""
+    clean = (~trials.labels).nonzero()[:, 0]
+    _, first = np.unique(trials.inputs[clean].numpy(), return_index=True)
+    kept = torch.cat([trials.labels.nonzero()[:, 0], clean[torch.from_numpy(first)]])
+    return Gathered(*(column[kept] for column in trials))
+
+
 class DetectionMetrics(Metric):
     """Gathers the scores of a split over batches and processes, and summarises them.
 
     Attributes:
         threshold: What ``compute`` decides by; None: the best one for the gathered scores with at most ``max_fpr``.
-        max_fpr: The share of false alarms that such a threshold may have.
+        max_fpr: The share of false alarms that such a threshold may have, over distinct clean inputs.
         total: Trials with this number or a higher one are left out: they only filled up the last batches.
         gathered: What the last ``compute`` summarised.
     """
@@ -127,5 +136,6 @@ class DetectionMetrics(Metric):
         self.gathered = Gathered(scores[wanted], labels[wanted], masses[wanted], inputs[wanted])
         threshold = self.threshold
         if threshold is None:
-            threshold = best_threshold(self.gathered.scores, self.gathered.labels, self.max_fpr)
+            counted = self.gathered if self.max_fpr >= 1 else once(self.gathered)
+            threshold = best_threshold(counted.scores, counted.labels, self.max_fpr)
         return summarise(*self.gathered, threshold)

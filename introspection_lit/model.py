@@ -327,5 +327,26 @@ def find_decoder_layers(model: PreTrainedModel | PeftModel, path: str | None = N
     return list(layers)
 
 
+def find_head(model: PreTrainedModel | PeftModel) -> tuple[nn.Module, nn.Module]:
+    """Find what turns the residual stream into logits.
+
+    Args:
+        model: A causal language model, with or without an adapter.
+
+    Returns:
+        The final norm and the head.
+
+    Raises:
+        ValueError: They cannot be found.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = base.get_decoder()
+    norms = [module for name, module in decoder.named_children() if name in ("norm", "final_layernorm", "ln_f")]
+    head = base.get_output_embeddings()
+    if len(norms) != 1 or head is None:
+        raise ValueError(f"The final norm and the head of {type(base).__name__} were not found.")
+    return norms[0], head
+
+
 if __name__ == "__main__":  # python -m introspection_lit.model NAME: fetch or unpack a model ahead of time
     print(load_config(BaseModel(sys.argv[1])).model_type, resolve(BaseModel(sys.argv[1]))["pretrained_model_name_or_path"])

@@ -195,9 +195,10 @@ class IntrospectionModule(LightningModule):
         loss, _, _ = self._step(batch)
         self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(batch.trials))
 
-    def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of one of the test sets."""
-        self._step(batch)
+    def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Score a batch of one of the test sets; returns ``log_odds`` and ``mass``, each ``(batch,)``."""
+        _, scores, masses = self._step(batch)
+        return {"log_odds": scores, "mass": masses}
 
     def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Score a batch.

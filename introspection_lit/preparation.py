@@ -13,13 +13,16 @@ from introspection_lit import checks, leaks
 from introspection_lit.adapters import adapter_problems
 from introspection_lit.answers import PROBE
 from introspection_lit.batches import Split
-from introspection_lit.contexts import BUILTIN, Context, load_contexts, split_contexts
+from introspection_lit.collector import Evidence
+from introspection_lit.contexts import BUILTIN, Context, Message, load_contexts, split_contexts
 from introspection_lit.conversations import control_tokens_in, encode, has_control_tokens, keep_usable
-from introspection_lit.grid import GridPlan, split_name
+from introspection_lit.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
 from introspection_lit.manifest import Manifest, ManifestPlan, disagreements, settings
 from introspection_lit.model import load_config, load_tokenizer
-from introspection_lit.questions import info_text, own_questions
-from introspection_lit.trials import SOURCES, Bands, Source, TrialPlan
+from introspection_lit.odd_text import ODD, odd
+from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, info_text, own_questions
+from introspection_lit.seeds import generator
+from introspection_lit.trials import SOURCES, Bands, OncePlan, Source, TrialPlan
 from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank
 from introspection_lit.wording import Wording, find_wording
 
@@ -97,6 +100,36 @@ def spread(contexts: Sequence[Context], n: int) -> list[Context]:
     return [contexts[place * len(contexts) // n] for place in range(n)] if len(contexts) > n else list(contexts)
 
 
+# Contexts of a kind in a set that is mixed from several splits.
+MOST_OF_A_KIND, MIXED = 6, 200
+# Words of a message that are written in rare letters: each letter is several tokens.
+RARE_WORDS = 4
+
+
+def mixed(groups: Sequence[Sequence[Context]]) -> list[Context]:
+    """Different contexts of several splits, as many of each kind, up to six, or up to 200 in all if kinds are few."""
+    by_kind: dict[str, list[Context]] = {}
+    for context in {context.key: context for group in groups for context in group}.values():
+        by_kind.setdefault(context.kind, []).append(context)
+    most = max(MOST_OF_A_KIND, MIXED // max(len(by_kind), 1))
+    return [context for contexts in by_kind.values() for context in contexts[:most]]
+
+
+def made_odd(contexts: Sequence[Context], seed: int) -> list[Context]:
+    """Every context in every odd way (typos, shuffled words, rare letters, ...); its kind then says which."""
+    made = []
+    for context in contexts:
+        for how in ODD:
+            random = generator(seed, "odd", how, context.key)
+            texts = [turn.content for turn in context.turns]
+            if how == "rare script":
+                texts = [" ".join(text.split()[:RARE_WORDS]) for text in texts]
+            turns = [Message(t.role, odd(text, how, random)) for t, text in zip(context.turns, texts, strict=True)]
+            if [turn.content for turn in turns] != texts:
+                made.append(replace(context, kind=f"odd: {how}", turns=tuple(turns)))
+    return made
+
+
 # How many contexts a grid has, if they are not the user's own and nobody says how many.
 DEFAULT_CONTEXTS = 8
 # How many random directions a bank gets when it is made and nobody says how many.
@@ -111,7 +144,9 @@ def _deal_contexts(data: IntrospectionDataModule, found: checks.Problems) -> dic
         return None
     dealt = found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
     if dealt and tests:
-        dealt |= {source.contexts: tests for name, source in SOURCES.items() if name not in ("train", "validation")}
+        dealt |= dict.fromkeys(("seen", "heldout", "concept", "newkinds"), tests)
+    if dealt and "odd" in data.test_sets:
+        dealt["odd"] = made_odd(dealt["heldout"], data.seed)
     if dealt and data.grid is not None:
         dealt["all"] = tests or (contexts if data.contexts_source != BUILTIN else dealt["heldout"])
     return dealt
@@ -126,6 +161,8 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
     sizes |= {f"test_trials.{name}": data.trials[name] for name in data.test_sets}
     found.add(checks.count_problems(counts, sizes, data.test_sets))
     found.add(checks.strength_problems("strengths", data.strengths))
+    if not data.test_doses or any(not 0 < dose < float("inf") for dose in data.test_doses):
+        found.add([f"data.test_doses: got {data.test_doses}. Expected some strengths, each above 0."])
     if data.test_strengths != data.strengths:
         found.add(checks.strength_problems("test_strengths", data.test_strengths))
     if data.grid is not None:
@@ -145,6 +182,9 @@ def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
     """Optimiser, precision, the checkpoint to be loaded and the folder to be written."""
     trainer, module = data.running, data.module
     found.add(module.problems())
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evidence) and trainer.state.fn in ("fit", "test"):
+            found.add(callback.problems())
     found.add(checks.precision_problems(module.base, str(trainer.precision)))
     found.add(checks.checkpoint_problems(data.checkpoint, module.identity()))
     if module.adapter is not None:
@@ -199,13 +239,17 @@ def _leave_out(
         name: keep_usable(words.tokenizer, group, first, words.phrasing, data.max_context_tokens)
         for name, group in parts.items()
     }
-    before, after = (sum(map(len, groups.values())) for groups in (parts, usable))
+    before, after = (sum(len(part) for name, part in groups.items() if name != "odd") for groups in (parts, usable))
     if after < before:
-        controlled = sum(has_control_tokens(words.tokenizer, context) for group in parts.values() for context in group)
+        given = [context for name, group in parts.items() if name != "odd" for context in group]
+        controlled = sum(has_control_tokens(words.tokenizer, context) for context in given)
         reason = (
             f"{before - after - controlled} longer than {data.max_context_tokens} tokens, {controlled} with control tokens"
         )
         rank_zero_info(f"left out: {before - after} of {before} contexts ({reason})")
+    for source in SOURCES.values():
+        if "+" in source.contexts and not in_grid:
+            usable[source.contexts] = mixed([usable[part] for part in source.contexts.split("+")])
     needed = ["all"] if in_grid else [SOURCES[name].contexts for name in ("train", "validation", *data.test_sets)]
     found.add(checks.split_problems(usable, needed, before - after))
     found.raise_if_any()
@@ -223,18 +267,23 @@ def _build_split(
     """Make one split; validation draws bands and strengths as training does, since the threshold is set on it."""
     source, tested = SOURCES[name], name in data.test_sets
     contexts, questions = usable[source.contexts], words.questions[source.questions]
-    plan = TrialPlan(
-        data.seed,
-        name,
-        len(contexts),
-        len(questions),
-        sizes[source.vectors],
-        bands[tested],
-        data.test_strengths if tested else data.strengths,
-    )
+    counts = (data.seed, name, len(contexts), len(questions), sizes[source.vectors], bands[tested])
+    plan: TrialPlan | OncePlan
+    if source.doses:
+        steps = tuple(data.test_doses)
+        plan = OncePlan(*counts, (min(steps), max(steps)), data.trials[name], steps)
+    elif tested and data.test_clean == "once":
+        plan = OncePlan(*counts, data.test_strengths, data.trials[name])
+    else:
+        plan = TrialPlan(*counts, data.test_strengths if tested else data.strengths)
     total = None if name == "train" else data.trials[name]
-    asked = (contexts, questions, words.tokenizer, words.phrasing, words.answer_ids)
-    return Split(name, plan, *asked, data.strength_unit, source, total=total)
+    phrasing, answer_ids = words.phrasing, words.answer_ids
+    if source.questions == "swapped":
+        phrasing, answer_ids = replace(phrasing, answers=phrasing.answers[::-1]), answer_ids[::-1]
+    roles = [CLEAR_YES] * len(TRUE_QUESTIONS) + [CLEAR_NO] * len(FALSE_QUESTIONS) if source.questions == "factual" else ()
+    asked = (contexts, questions, words.tokenizer, phrasing, answer_ids)
+    control = data.control if name == "train" else "none"
+    return Split(name, plan, *asked, data.strength_unit, source, roles, total, data.seed, control)
 
 
 def _build_grid(

@@ -169,7 +169,7 @@ def fact_scores(
     """
     rows = _tokens(tokenizer, [fact_prompt(tokenizer, phrasing, fact.question) for fact in facts])
     answers = torch.as_tensor(answer_ids)
-    scores, masses = torch.empty(len(rows)), torch.empty(len(rows))
+    scores, masses = (torch.empty(len(rows), dtype=torch.float32) for _ in range(2))
     for chosen in _by_length(rows, batch_size):
         ids, mask = (tensor.to(device) for tensor in pad([rows[number] for number in chosen], 0, "right"))
         kept, place = torch.unique(mask.sum(dim=1) - 1, return_inverse=True)

@@ -23,13 +23,19 @@ class Source:
 
     Attributes:
         vectors: The split of the bank that directions come from.
-        contexts: The split of the contexts.
-        questions: ``train`` or ``heldout``.
+        contexts: The split of the contexts; several are mixed evenly by kind, and ``odd`` are made from ``heldout``.
+        questions: ``train``, ``heldout``, ``swapped`` (the answer words change places) or ``factual`` (about the world).
+        sign: What directions are multiplied by.
+        positions: The share of a context's tokens that is steered, drawn at random.
+        doses: Its trials run through ``data.test_doses``.
     """
 
     vectors: str
     contexts: str
     questions: str = "train"
+    sign: float = 1.0
+    positions: float = 1.0
+    doses: bool = False
 
 
 # Every split of an experiment.
@@ -43,8 +49,19 @@ SOURCES = {
     "newquestions": Source("heldout", "heldout", "heldout"),
     "concept_pca": Source("concept_pca", "concept"),
     "imported": Source("imported", "concept"),
+    # How detection depends on the dose.
+    "doses": Source("heldout", "heldout+newkinds", doses=True),
+    "doses_concept": Source("concept", "concept+newkinds", doses=True),
+    # Controls.
+    "flipped": Source("train", "seen", sign=-1.0),
+    "scattered": Source("heldout", "heldout", positions=0.5),
+    "odd": Source("heldout", "odd"),
+    "swapped": Source("heldout", "heldout", "swapped"),
+    "factual": Source("heldout", "heldout", "factual"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
+# Where something other than steering is asked about, or in another code: for these the stored threshold means nothing.
+OTHER_QUESTIONS = ("swapped", "factual")
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")
 
 
@@ -169,7 +186,7 @@ class TrialPlan(PairedPlan):
         """Make trial ``number``."""
         pair, steered = divmod(number, 2)
         context = self.context_of(pair)
-        question = self._dealt("question", pair, self.questions)
+        question = dealt(self.seed, self.split, "question", pair, self.questions)
         if not steered:
             return Trial(self.split, number, context, question, steered=False)
         random = generator(self.seed, "trial", self.split, number)
@@ -180,18 +197,90 @@ class TrialPlan(PairedPlan):
             context,
             question,
             steered=True,
-            vector=self._dealt("vector", pair, self.vectors),
+            vector=dealt(self.seed, self.split, "vector", pair, self.vectors),
             band=self.bands[int(random.integers(len(self.bands)))],
             strength=float(np.exp(random.uniform(low, high))),
         )
 
     def context_of(self, pair: int) -> int:
         """The context that both trials of a pair have."""
-        return self._dealt("context", pair, self.contexts)
+        return dealt(self.seed, self.split, "context", pair, self.contexts)
 
-    def _dealt(self, what: str, position: int, size: int) -> int:
-        round_number, place = divmod(position, size)
-        return int(shuffled(self.seed, self.split, what, round_number, size)[place])
+
+@dataclass(frozen=True)
+class OncePlan(Plan):
+    """Each context and question once clean, and then steered: every band (and strength, if there are steps) as often.
+
+    Unlike pairs, no clean trial comes twice as long as there are contexts for it. Trials 0 to ``clean - 1`` are clean;
+    trial ``clean + j`` is steered and has the context and question of clean trial ``j``, or ``j - clean``, and so on.
+
+    Attributes:
+        seed: The experiment's seed.
+        split: Names the random stream.
+        contexts: How many contexts there are.
+        questions: How many questions.
+        vectors: How many directions.
+        bands: Each of them.
+        strengths: Lowest and highest strength; drawn log-uniformly between them if there are no steps.
+        total: How many trials there are, clean ones included: at most three quarters of them are clean, or half if there
+            are steps.
+        steps: Each of these strengths instead.
+    """
+
+    seed: int
+    split: str
+    contexts: int
+    questions: int
+    vectors: int
+    bands: Bands
+    strengths: tuple[float, float]
+    total: int
+    steps: tuple[float, ...] = ()
+
+    @property
+    def clean(self) -> int:
+        """How many trials are clean."""
+        return min(self.contexts * self.questions, self.total // 2 if self.steps else 3 * self.total // 4)
+
+    def trial(self, number: int) -> Trial:
+        """Make trial ``number``; beyond the last one it starts again."""
+        place = number % self.total
+        asked = place if place < self.clean else (place - self.clean) % self.clean
+        turn, context = divmod(asked, self.contexts)
+        context = dealt(self.seed, self.split, "context", context, self.contexts)
+        question = (context + turn) % self.questions
+        if place < self.clean:
+            return Trial(self.split, number, context, question, steered=False)
+        steered, steps = place - self.clean, max(len(self.steps), 1)
+        band, step = divmod(dealt(self.seed, self.split, "cell", steered, len(self.bands) * steps), steps)
+        strength = self.steps[step] if self.steps else drawn_strength(self.seed, self.split, place, self.strengths)
+        vector = dealt(self.seed, self.split, "vector", steered, self.vectors)
+        return Trial(self.split, number, context, question, True, vector, self.bands[band], strength)
+
+    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+        """The trials of a batch, with contexts of similar length so that little is padded."""
+        order = _by_length(self, tuple(lengths))
+        places = range(number * size, (number + 1) * size)
+        return [self.trial(order[place] if place < self.total else place) for place in places]
+
+
+@lru_cache(maxsize=64)
+def _by_length(plan: OncePlan, lengths: tuple[int, ...]) -> list[int]:
+    """The numbers of a plan's trials, those with short contexts first, neighbours with the same context."""
+    trials = [plan.trial(number) for number in range(plan.total)]
+    return sorted(range(plan.total), key=lambda n: (lengths[trials[n].context], trials[n].context, n))
+
+
+def drawn_strength(seed: int, split: str, number: int, strengths: tuple[float, float]) -> float:
+    """A strength for trial ``number``, log-uniformly between two."""
+    low, high = np.log(strengths)
+    return float(np.exp(generator(seed, "strength", split, number).uniform(low, high)))
+
+
+def dealt(seed: int, split: str, what: str, position: int, size: int) -> int:
+    """Number ``position`` of endless shuffled rounds of the numbers up to ``size``."""
+    round_number, place = divmod(position, size)
+    return int(shuffled(seed, split, what, round_number, size)[place])
 
 
 @lru_cache(maxsize=64)

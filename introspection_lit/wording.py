@@ -12,7 +12,16 @@ from introspection_lit.checks import Problems, question_problems, window_problem
 from introspection_lit.contexts import Context
 from introspection_lit.conversations import Phrasing, control_tokens_in, encode
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.questions import HELDOUT_QUESTIONS, QUESTION, YES_NO, info_text, own_questions, worded
+from introspection_lit.questions import (
+    FALSE_QUESTIONS,
+    HELDOUT_QUESTIONS,
+    QUESTION,
+    TRUE_QUESTIONS,
+    YES_NO,
+    info_text,
+    own_questions,
+    worded,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -27,7 +36,7 @@ class Wording(NamedTuple):
         tokenizer: The model's.
         phrasing: System prompt, answers, answer prefix, what is said before the question.
         answer_ids: Tokens of the answers.
-        questions: ``train`` and ``heldout``.
+        questions: ``train``, ``heldout``, ``swapped`` and ``factual``, as in :class:`~introspection_lit.trials.Source`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -67,8 +76,19 @@ def find_wording(
         "heldout": own_questions(HELDOUT_QUESTIONS, answers)
         if data.heldout_questions is None
         else worded(data.heldout_questions, answers),
+        "swapped": own_questions([QUESTION], answers[::-1])
+        if data.questions is None
+        else worded(data.questions, answers[::-1]),
+        "factual": own_questions([*TRUE_QUESTIONS, *FALSE_QUESTIONS], answers),
     }
     found.add(question_problems(questions["train"], questions["heldout"], data.test_sets))
+    if "swapped" in data.test_sets and questions["swapped"] == questions["train"]:
+        found.add(
+            [
+                "data.questions: they do not name the answers, so the test set 'swapped' would ask the same and call it "
+                "the opposite. Write {yes} and {no} where the answers stand, or leave the test set out."
+            ]
+        )
     if not questions["train"]:
         return None
     for question in [*(data.questions or ()), *(data.heldout_questions or ())]:

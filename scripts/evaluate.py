@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from introspection_lit import ladder, option_types, pipeline
+from introspection_lit import ladder, option_types, pipeline, rungs
 from introspection_lit.cli import attach
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.provenance import protocol, provenance
@@ -57,7 +57,7 @@ def evaluate(steps: pipeline.Steps) -> None:
     if not cli.trainer.is_global_zero:
         return
     ways = {name: ways[name] for name in ("untrained", "with info", "adapter") if name in ways}
-    verdicts = [ladder.verdict(name, rows) for name, rows in ways.items()]
+    verdicts = [rungs.verdict(name, rows) for name, rows in ways.items()]
     described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule)}
     results = {**described, "verdicts": verdicts, "ways": ways}
     write_whole(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
@@ -65,7 +65,7 @@ def evaluate(steps: pipeline.Steps) -> None:
     console = Console()
     console.print(ladder.table(ways))
     console.print(ladder.answer_table(ways))
-    limits = f"AUROC >= {ladder.LOWEST_AUROC}, TPR >= {ladder.LOWEST_TPR}, FPR <= {ladder.HIGHEST_FPR}"
+    limits = f"AUROC >= {rungs.LOWEST_AUROC}, TPR >= {rungs.LOWEST_TPR}, FPR <= {rungs.HIGHEST_FPR}"
     console.print(f"✗: the rung does not hold, which takes {limits}")
     for line in verdicts:
         console.print(line, highlight=False)

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from introspection_lit import baseline, ladder, vector_report
+from introspection_lit import baseline, ladder, rungs, vector_report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def test_guide_to_the_pipeline_shows_its_results() -> None:
     assert printed(ladder.table(ways), ladder.answer_table(ways)) in guide
     assert printed(ladder.table(ways)) in README
     assert all(line in guide for line in results["ladder"]["verdicts"])
-    assert results["ladder"]["verdicts"] == [ladder.verdict(name, rows) for name, rows in ways.items()]
+    assert results["ladder"]["verdicts"] == [rungs.verdict(name, rows) for name, rows in ways.items()]
     assert {result["commit"] for result in results.values()} == {results["ladder"]["commit"]}
     assert "+changes" not in results["ladder"]["commit"]
     assert all(result["command"] in guide for result in results.values())

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from introspection_lit.cli import main as command_line
 from introspection_lit.contexts import BUILTIN, load_contexts
 from introspection_lit.export import DESCRIPTION
-from introspection_lit.ladder import RUNGS, failures, verdict
+from introspection_lit.rungs import RUNGS, failures, verdict
 from introspection_lit.vectors import VectorBank
 
 

@@ -100,7 +100,7 @@ def latex(random: np.random.Generator) -> Iterator[Pair]:
 
 def _formula(random: np.random.Generator) -> Pair:
     """A random expression, in a derivative, an integral, a sum, a limit, a matrix or an equation; SymPy does the work."""
-    import sympy  # type: ignore[import-untyped]
+    import sympy
 
     x = sympy.Symbol(str(random.choice(list("xtzuy"))))
     a, b, c = (int(number) for number in random.integers(2, 12, size=3))

@@ -1,0 +1,314 @@
+"""The callback that gathers evidence during a test: what other observers say of the same trials, and side effects."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from introspection_lit import controls, evidence, leaks
+from introspection_lit.batches import BatchesOfSplit, Split, TrialBatch
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.learning_curves import learning_curves
+from introspection_lit.logit_lens import log_odds_by_layer
+from introspection_lit.observers import Features, Observers, cache_features, joined
+from introspection_lit.prefill import pad
+from introspection_lit.questions import info_text
+from introspection_lit.scoring import log_odds
+from introspection_lit.side_effects import load_facts, side_effects
+from introspection_lit.trial_table import ADAPTER, TrialTable
+from introspection_lit.trials import TEST_SETS
+
+if TYPE_CHECKING:
+    from introspection_lit.data import IntrospectionDataModule
+    from introspection_lit.module import IntrospectionModule
+
+UNTRAINED, WITH_INFO = "untrained", "with info"
+# Where the layers are read.
+LENS_SET = "heldout"
+
+
+class Evidence(Callback):
+    """Gathers what stands behind a test's numbers; it ends up in ``results.json`` and in the report.
+
+    Args:
+        enabled: Gather anything at all.
+        sets: Test sets whose trials the other observers score, too.
+        untrained: Ask the model without its adapter.
+        info_trials: Ask it with the info prompt, too, in this many trials of each of those sets; the prompt is long.
+        probe_trials: Training trials on which the outside observers are fitted; 0: none.
+        lens_trials: Trials of ``heldout`` in which the log-odds are read after every layer.
+        texts: Held-out texts whose perplexity is measured with and without the adapter; 0: no side effects at all.
+        facts: Questions of fact, likewise; even.
+        report: Write ``report.html``.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        sets: list[str] = list(evidence.REFERENCE_SETS),
+        untrained: bool = True,
+        info_trials: int = 0,
+        probe_trials: int = 256,
+        lens_trials: int = 32,
+        texts: int = 32,
+        facts: int = 80,
+        report: bool = True,
+    ) -> None:
+        self.enabled, self.sets, self.untrained = enabled, list(sets), untrained
+        self.info_trials, self.probe_trials, self.lens_trials = info_trials, probe_trials, lens_trials
+        self.texts, self.facts, self.report = texts, facts, report
+        self.observers: Observers | None = None
+        self.scores: dict[tuple[str, int], dict[str, float]] = {}
+        self.lens: dict[int, tuple[np.ndarray, bool]] = {}
+        self.informed: dict[str, set[int]] = {}
+        self.read: set[int] = set()
+        self.found: dict[str, Any] | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong with its options."""
+        counts = (self.info_trials, self.probe_trials, self.lens_trials, self.texts, self.facts)
+        most = len(load_facts())
+        found = [
+            f"evidence.sets: {name!r} is no test set. Expected some of: {', '.join(TEST_SETS)}."
+            for name in self.sets
+            if name not in TEST_SETS
+        ]
+        if min(counts) < 0 or self.facts % 2 or self.facts > most or 0 < self.probe_trials < 32:
+            found.append(
+                f"evidence: got info_trials, probe_trials, lens_trials, texts and facts {counts}. Expected none below 0, "
+                f"probe_trials 0 or at least 32, and an even number of facts up to {most}."
+            )
+        return found if self.enabled else []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last test, and fit the outside observers on training trials."""
+        self.scores, self.lens, self.observers, self.found = {}, {}, None, None
+        if not self.enabled:
+            return
+        data = _data(trainer)
+        self.informed = {name: chosen(data.splits[name], self.info_trials) for name in data.test_sets if name in self.sets}
+        self.read = chosen(data.splits[LENS_SET], self.lens_trials) if LENS_SET in data.test_sets else set()
+        if self.probe_trials and self.informed:
+            rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
+            try:
+                self.observers = fit_observers(data, self.probe_trials, _ours(pl_module).device)
+            except ConfigurationError as error:  # too few contexts: no reason to lose the test
+                rank_zero_warn(f"no outside observers: {error}")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: TrialBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the other observers score the batch."""
+        if not self.enabled:
+            return
+        module, data = _ours(pl_module), _data(trainer)
+        self._note(batch, ADAPTER, outputs["log_odds"])
+        with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
+            if batch.split == LENS_SET:
+                self._read_layers(module, rows_of(batch, self.read))
+            if batch.split not in self.sets:
+                return
+            if self.observers is not None:
+                for name, scores in self.observers.scores(seen_of(data, batch)).items():
+                    self._note(batch, name, scores)
+            with adapter_off(module):
+                if data.prefill_adapter:  # the adapter has had its hand in these caches
+                    batch = data.on_after_batch_transfer(replace(batch, cache=None), dataloader_idx)
+                if self.untrained:
+                    self._note(batch, UNTRAINED, log_odds(module.answer_logits(batch), batch.answer_ids))
+                some = rows_of(batch, self.informed[batch.split])
+                if some is not None:
+                    self._note(some, WITH_INFO, log_odds(module.answer_logits(with_info(data, some)), batch.answer_ids))
+
+    def _note(self, batch: TrialBatch, observer: str, scores: Any) -> None:
+        for row, trial in enumerate(batch.trials):
+            if batch.total is None or trial.number < batch.total:
+                self.scores.setdefault((batch.split, trial.number), {})[observer] = float(scores[row])
+
+    def _read_layers(self, module: IntrospectionModule, batch: TrialBatch | None) -> None:
+        if batch is None:
+            return
+        try:
+            layers = log_odds_by_layer(module, batch).cpu().numpy()
+        except ValueError as error:
+            rank_zero_warn(f"no logit lens: {error}")
+            self.read = set()
+            return
+        for row, trial in enumerate(batch.trials):
+            self.lens[trial.number] = (layers[:, row], trial.steered)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put everything together, in ``found``; on the first process only."""
+        if not self.enabled:
+            return
+        module, data = _ours(pl_module), _data(trainer)
+        effects = measured_side_effects(module, data, self.texts, self.facts) if self.texts and self.facts else None
+        for scores, lens in gathered((self.scores, self.lens)):
+            self.scores |= scores
+            self.lens |= lens
+        folder = trained_in(trainer, module)
+        if not trainer.is_global_zero:
+            return
+        rank_zero_info("evidence: intervals by bootstrap")
+        trials = table_of(data, self.scores)
+        assert data.bank is not None
+        found = evidence.gather(trials, module.threshold, data.strengths[0])
+        self.found = found | {
+            "controls": controls.judged(module.summaries, trials),
+            "lens": lens_of(self.lens),
+            "side_effects": effects,
+            "leaks": leaks.audit(data.splits, data.bank) | {"distinct_clean": distinct_clean(trials)},
+            "training": learning_curves(folder) if folder else None,
+            "probe_trials": self.observers.trials if self.observers else None,
+        }
+
+
+def _ours(pl_module: LightningModule) -> IntrospectionModule:
+    return cast("IntrospectionModule", pl_module)
+
+
+def _data(trainer: Trainer) -> IntrospectionDataModule:
+    return cast("IntrospectionDataModule", trainer.datamodule)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def adapter_off(module: IntrospectionModule) -> Iterator[None]:
+    """The model as it was before training, while the block runs."""
+    with torch.no_grad(), module.model.disable_adapter():
+        yield
+
+
+def chosen(split: Split, n: int) -> set[int]:
+    """The numbers of the first clean and the first steered trials of a test set, n in all."""
+    numbers: dict[bool, list[int]] = {False: [], True: []}
+    for number in range(split.total or 0):
+        numbers[split.plan.trial(number).steered].append(number)
+    return {*numbers[False][: n // 2], *numbers[True][: n - n // 2]}
+
+
+def rows_of(batch: TrialBatch, numbers: set[int]) -> TrialBatch | None:
+    """The rows of a batch that have one of these numbers, reading the same caches; None if there are none."""
+    rows = torch.tensor([row for row, trial in enumerate(batch.trials) if trial.number in numbers], dtype=torch.long)
+    if not len(rows):
+        return None
+    rows = rows.to(batch.question_ids.device)
+    return replace(
+        batch,
+        trials=[batch.trials[row] for row in rows.tolist()],
+        cache_of=rows if batch.cache_of is None else batch.cache_of[rows],
+        question_ids=batch.question_ids[rows],
+        question_mask=batch.question_mask[rows],
+        labels=batch.labels[rows],
+        inputs=batch.inputs[rows],
+        numbers=batch.numbers[rows],
+    )
+
+
+def seen_of(data: IntrospectionDataModule, batch: TrialBatch) -> Features:
+    """What outside observers see of a batch that has been through the prefill."""
+    assert batch.cache is not None
+    contexts = data.splits[batch.split].contexts
+    texts = ["\n".join(turn.content for turn in contexts[trial.context].turns) for trial in batch.trials]
+    seen = cache_features(batch.cache, batch.context_mask, texts)
+    own = np.arange(len(texts)) if batch.cache_of is None else batch.cache_of.cpu().numpy()
+    return Features(seen.means[own], seen.norms[own], texts)
+
+
+def fit_observers(data: IntrospectionDataModule, n: int, device: torch.device) -> Observers:
+    """Fit the outside observers on the first trials of the training."""
+    assert data.bank is not None
+    split = replace(data.splits["train"], control="none")  # they are told the truth, whatever the adapter was told
+    batches = BatchesOfSplit(split, data.bank, data.batch_size, 1)
+    seen, labels, groups = [], [], []
+    for number in range(-(-n // data.batch_size)):
+        batch = data.on_after_batch_transfer(batches[number].to(device), 0)
+        seen.append(seen_of(data, batch))
+        labels.append(batch.labels.cpu().numpy())
+        groups += [split.contexts[trial.context].key for trial in batch.trials]
+    return Observers(joined(seen), np.concatenate(labels), groups)
+
+
+def with_info(data: IntrospectionDataModule, batch: TrialBatch) -> TrialBatch:
+    """The same batch and caches, with the info prompt before the question."""
+    split = data.splits[batch.split]
+    told = replace(split.phrasing, info=info_text("explained", split.tokenizer))
+    informed = replace(split, phrasing=told, _encoded={}, _lengths=[])
+    fill = split.tokenizer.pad_token_id or 0
+    ids, mask = pad([informed.encoded(t.context, t.question).question_ids for t in batch.trials], fill, "right")
+    device = batch.question_ids.device
+    return replace(batch, lead_ids=None, question_ids=ids.to(device), question_mask=mask.to(device))
+
+
+def measured_side_effects(module: IntrospectionModule, data: IntrospectionDataModule, texts: int, facts: int) -> Any:
+    """Perplexity and facts with the adapter off and on, on held-out texts."""
+    words = data.wording
+    sources = [data.splits[name].contexts for name in ("heldout", *data.test_sets) if name in data.splits and name != "odd"]
+    contexts = sources[0] if sources else data.splits["validation"].contexts
+    asked = (module, words.tokenizer, words.phrasing, words.answer_ids, contexts, texts, data.eval_batch_size)
+    with data.running.precision_plugin.forward_context():
+        return side_effects(*asked, n_facts=facts)
+
+
+def gathered(own: Any) -> list[Any]:
+    """Something of every process, this one's included."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    return parts
+
+
+def table_of(data: IntrospectionDataModule, scores: dict[tuple[str, int], dict[str, float]]) -> TrialTable:
+    """The trials of the test sets as a table, in order."""
+    rows = (
+        data.describe(data.splits[name].plan.trial(number)) | {"scores": scores[name, number]}
+        for name, number in sorted(scores)
+    )
+    trained = {context.kind for name in ("train", "validation") for context in data.splits[name].contexts}
+    return TrialTable.of(rows, trained)
+
+
+def distinct_clean(trials: TrialTable) -> dict[str, int]:
+    """How many distinct clean inputs each test set has."""
+    counts: dict[str, int] = defaultdict(int)
+    for name in dict.fromkeys(trials.sets):
+        counts[str(name)] = len(trials.of_sets(str(name)).clean())
+    return dict(counts)
+
+
+def lens_of(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:
+    """Log-odds by layer: mean and quartiles over clean and over steered trials; None unless there are both."""
+    labels = np.array([steered for _, steered in read.values()], dtype=bool)
+    if len(set(labels)) < 2:
+        return None
+    values = np.stack([layers for layers, _ in read.values()], axis=1)
+    found: dict[str, Any] = {"layers": list(range(len(values))), "n": len(labels)}
+    for name, which in (("clean", ~labels), ("steered", labels)):
+        low, high = np.quantile(values[:, which], (0.25, 0.75), axis=1)
+        found[name] = {"mean": values[:, which].mean(1).tolist(), "low": low.tolist(), "high": high.tolist()}
+    return found
+
+
+def trained_in(trainer: Trainer, module: IntrospectionModule) -> Path | None:
+    """The folder of the run that trained what is tested. To be called on every process."""
+    own = trainer.log_dir
+    if trainer.ckpt_path:
+        return Path(trainer.ckpt_path).parent.parent
+    if module.adapter is not None:
+        return Path(module.adapter).expanduser().parent
+    return Path(own) if own else None

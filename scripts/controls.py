@@ -1,0 +1,163 @@
+"""Train two adapters that cannot learn anything, as a control of a run: on random labels, and without steering.
+
+    python controls.py --run ../lightning_logs/quickstart/version_0
+
+Everything else is as in the run: configuration, seed, vectors, sizes. Each is tested on held-out vectors, where it should
+be at chance; if it is not, the method itself gives the answer away. They land in RUN/controls; the same command goes on
+after Ctrl-C. Writes RUN/controls.json, and the run's report again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from introspection_lit import option_types, pipeline, report
+from introspection_lit.collector import UNTRAINED
+from introspection_lit.controls import Row, row
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import write_whole
+from introspection_lit.provenance import provenance
+from introspection_lit.several_seeds import Training, read, settled
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("random labels", "no steering")
+# What makes a control a control of its run.
+OURS = (
+    *("--config", "--seed_everything", "--data.seed", "--data.control", "--data.test_trials"),
+    *("--test_after_fit", "--ckpt_path", "--trainer.logger", "--checkpoint.dirpath"),
+)
+# How many trials are tested where the run has no held-out ones.
+TRIALS = 256
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the script.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+
+    Raises:
+        SystemExit: 1 if a training failed, 2 if the command cannot work, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any other option is one of `python -m introspection_lit fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the folder of a fit that was tested")
+    parser.add_argument("--epochs", type=option_types.positive, help="passes over the trials (default: as in the run)")
+    options, more = parser.parse_known_args(args)
+    failed: list[str] = []
+    pipeline.guarded(lambda: failed.extend(control(options.run.expanduser(), options.epochs, more)))
+    if failed:
+        raise SystemExit(1)
+
+
+def control(run: Path, epochs: int | None, more: Sequence[str]) -> list[str]:
+    """Train what is missing, and put the results beside those of the run.
+
+    Args:
+        run: The run's folder.
+        epochs: Passes over the trials; None: as in the run.
+        more: Options of ``fit``.
+
+    Returns:
+        The controls that failed.
+
+    Raises:
+        ConfigurationError: The run is no tested fit, or an option is the script's.
+    """
+    shared = [*as_in(run), *pipeline.as_arguments({"trainer.max_epochs": epochs}), *more]
+    if problems := settled(more, OURS):
+        raise ConfigurationError(problems)
+    trainings = {name: training(run, name, shared) for name in NAMES}
+    missing = [name for name, made in trainings.items() if not made.done()]
+    for name, made in trainings.items():
+        print(f"{name}: {made.command if name in missing else f'there already, {made.folder}'}", flush=True)
+        if name in missing and (status := made.run()):
+            print(f"{name}: failed with exit status {status}", flush=True)
+    failed = [name for name, made in trainings.items() if not made.done()]
+    if failed:
+        print(f"failed, or left nothing tested: {', '.join(failed)}. The same command tries again.")
+        return failed
+    rows = [tested(name, made, untrained_in(run)) for name, made in trainings.items()]
+    origin = provenance()
+    found = {"commit": origin["commit"], "command": origin["command"], "rows": rows}
+    write_whole(run / "controls.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    Console().print(table(rows))
+    print(f"details: {run / 'controls.json'}, {report.write(run)}")
+    return []
+
+
+def as_in(run: Path) -> list[str]:
+    """The options of a run, with one test set, and without what is the run's alone.
+
+    Raises:
+        ConfigurationError: There is no configuration of a fit, or nothing was tested.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise ConfigurationError([f"--run {run}: no config.yaml in it. Expected the folder of a fit that was tested."])
+    read(run / "results.json")
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or "test_after_fit" not in config or not isinstance(config.get("data"), dict):
+        raise ConfigurationError([f"--run {run}: its config.yaml is not that of a fit. Expected the run that trained."])
+    data = config["data"]
+    if data.get("control", "none") != "none":
+        raise ConfigurationError([f"--run {run}: is a control itself ({data['control']}). Expected the run it belongs to."])
+    bank = run / "vectors.safetensors"
+    return [
+        "--config",
+        str(file),
+        *pipeline.as_arguments({"data.bank": str(bank) if bank.is_file() and not data.get("bank") else None}),
+        "--data.test_trials",
+        json.dumps({"heldout": (data.get("test_trials") or {}).get("heldout", TRIALS)}),
+        *("--test_after_fit", "true", "--evidence.enabled", "false"),
+        *("--ckpt_path", "null", "--checkpoint.dirpath", "null"),  # of a run that was resumed, or kept them elsewhere
+    ]
+
+
+def training(run: Path, name: str, shared: Sequence[str]) -> Training:
+    """The training of a control."""
+    slug = name.replace(" ", "-")
+    overlay = os.path.relpath(ROOT / "configs" / "controls" / f"{slug}.yaml")
+    return Training(run / "controls" / slug, [*shared[:2], "--config", overlay, *shared[2:]])
+
+
+def untrained_in(run: Path) -> float | None:
+    """The AUROC of the untrained model on the run's held-out trials, if it was asked."""
+    references = (read(run / "results.json").get("evidence") or {}).get("references") or []
+    areas = [found["auroc"] for found in references if (found["observer"], found["set"]) == (UNTRAINED, "heldout")]
+    return areas[0] if areas else None
+
+
+def tested(name: str, made: Training, untrained: float | None) -> Row:
+    """What a control shows."""
+    heldout: dict[str, Any] = read(made.results)["sets"]["heldout"]
+    numbers = {key: heldout[key] for key in ("auroc", "tpr", "fpr")}
+    return row(name, numbers, None, run=str(made.folder), untrained=untrained)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Lay controls out as a table that fits 80 columns."""
+    made = Table(title="Controls, on held-out vectors", padding=(0, 1))
+    for column in ("control", "expected", "AUROC", "TPR", "FPR", "held"):
+        made.add_column(column, no_wrap=column != "expected")
+    for found in rows:
+        numbers = (f"{found[key]:.3f}" for key in ("auroc", "tpr", "fpr"))
+        made.add_row(found["name"], found["expected"], *numbers, "yes" if found["held"] else "no")
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Repeat an experiment with several seeds of vectors, contexts and training, and say how far its numbers differ.
+
+    python several_seeds.py --config ../configs/quickstart.yaml --seeds 3
+
+Each seed is trained and tested in a process of its own and lands in FOLDER/seed-N. Seeds that are there already are not run
+again, so the same command goes on after Ctrl-C; what an unfinished run has left is moved aside. Writes seeds.json (mean,
+standard deviation and worst of every number) and, of two seeds or more, report.html, which compares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from introspection_lit import option_types, pipeline, report
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import write_whole
+from introspection_lit.several_seeds import Training, read, settled, shared_vectors, tables, together
+
+# What makes the runs differ, and where they land.
+OURS = ("--seed_everything", "--data.seed", "--test_after_fit", "--trainer.logger", "--ckpt_path")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the script.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+
+    Raises:
+        SystemExit: 1 if a seed failed, 2 if the command cannot work, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any other option is one of `python -m introspection_lit fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="append", required=True, metavar="YAML", help="the experiment; may be repeated")
+    parser.add_argument("--seeds", type=option_types.positive, default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--first", type=option_types.seed, default=0, help="the first one (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="gets the runs (default: lightning_logs/seeds/CONFIG)")
+    options, more = parser.parse_known_args(args)
+    failed: list[int] = []
+    pipeline.guarded(lambda: failed.extend(repeat(options, more)))
+    if failed:
+        raise SystemExit(1)
+
+
+def repeat(options: argparse.Namespace, more: Sequence[str]) -> list[int]:
+    """Run what is missing, and put the results together.
+
+    Args:
+        options: The script's own.
+        more: Those of ``fit``.
+
+    Returns:
+        The seeds that failed.
+
+    Raises:
+        ConfigurationError: A configuration is not there, an option is the script's, or a folder holds another run.
+    """
+    problems = [f"--config {config}: no such file." for config in options.config if not Path(config).is_file()]
+    problems += settled(more, OURS)
+    if problems:
+        raise ConfigurationError(problems)
+    folder = options.folder or Path("lightning_logs") / "seeds" / Path(options.config[-1]).stem
+    shared = [word for config in options.config for word in ("--config", config)] + list(more)
+    trainings = {
+        seed: Training(
+            folder.expanduser() / f"seed-{seed}",
+            [*shared, "--seed_everything", str(seed), "--data.seed", str(seed), "--test_after_fit", "true"],
+        )
+        for seed in range(options.first, options.first + options.seeds)
+    }
+    missing = [seed for seed, training in trainings.items() if not training.done()]
+    for seed, training in trainings.items():
+        print(f"seed {seed}: {training.command if seed in missing else f'there already, {training.folder}'}", flush=True)
+        if seed in missing and (status := training.run()):
+            print(f"seed {seed}: failed with exit status {status}", flush=True)
+    done = {seed: training for seed, training in trainings.items() if training.done()}
+    if done:
+        put_together(" + ".join(options.config), done, folder.expanduser())
+    failed = [seed for seed in trainings if seed not in done]
+    if failed:
+        print(f"failed, or left nothing tested: seed {', '.join(map(str, failed))}. The same command tries them again.")
+    return failed
+
+
+def put_together(experiment: str, done: dict[int, Training], folder: Path) -> None:
+    """Write what the seeds say together, and show it."""
+    results = {seed: read(training.results) for seed, training in done.items()}
+    found = together(experiment, {seed: (str(done[seed].folder), run) for seed, run in results.items()})
+    write_whole(folder / "seeds.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    console = Console()
+    for table in tables(found):
+        console.print(table)
+    if repeated := shared_vectors(results):
+        print(f"the vectors of seed {', '.join(map(str, repeated))} are those of an earlier one: data.bank is the same.")
+    print(f"details: {folder / 'seeds.json'}")
+    if len(done) > 1:
+        runs = [word for training in done.values() for word in ("--run", str(training.folder))]
+        report.main([*runs, "--out", str(folder / "report.html")])
+
+
+if __name__ == "__main__":
+    main()
