@@ -42,6 +42,7 @@ class TrialBatch:
         labels: True where steered, ``(batch,)``.
         inputs: A number for each distinct context and question, ``(batch,)`` int64.
         numbers: The number of each trial in its split, ``(batch,)`` int64.
+        kinds: A number for each kind of context, ``(batch,)`` int64.
         answer_ids: Tokens of yes and no, ``(2,)``.
         total: Trials in the set: rows with this number or a higher one only fill up the last batches. None: no end.
         cache: The KV cache of the contexts, once the prefill has run.
@@ -58,6 +59,7 @@ class TrialBatch:
     labels: Tensor
     inputs: Tensor
     numbers: Tensor
+    kinds: Tensor
     answer_ids: Tensor
     total: int | None = None
     cache: Cache | None = None
@@ -190,6 +192,7 @@ class Split:
             labels=torch.tensor([self._label(trial) for trial in trials]),
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
             numbers=torch.tensor([trial.number for trial in trials]),
+            kinds=torch.tensor([int(fingerprint(self.contexts[trial.context].kind)[:15], 16) for trial in trials]),
             answer_ids=torch.tensor(self.answer_ids),
             total=self.total,
         )

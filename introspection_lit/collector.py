@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from introspection_lit import controls, evidence, leaks
 from introspection_lit.batches import BatchesOfSplit, Split, TrialBatch
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import write_whole
 from introspection_lit.learning_curves import learning_curves
 from introspection_lit.logit_lens import log_odds_by_layer
 from introspection_lit.observers import Features, Observers, cache_features, joined
@@ -161,11 +163,13 @@ class Evidence(Callback):
         for scores, lens in gathered((self.scores, self.lens)):
             self.scores |= scores
             self.lens |= lens
-        folder = trained_in(trainer, module)
+        folder, run_folder = trained_in(trainer, module), Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         rank_zero_info("evidence: intervals by bootstrap")
-        trials = table_of(data, self.scores)
+        rows, trained = described(data, self.scores), trained_kinds(data)
+        write_whole(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        trials = TrialTable.of(rows, trained)
         assert data.bank is not None
         found = evidence.gather(trials, module.threshold, data.strengths[0])
         self.found = found | {
@@ -216,6 +220,7 @@ def rows_of(batch: TrialBatch, numbers: set[int]) -> TrialBatch | None:
         labels=batch.labels[rows],
         inputs=batch.inputs[rows],
         numbers=batch.numbers[rows],
+        kinds=batch.kinds[rows],
     )
 
 
@@ -273,14 +278,15 @@ def gathered(own: Any) -> list[Any]:
     return parts
 
 
-def table_of(data: IntrospectionDataModule, scores: dict[tuple[str, int], dict[str, float]]) -> TrialTable:
-    """The trials of the test sets as a table, in order."""
-    rows = (
-        data.describe(data.splits[name].plan.trial(number)) | {"scores": scores[name, number]}
-        for name, number in sorted(scores)
-    )
-    trained = {context.kind for name in ("train", "validation") for context in data.splits[name].contexts}
-    return TrialTable.of(rows, trained)
+def described(data: IntrospectionDataModule, scores: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
+    """The trials of the test sets in words, in order, with what every observer said."""
+    trials = ((data.splits[name].plan.trial(number), told) for (name, number), told in sorted(scores.items()))
+    return [data.describe(trial) | {"scores": told} for trial, told in trials]
+
+
+def trained_kinds(data: IntrospectionDataModule) -> set[str]:
+    """Kinds of context of training and validation."""
+    return {context.kind for name in ("train", "validation") for context in data.splits[name].contexts}
 
 
 def distinct_clean(trials: TrialTable) -> dict[str, int]:

@@ -14,7 +14,15 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.statistics import auroc, best_threshold, dprime, rate, tpr_at_fpr, wilson_interval
+from introspection_lit.statistics import (
+    auroc,
+    best_threshold,
+    dprime,
+    rate,
+    tolerance_limit,
+    tpr_at_fpr,
+    wilson_interval,
+)
 
 
 def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, threshold: float) -> dict[str, Any]:
@@ -81,6 +89,33 @@ class Gathered(NamedTuple):
     labels: Tensor
     masses: Tensor
     inputs: Tensor
+    kinds: Tensor
+
+
+# Clean inputs of a kind from which on it has a limit of its own; those of smaller kinds are taken together.
+FEWEST = 8
+
+
+def chosen_threshold(trials: Gathered, max_fpr: float) -> float:
+    """The threshold that validation sets.
+
+    Args:
+        trials: Of validation.
+        max_fpr: The share of false alarms allowed. 1: the threshold is where TPR - FPR is largest. Less: it keeps to that
+            share of the distinct clean inputs, too, and is not below the limit under which, with 95 % confidence, all but
+            that share of the clean scores of each kind of context lie if they are normally distributed
+            (:func:`~introspection_lit.statistics.tolerance_limit`).
+    """
+    if max_fpr >= 1:
+        return best_threshold(trials.scores, trials.labels)
+    counted = once(trials)
+    best = best_threshold(counted.scores, counted.labels, max_fpr)
+    clean, kinds = counted.scores[~counted.labels].double(), counted.kinds[~counted.labels]
+    sizes = {kind: int((kinds == kind).sum()) for kind in set(kinds.tolist())}
+    large = [kind for kind, size in sizes.items() if size >= FEWEST]
+    groups = [clean[kinds == kind] for kind in large] + [clean[~torch.isin(kinds, torch.tensor(large))]]
+    limits = [tolerance_limit(group, 1 - max_fpr) for group in groups if len(group) > 1] if max_fpr > 0 else []
+    return max([best, *limits])
 
 
 def once(trials: Gathered) -> Gathered:
@@ -102,12 +137,13 @@ class DetectionMetrics(Metric):
     """
 
     full_state_update = False
-    states = ("scores", "labels", "masses", "inputs", "numbers")
+    states = ("scores", "labels", "masses", "inputs", "numbers", "kinds")
     scores: list[Tensor]
     labels: list[Tensor]
     masses: list[Tensor]
     inputs: list[Tensor]
     numbers: list[Tensor]
+    kinds: list[Tensor]
 
     def __init__(self, threshold: float | None = None, total: int | None = None) -> None:
         super().__init__()
@@ -116,8 +152,14 @@ class DetectionMetrics(Metric):
         for name in self.states:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, numbers: Tensor) -> None:
-        """Add a batch; all ``(batch,)``, as in :func:`summarise`; ``numbers`` are those of the trials in their split."""
+    def update(
+        self, scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, numbers: Tensor, kinds: Tensor | None = None
+    ) -> None:
+        """Add a batch; all ``(batch,)``, as in :func:`summarise`.
+
+        ``numbers`` are those of the trials in their split, ``kinds`` a number for each kind of context (one, if None).
+        """
+        self.kinds.append(torch.zeros_like(numbers).long() if kinds is None else kinds.long())
         self.scores.append(scores.detach().float())
         self.labels.append(labels.bool())
         self.masses.append(masses.detach().float())
@@ -130,12 +172,11 @@ class DetectionMetrics(Metric):
         Raises:
             ConfigurationError: A score is not finite: every metric of it would look plausible and mean nothing.
         """
-        scores, labels, masses, inputs, numbers = (dim_zero_cat(getattr(self, name)).cpu() for name in self.states)
+        scores, labels, masses, inputs, numbers, kinds = (dim_zero_cat(getattr(self, name)).cpu() for name in self.states)
         require_finite(scores)
         wanted = slice(None) if self.total is None else numbers < self.total
-        self.gathered = Gathered(scores[wanted], labels[wanted], masses[wanted], inputs[wanted])
+        self.gathered = Gathered(*(column[wanted] for column in (scores, labels, masses, inputs, kinds)))
         threshold = self.threshold
         if threshold is None:
-            counted = self.gathered if self.max_fpr >= 1 else once(self.gathered)
-            threshold = best_threshold(counted.scores, counted.labels, self.max_fpr)
-        return summarise(*self.gathered, threshold)
+            threshold = chosen_threshold(self.gathered, self.max_fpr)
+        return summarise(*self.gathered[:4], threshold)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_info
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
@@ -15,7 +16,7 @@ from introspection_lit.adapters import read_adapter, shape_of, weight_names
 from introspection_lit.batches import TrialBatch
 from introspection_lit.checks import identity_problems
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.metrics import DetectionMetrics, require_finite
+from introspection_lit.metrics import DetectionMetrics, chosen_threshold, require_finite
 from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
 from introspection_lit.prefill import fork, position_ids
 from introspection_lit.scoring import detection_loss, log_odds, mass
@@ -32,8 +33,8 @@ class IntrospectionModule(LightningModule):
         adapter: A PEFT adapter, folder or hub id, to validate, test or predict with, instead of a checkpoint; ``lora`` then
             does not matter.
         threshold: On the log-odds, for adapters that come without one. By default what validation has chosen, or 0.
-        max_fpr: The share of clean validation trials that the threshold may call steered. Of the thresholds that keep to
-            it, validation chooses the one with the largest TPR - FPR.
+        max_fpr: The share of false alarms that the threshold may have on each kind of validation context, seen or expected;
+            1: no limit (see :func:`~introspection_lit.metrics.chosen_threshold`).
         loss: ``full``: cross-entropy over the whole vocabulary at the answer position. ``pairwise``: over the two answers
             alone, which lets their mass drift.
         learning_rate: Peak learning rate of AdamW.
@@ -162,7 +163,7 @@ class IntrospectionModule(LightningModule):
         if gather:
             metrics = self.metrics_of(batch.split)
             metrics.total = batch.total
-            metrics.update(scores, batch.labels, masses, batch.inputs, batch.numbers)
+            metrics.update(scores, batch.labels, masses, batch.inputs, batch.numbers, batch.kinds)
         return loss, scores, masses
 
     def metrics_of(self, split: str) -> DetectionMetrics:
@@ -221,6 +222,10 @@ class IntrospectionModule(LightningModule):
         """Set the threshold while fitting, and log the validation metrics at the threshold."""
         fitting = self.trainer.state.fn == "fit"
         summary = self._log_summary("validation", None if fitting else self.threshold)
+        gathered = self.metrics_of("validation").gathered
+        if not fitting and gathered is not None:
+            now = chosen_threshold(gathered, self.max_fpr)
+            rank_zero_info(f"threshold: {self.threshold:.4f} is stored; this validation would set {now:.4f}")
         if fitting and not self.trainer.sanity_checking:
             self.threshold = summary["threshold"]
             self.validated = {name: summary[name] for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
-from scipy.stats import binomtest
+from scipy.stats import binomtest, nct
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_curve
 from sklearn.model_selection import GroupKFold
@@ -113,6 +113,29 @@ def best_threshold(scores: ArrayLike, labels: ArrayLike, max_fpr: float = 1.0) -
     widths = np.where(youden >= youden.max() - 1e-12, upper - above, -1.0)
     best = int(widths.argmax())
     return float((above[best] + upper[best]) / 2)
+
+
+def tolerance_limit(scores: ArrayLike, share: float, confidence: float = 0.95) -> float:
+    """The value below which, with some confidence, at least a share of a normal population lies.
+
+    Mean + k standard deviations, k from the non-central t distribution (Krishnamoorthy & Mathew 2009, "Statistical
+    tolerance regions", section 2.2). Unlike a quantile it looks beyond the largest score seen, as it must for shares near
+    1.
+
+    Args:
+        scores: A sample, ``(n,)``.
+        share: Of the population, in (0, 1).
+        confidence: In (0, 1).
+
+    Returns:
+        The limit; nan of fewer than two scores.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if len(scores) < 2:
+        return math.nan
+    root = math.sqrt(len(scores))
+    factor = nct.ppf(confidence, len(scores) - 1, ndtri(share) * root) / root
+    return float(scores.mean() + factor * scores.std(ddof=1))
 
 
 def _share_above(scores: Floats, thresholds: Floats) -> Floats:

@@ -363,3 +363,14 @@ def test_recalibration_undoes_a_shift() -> None:
     assert statistics.rate((scores > 0)[~labels]) == 1.0
     noise = np.random.default_rng(2).standard_normal(4000)
     assert statistics.recalibrated_accuracy(noise, labels, np.arange(4000) // 4) == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "factor"), [(10, 0.99, 3.981), (30, 0.99, 3.064), (30, 0.9, 1.777), (100, 0.95, 1.927)]
+)
+def test_tolerance_limit_of_published_tables(n: int, share: float, factor: float) -> None:
+    """One-sided factors for 95 % confidence (Natrella 1963, table A-7)."""
+    sample = np.arange(n, dtype=float)
+    limit = (statistics.tolerance_limit(sample, share) - sample.mean()) / sample.std(ddof=1)
+    assert limit == pytest.approx(factor, abs=0.001)
+    assert math.isnan(statistics.tolerance_limit([1.0], share))
