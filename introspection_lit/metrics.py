@@ -92,7 +92,7 @@ class Gathered(NamedTuple):
     kinds: Tensor
 
 
-# Clean inputs of a kind from which on it has a limit of its own; those of smaller kinds are taken together.
+# Clean inputs of a kind from which on it has a limit of its own; smaller kinds have one together, if they are as many.
 FEWEST = 8
 
 
@@ -114,7 +114,7 @@ def chosen_threshold(trials: Gathered, max_fpr: float) -> float:
     sizes = {kind: int((kinds == kind).sum()) for kind in set(kinds.tolist())}
     large = [kind for kind, size in sizes.items() if size >= FEWEST]
     groups = [clean[kinds == kind] for kind in large] + [clean[~torch.isin(kinds, torch.tensor(large))]]
-    limits = [tolerance_limit(group, 1 - max_fpr) for group in groups if len(group) > 1] if max_fpr > 0 else []
+    limits = [tolerance_limit(group, 1 - max_fpr) for group in groups if len(group) >= FEWEST] if max_fpr > 0 else []
     return max([best, *limits])
 
 
