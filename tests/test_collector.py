@@ -55,7 +55,8 @@ Scores = dict[tuple[str, int], dict[str, float]]
 def launch(folder: Path, tiny: Path, command: str, *options: str) -> IntrospectionCLI:
     """Run a subcommand on a tiny model, in this process."""
     logger = ["--trainer.logger.init_args.save_dir", str(folder), "--trainer.enable_progress_bar", "false"]
-    return main([command, "--config", CONFIG, "--model.base.name_or_path", str(tiny), *logger, *options])
+    evidence = ["--evidence.enabled", "true"] if command in ("fit", "test") else []
+    return main([command, "--config", CONFIG, "--model.base.name_or_path", str(tiny), *logger, *evidence, *options])
 
 
 def evidence_of(cli: IntrospectionCLI) -> Evidence:
@@ -317,7 +318,18 @@ def test_observers_work_under_the_precision_of_the_step(
 @pytest.mark.slow
 def test_two_processes_give_the_same_evidence(fitted: SimpleNamespace, tiny: Path, tmp_path: Path) -> None:
     """DDP on two CPU processes: the tables are gathered, so rates, curves, references and lens are those of one."""
-    arguments = ["test", "--config", CONFIG, "--model.base.name_or_path", str(tiny), "--ckpt_path", fitted.best, *LITTLE]
+    arguments = [
+        "test",
+        "--config",
+        CONFIG,
+        "--model.base.name_or_path",
+        str(tiny),
+        "--evidence.enabled",
+        "true",
+        "--ckpt_path",
+        fitted.best,
+        *LITTLE,
+    ]
     sets = json.dumps({name: TOTALS[name] for name in ("heldout", "doses")})
     arguments += ["--data.test_trials", sets, *DATA[2:], "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}

@@ -140,3 +140,61 @@ def test_commands_of_the_pipeline_are_those_of_the_issue() -> None:
         text = (ROOT / "scripts" / name).read_text(encoding="utf-8")
         for option in re.findall(r"--[a-z-]+", options):
             assert f'"{option}"' in text
+
+
+FULL = ROOT / "docs" / "results" / "smollm2-135m"
+
+
+def goals(results: dict) -> list[str]:
+    """The rows of the table of goals, from a results file of the full experiment."""
+    found = results["evidence"]
+    unseen = [row for row in found["kinds"] if not row["seen"]]
+    assert all(row["n_clean"] >= 300 for row in unseen)
+    worst = max(unseen, key=lambda row: (row["fpr"], row["fpr_interval"][1]))
+    kept = sum(row["fpr"] <= 0.01 for row in unseen)
+    low, high = worst["fpr_interval"]
+    rows = [
+        f"| FPR on each of {len(unseen)} unseen kinds, at least 300 distinct clean inputs each | at most .01 | {kept} of "
+        f"{len(unseen)}; worst: {worst['kind']} {worst['fpr']:.3f} ({low:.3f}-{high:.3f}) |"
+    ]
+    for name in ("random", "concept"):
+        cells = [row for row in found["grid"] if row["vectors"] == name and row["strength"] == 0.16]
+        cell = min(cells, key=lambda row: row["tpr"])
+        rows.append(
+            f"| TPR at .16, {name} vectors, lowest of {len(cells)} bands | at least .99 | {cell['tpr']:.3f} (layers "
+            f"{cell['band'][0]}..{cell['band'][1]}, n = {cell['n']}) |"
+        )
+    for name in ("random", "concept"):
+        point = next(row for row in found["curves"][name]["adapter"] if row["strength"] == 0.04)
+        low, high = point["auroc_interval"]
+        rows.append(
+            f"| AUROC at .04, {name} vectors | at least .95 | {point['auroc']:.3f} ({low:.3f}-{high:.3f}), n = {point['n']} |"
+        )
+    for name in ("random", "concept"):
+        fit = found["detection_strength"][name]
+        low, high = fit["interval"]
+        rows.append(
+            f"| 75 % detected at 1 % FPR from strength, {name} vectors | at most .04 | {fit['strength']:.3f} "
+            f"({low:.3f}-{high:.3f}) |"
+        )
+    return rows
+
+
+def control_rows(results: dict) -> list[str]:
+    """The rows of the README's table of controls."""
+    return [
+        f"| `{row['name']}` | {row['expected']} | AUROC {row['auroc']:.3f}"
+        + (f", TPR {row['tpr']:.3f}, FPR {row['fpr']:.3f}" if row["tpr"] is not None else "")
+        + f" | {'held' if row['held'] else '**not held**'} |"
+        for row in results["evidence"]["controls"]
+    ]
+
+
+def test_goals_in_the_readme_are_those_of_the_results() -> None:
+    """Row by row, with what was not reached; from a run without uncommitted changes."""
+    results = json.loads((FULL / "results.json").read_text(encoding="utf-8"))
+    for row in [*goals(results), *control_rows(results)]:
+        assert row in README, row
+    assert "+changes" not in results["commit"]
+    assert results["commit"] in README
+    assert results["command"] in (FULL / "README.md").read_text(encoding="utf-8")

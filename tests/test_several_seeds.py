@@ -146,7 +146,18 @@ def in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """Two seeds on the tiny model, the command that makes them, and the interpreters that it has started."""
     folder = tmp_path_factory.mktemp("seeds")
-    more = ["--evidence.report", "false", "--evidence.probe_trials", "0", "--evidence.texts", "4", "--evidence.facts", "8"]
+    more = [
+        "--evidence.enabled",
+        "true",
+        "--evidence.report",
+        "false",
+        "--evidence.probe_trials",
+        "0",
+        "--evidence.texts",
+        "4",
+        "--evidence.facts",
+        "8",
+    ]
     sets = '{"heldout": 8, "concept": 8, "newkinds": 16, "doses": 36}'
     arguments = ["--config", CONFIG, "--seeds", "2", "--folder", str(folder), "--model.base.name_or_path", str(tiny), *more]
     with pytest.MonkeyPatch.context() as patch:

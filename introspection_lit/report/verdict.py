@@ -72,7 +72,8 @@ def _holds(results: Results) -> list[str]:
     if not rows:
         return []
     low, high = (strength(end) for end in results.get("strengths") or (None, None))
-    at = f" at strengths {low} to {high} ({results.get('strength_unit')})" if results.get("strengths") else ""
+    doses = f"strength {low}" if low == high else f"strengths {low} to {high}"
+    at = f" at {doses} ({results.get('strength_unit')})" if results.get("strengths") else ""
     limits = f"AUROC at least {LOWEST_AUROC:g}, TPR at least {LOWEST_TPR:g}, FPR at most {HIGHEST_FPR:g}"
     failing = {name: failures(row) for name, row in rows.items() if failures(row)}
     holding = [RUNGS[name] for name in rows if name not in failing]
@@ -130,7 +131,8 @@ def _alarms(results: Results) -> list[str]:
         said.append(f"Among unseen kinds it is {unseen['kind']}: FPR {_rate(unseen, 'fpr')}.")
     row = part(results, "evidence", "worst", "tpr")
     if row and row.get("tpr") is not None:
-        said.append(f"Most is missed on the kind {_kind(row)}: TPR {_rate(row, 'tpr')}.")
+        missed = f"Most is missed on the kind {_kind(row)}: TPR {_rate(row, 'tpr')}."
+        said.append(missed if row["tpr"] < 1 else "Nothing was missed there, on any kind.")
     return said
 
 
