@@ -168,7 +168,8 @@ def goals(results: dict) -> list[str]:
         point = next(row for row in found["curves"][name]["adapter"] if row["strength"] == 0.04)
         low, high = point["auroc_interval"]
         rows.append(
-            f"| AUROC at .04, {name} vectors | at least .95 | {point['auroc']:.3f} ({low:.3f}-{high:.3f}), n = {point['n']} |"
+            f"| AUROC at .04, {name} vectors | at least .95 | {point['auroc']:.3f} ({low:.3f}-{high:.3f}), "
+            f"n = {point['n']} |"
         )
     for name in ("random", "concept"):
         fit = found["detection_strength"][name]
