@@ -191,11 +191,37 @@ def control_rows(results: dict) -> list[str]:
     ]
 
 
+def sayings(results: dict) -> list[str]:
+    """What the README says of the full experiment outside its tables."""
+    found, sets, effects = results["evidence"], results["sets"], results["evidence"]["side_effects"]
+    areas = {row["observer"]: f"{row['auroc']:.2f}".lstrip("0") for row in found["references"] if row["set"] == "heldout"}
+    share = next(row["share"] for row in found["references"] if row["set"] == "heldout" and row["observer"] == "adapter")
+    weak = {
+        name: next(point for point in found["curves"][name]["adapter"] if point["strength"] == 0.04)["tpr"]
+        for name in ("random", "concept")
+    }
+    before, after = (effects["perplexity"][state]["perplexity"] for state in ("off", "on"))
+    assert effects["factual"]["on"]["yes"] == 1.0
+    return [
+        f"on {sets['newkinds']['n_clean_distinct']:,} distinct clean inputs of unseen kinds the FPR is "
+        f"{sets['newkinds']['fpr']:.3f}".replace(" 0.", " ."),
+        f"odd texts set it off in {100 * sets['odd']['fpr']:.1f} %",
+        f"at .04, {100 * weak['random']:.0f} % (random) and {100 * weak['concept']:.0f} % (concepts) are detected at "
+        "1 % FPR",
+        f"the norms of keys and values reach an AUROC of {areas['norms']}, a linear probe on the same cache "
+        f"{areas['linear probe']}, the text {areas['text']}, the untrained model {areas['untrained']}, and "
+        f"{areas['with info']} with the info prompt",
+        f"The adapter has {share:.1f} times the probe's information",
+        f"the perplexity of held-out texts rises from {before:.0f} to {after:.0f}",
+    ]
+
+
 def test_goals_in_the_readme_are_those_of_the_results() -> None:
     """Row by row, with what was not reached; from a run without uncommitted changes."""
     results = json.loads((FULL / "results.json").read_text(encoding="utf-8"))
     for row in [*goals(results), *control_rows(results)]:
         assert row in README, row
+    assert all(said in " ".join(README.split()) for said in sayings(results)), sayings(results)
     assert "+changes" not in results["commit"]
     assert results["commit"] in README
     assert results["command"] in (FULL / "README.md").read_text(encoding="utf-8")
