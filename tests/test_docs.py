@@ -225,3 +225,13 @@ def test_goals_in_the_readme_are_those_of_the_results() -> None:
     assert "+changes" not in results["commit"]
     assert results["commit"] in README
     assert results["command"] in (FULL / "README.md").read_text(encoding="utf-8")
+
+
+def test_control_adapters_in_the_readme() -> None:
+    """They could not learn anything, and did not."""
+    found = json.loads((ROOT / "docs" / "results" / "quickstart" / "controls.json").read_text(encoding="utf-8"))
+    areas = {row["name"]: row["auroc"] for row in found["rows"]}
+    said = f"on random labels AUROC {areas['random labels']:.3f}, without steering {areas['no steering']:.3f}"
+    assert said in " ".join(README.split())
+    assert f"commit `{found['commit']}`" in " ".join(README.split())
+    assert all(row["held"] for row in found["rows"])
