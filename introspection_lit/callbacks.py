@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from introspection_lit import report
-from introspection_lit.collector import Evidence
+from introspection_lit.collector import Evidence, data_of, module_of
 from introspection_lit.export import export_adapter, load_checkpoint
 from introspection_lit.figures import log_odds_figure
 from introspection_lit.files import save_figure, write_whole
@@ -26,16 +26,6 @@ from introspection_lit.trials import SOURCES
 
 if TYPE_CHECKING:
     from introspection_lit.batches import TrialBatch
-    from introspection_lit.data import IntrospectionDataModule
-    from introspection_lit.module import IntrospectionModule
-
-
-def _ours(pl_module: LightningModule) -> IntrospectionModule:
-    return cast("IntrospectionModule", pl_module)
-
-
-def _data(trainer: Trainer) -> IntrospectionDataModule:
-    return cast("IntrospectionDataModule", trainer.datamodule)  # type: ignore[attr-defined]
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -105,7 +95,7 @@ class LogOddsFigure(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the validation has gathered, at the threshold that it has set."""
-        module = _ours(pl_module)
+        module = module_of(pl_module)
         gathered = module.metrics_of("validation").gathered
         if gathered and isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking:
             figure = log_odds_figure({"validation": (gathered.scores, gathered.labels)}, module.threshold)
@@ -117,7 +107,7 @@ class AdapterExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the adapter of the best checkpoint; log its validation beside the hyper-parameters (hparams tab)."""
-        module, data, folder = _ours(pl_module), _data(trainer), run_folder(trainer)
+        module, data, folder = module_of(pl_module), data_of(trainer), run_folder(trainer)
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path or not trainer.is_global_zero:
             return
@@ -163,10 +153,10 @@ class ResultsWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results of all test sets."""
-        module, folder = _ours(pl_module), run_folder(trainer)
+        module, folder = module_of(pl_module), run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        data = _data(trainer)
+        data = data_of(trainer)
         sets = {name: module.summaries[name] for name in data.test_sets}
         gathered = {name: module.metrics_of(name).gathered for name in data.test_sets}
         groups = {name: trials for name, trials in gathered.items() if trials is not None}
@@ -241,7 +231,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        data = _data(trainer)
+        data = data_of(trainer)
         assert self.file is not None
         for row, trial in enumerate(batch.trials):
             if batch.total is not None and trial.number >= batch.total:  # it only filled up the last batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -96,13 +95,13 @@ class Evidence(Callback):
         self.scores, self.lens, self.observers, self.found = {}, {}, None, None
         if not self.enabled:
             return
-        data = _data(trainer)
+        data = data_of(trainer)
         self.informed = {name: chosen(data.splits[name], self.info_trials) for name in data.test_sets if name in self.sets}
         self.read = chosen(data.splits[LENS_SET], self.lens_trials) if LENS_SET in data.test_sets else set()
         if self.probe_trials and self.informed:
             rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
             try:
-                self.observers = fit_observers(data, self.probe_trials, _ours(pl_module).device)
+                self.observers = fit_observers(data, self.probe_trials, module_of(pl_module).device)
             except ConfigurationError as error:  # too few contexts: no reason to lose the test
                 rank_zero_warn(f"no outside observers: {error}")
 
@@ -118,7 +117,7 @@ class Evidence(Callback):
         """Let the other observers score the batch."""
         if not self.enabled:
             return
-        module, data = _ours(pl_module), _data(trainer)
+        module, data = module_of(pl_module), data_of(trainer)
         self._note(batch, ADAPTER, outputs["log_odds"])
         with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
             if batch.split == LENS_SET:
@@ -158,7 +157,7 @@ class Evidence(Callback):
         """Put everything together, in ``found``; on the first process only."""
         if not self.enabled:
             return
-        module, data = _ours(pl_module), _data(trainer)
+        module, data = module_of(pl_module), data_of(trainer)
         effects = measured_side_effects(module, data, self.texts, self.facts) if self.texts and self.facts else None
         for scores, lens in gathered((self.scores, self.lens)):
             self.scores |= scores
@@ -182,11 +181,13 @@ class Evidence(Callback):
         }
 
 
-def _ours(pl_module: LightningModule) -> IntrospectionModule:
+def module_of(pl_module: LightningModule) -> IntrospectionModule:
+    """The module, as what it is."""
     return cast("IntrospectionModule", pl_module)
 
 
-def _data(trainer: Trainer) -> IntrospectionDataModule:
+def data_of(trainer: Trainer) -> IntrospectionDataModule:
+    """The trainer's data module, as what it is."""
     return cast("IntrospectionDataModule", trainer.datamodule)  # type: ignore[attr-defined]
 
 
@@ -291,10 +292,7 @@ def trained_kinds(data: IntrospectionDataModule) -> set[str]:
 
 def distinct_clean(trials: TrialTable) -> dict[str, int]:
     """How many distinct clean inputs each test set has."""
-    counts: dict[str, int] = defaultdict(int)
-    for name in dict.fromkeys(trials.sets):
-        counts[str(name)] = len(trials.of_sets(str(name)).clean())
-    return dict(counts)
+    return {str(name): len(trials.of_sets(str(name)).clean()) for name in dict.fromkeys(trials.sets)}
 
 
 def lens_of(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:

@@ -396,7 +396,8 @@ def test_threshold_keeps_to_the_false_alarms_allowed(tiny: Path, tmp_path: Path)
     """``model.max_fpr``: the threshold that validation sets, and the FPR that it then reports over distinct inputs."""
     options = ["--trainer.max_epochs", "1", "--data.validation_trials", "40", "--trainer.limit_train_batches", "1"]
     free, strict = (launch(tmp_path, tiny, "fit", *options, "--model.max_fpr", share).model for share in ("1.0", "0.1"))
-    assert strict.summaries["validation"]["fpr"] <= 0.1 < free.summaries["validation"]["fpr"]
+    assert strict.summaries["validation"]["fpr"] <= 0.1
+    assert strict.threshold > free.threshold  # how many the free one lets through depends on rounding: 20 clean trials
     assert strict.threshold == strict.summaries["validation"]["threshold"]
     assert strict.metrics_of("train").max_fpr == strict.metrics_of("heldout").max_fpr == 1.0
 
