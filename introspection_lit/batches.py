@@ -241,20 +241,25 @@ class Split:
 class BatchesOfSplit(Dataset[TrialBatch]):
     """Item ``b`` is batch number ``b`` of a split; there is no last one.
 
+    In training, batches are parts of an optimiser's step: step ``s`` has the same trials however many processes and
+    accumulated batches share them, as long as together they are as many.
+
     Args:
         split: The split.
         bank: Directions and residual norms.
         batch_size: Trials in a batch; even in training.
-        pool: Batches that are sorted by length together.
+        pool: Steps that are sorted by length together.
+        parts: Batches that make a step, over all processes.
     """
 
-    def __init__(self, split: Split, bank: VectorBank, batch_size: int, pool: int) -> None:
+    def __init__(self, split: Split, bank: VectorBank, batch_size: int, pool: int, parts: int = 1) -> None:
         self.split, self.bank = split, bank
-        self.batch_size, self.pool = batch_size, pool
+        self.batch_size, self.pool, self.parts = batch_size, pool, parts
 
     def __getitem__(self, number: int) -> TrialBatch:
-        trials = self.split.plan.batch(number, self.batch_size, self.split.lengths(), self.pool)
-        return self.split.collate(trials, self.bank)
+        step, part = divmod(number, self.parts)
+        trials = self.split.plan.batch(step, self.batch_size * self.parts, self.split.lengths(), self.pool)
+        return self.split.collate(trials[part * self.batch_size : (part + 1) * self.batch_size], self.bank)
 
 
 class EpochBatches(DistributedSampler[int]):

@@ -32,7 +32,7 @@ VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
 # Doubling from far below to well inside what a detector can notice.
 DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
-# Training batches that are sorted by length together; a validation or test set is sorted as a whole.
+# Steps of training that are sorted by length together; a validation or test set is sorted as a whole.
 TRAINING_POOL = 8
 
 
@@ -258,11 +258,11 @@ class IntrospectionDataModule(LightningDataModule):
 
     def _loader(self, name: str, batch_size: int) -> DataLoader[TrialBatch]:
         assert self.bank is not None
-        training, total = name == "train", self.splits[name].total
-        each_epoch = -(-(self.trials["train"] if total is None else total) // batch_size)
-        pool = TRAINING_POOL if training else each_epoch
-        batches = BatchesOfSplit(self.splits[name], self.bank, batch_size, pool)
-        trainer = self.running
+        training, total, trainer = name == "train", self.splits[name].total, self.running
+        parts = trainer.world_size * trainer.accumulate_grad_batches if training else 1
+        steps = -(-(self.trials["train"] if total is None else total) // (batch_size * parts))
+        batches = BatchesOfSplit(self.splits[name], self.bank, batch_size, TRAINING_POOL if training else steps, parts)
+        each_epoch = steps * parts
         sampler = EpochBatches(
             each_epoch, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch if training else 0
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from introspection_lit.batches import EpochBatches
+from introspection_lit.batches import BatchesOfSplit, EpochBatches
 from introspection_lit.trials import Trial, TrialPlan
 
 
@@ -90,3 +91,17 @@ def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
 def test_row_is_plain_json() -> None:
     """A trial's row has every field of the trial."""
     assert set(plan().trial(1).as_row()) == set(Trial._fields)
+
+
+@pytest.mark.parametrize(("world", "accumulated", "batch_size"), [(1, 1, 24), (2, 1, 12), (1, 6, 4), (3, 2, 4), (4, 3, 2)])
+def test_step_has_the_same_trials_however_it_is_shared(world: int, accumulated: int, batch_size: int) -> None:
+    """Processes and accumulated batches share out the 24 trials of a step: none twice, none left, half of each steered."""
+    split = SimpleNamespace(plan=plan(), lengths=lambda: list(range(12)), collate=lambda trials, _: trials)
+    whole = BatchesOfSplit(split, None, 24, 4)  # type: ignore[arg-type]
+    shared = BatchesOfSplit(split, None, batch_size, 4, world * accumulated)  # type: ignore[arg-type]
+    dealt = [list(EpochBatches(5 * world * accumulated, rank, world, lambda: 1)) for rank in range(world)]
+    for step in range(5):
+        numbers = [number for share in dealt for number in share[step * accumulated : (step + 1) * accumulated]]
+        batches = [shared[number] for number in numbers]
+        assert all(sum(trial.steered for trial in batch) == batch_size // 2 == len(batch) / 2 for batch in batches)
+        assert Counter(trial for batch in batches for trial in batch) == Counter(whole[5 + step])
