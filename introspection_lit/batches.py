@@ -33,6 +33,7 @@ class TrialBatch:
         trials: What each row is.
         context_ids: Left-padded, ``(caches, context)``: one for each context and intervention.
         context_mask: 1 at tokens, ``(caches, context)``.
+        contexts: The number of each cache's context in the split.
         cache_of: Which of the caches each row reads, ``(batch,)``; None: each row has its own, in order.
         lead_ids: Tokens with which every question of the batch begins, ``(lead,)``, if caches are shared: they are read
             once for each cache. None: there are none.
@@ -51,6 +52,7 @@ class TrialBatch:
     trials: list[Trial]
     context_ids: Tensor
     context_mask: Tensor
+    contexts: list[int]
     cache_of: Tensor | None
     lead_ids: Tensor | None
     question_ids: Tensor
@@ -184,6 +186,7 @@ class Split:
             trials=trials,
             context_ids=context_ids,
             context_mask=context_mask,
+            contexts=[trials[row].context for row in kept],
             cache_of=cache_of,
             lead_ids=torch.tensor(questions[0][:lead]) if lead else None,
             question_ids=question_ids,

@@ -18,8 +18,8 @@ from introspection_lit.errors import ConfigurationError
 from introspection_lit.grid import Grid
 from introspection_lit.manifest import ManifestPlan
 from introspection_lit.measure import CONCEPTS, build_bank
-from introspection_lit.prefill import Forward, steered_cache
 from introspection_lit.preparation import DEFAULT_VECTORS, Prepared, prepare
+from introspection_lit.reuse import Prefills, Reuse
 from introspection_lit.trials import DEFAULT_TEST_SETS, OTHER_QUESTIONS, Trial
 from introspection_lit.vectors import VectorBank
 from introspection_lit.wording import Wording
@@ -85,6 +85,7 @@ class IntrospectionDataModule(LightningDataModule):
         validation_trials: Trials in validation.
         test_trials: Trials in each test set; the sets that are not named are left out.
         prefill_adapter: Leave the adapter on while caches are written.
+        reuse: What of the prefill is computed once instead of again and again.
         num_workers: Worker processes of each data loader.
     """
 
@@ -123,6 +124,7 @@ class IntrospectionDataModule(LightningDataModule):
         validation_trials: int = 128,
         test_trials: dict[str, int] = dict.fromkeys(DEFAULT_TEST_SETS, 256),
         prefill_adapter: bool = False,
+        reuse: Reuse = Reuse(),
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -153,7 +155,8 @@ class IntrospectionDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.trials = {"train": trials_per_epoch, "validation": validation_trials, **test_trials}
         self.test_sets = list(test_trials)
-        self.prefill_adapter = prefill_adapter
+        self.prefill_adapter, self.reuse = prefill_adapter, reuse
+        self.prefill = Prefills(self)
         self.num_workers = num_workers
         self.checkpoint: str | None = None  # what the command line will load: checked with the rest, before the model
         self.splits: dict[str, Split] = {}
@@ -290,18 +293,7 @@ class IntrospectionDataModule(LightningDataModule):
 
         It runs through the strategy's wrapper (as DDP and FSDP need) and under the precision of the step.
         """
-        module = self.module
-        forward = cast("Forward", self.running.model or module)
-        with self.running.precision_plugin.forward_context():
-            batch.cache = steered_cache(
-                forward,
-                module.model,
-                module.layers,
-                batch.context_ids,
-                batch.context_mask,
-                batch.intervention,
-                adapter=self.prefill_adapter,
-            )
+        batch.cache = self.prefill(batch)
         return batch
 
     def describe(self, trial: Trial) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.odd_text import ODD, odd
 from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, info_text, own_questions
 from introspection_lit.seeds import generator
+from introspection_lit.strategies import strategy_problems
 from introspection_lit.trials import SOURCES, Bands, OncePlan, Source, TrialPlan
 from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank
 from introspection_lit.wording import Wording, find_wording
@@ -167,6 +168,7 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
         found.add(checks.strength_problems("test_strengths", data.test_strengths))
     if data.grid is not None:
         found.add(data.grid.problems())
+    found.add(data.reuse.problems())
     if data.seed < 0 or data.num_workers < 0:
         found.add([f"data.seed, data.num_workers: got {data.seed} and {data.num_workers}. Expected 0 or more."])
     if any(not concept.strip() for concept in data.concepts):
@@ -185,7 +187,7 @@ def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evidence) and trainer.state.fn in ("fit", "test"):
             found.add(callback.problems())
-    found.add(checks.precision_problems(module.base, str(trainer.precision)))
+    found.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision)))
     found.add(checks.checkpoint_problems(data.checkpoint, module.identity()))
     if module.adapter is not None:
         found.add(adapter_problems(module.adapter, module.base, data.checkpoint, trainer.state.fn == "fit"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,17 +22,43 @@ class Intervention:
         direction: Unit vectors, ``(batch, layers, hidden)``, or ``(batch, 1, hidden)`` for one direction at every layer.
         scale: The length added at each layer, ``(batch, layers)``: 0 outside the band.
         positions: True where a token is steered, ``(batch, seq)``; never at padding.
+        first: The first steered layer of each row; the number of layers if it is clean. Found in ``scale``, once: before
+            that goes to a device that would have to be waited for.
+        last: The last steered layer of each row; -1 if it is clean.
     """
 
     direction: Tensor
     scale: Tensor
     positions: Tensor
+    first: list[int] = field(default_factory=list)
+    last: list[int] = field(default_factory=list)
 
-    def at(self, layer: int) -> Tensor:
-        """What is added to the output of a layer, ``(batch, seq, hidden)``."""
-        direction = self.direction[:, min(layer, self.direction.shape[1] - 1)]
-        added = self.scale[:, layer, None] * direction
-        return added[:, None, :] * self.positions[:, :, None]
+    def __post_init__(self) -> None:
+        if not self.first:
+            layers = [[layer for layer, length in enumerate(row) if length] for row in self.scale.tolist()]
+            self.first = [steered[0] if steered else self.scale.shape[1] for steered in layers]
+            self.last = [steered[-1] if steered else -1 for steered in layers]
+
+    def at(self, layer: int, rows: int | None = None) -> Tensor:
+        """What is added to the output of a layer, ``(batch, seq, hidden)``; of the first ``rows`` rows only, if given."""
+        direction = self.direction[:rows, min(layer, self.direction.shape[1] - 1)]
+        added = self.scale[:rows, layer, None] * direction
+        return added[:, None, :] * self.positions[:rows, :, None]
+
+    def touches(self, layer: int, rows: int | None = None) -> bool:
+        """Whether any row (of the first ``rows``) is steered at a layer, or below and above it."""
+        return any(first <= layer <= last for first, last in zip(self.first[:rows], self.last[:rows], strict=True))
+
+    def of(self, rows: Sequence[int]) -> Intervention:
+        """The same for some of the rows, in the order given."""
+        chosen = torch.tensor(rows, device=self.scale.device)
+        return Intervention(
+            self.direction[chosen],
+            self.scale[chosen],
+            self.positions[chosen],
+            [self.first[row] for row in rows],
+            [self.last[row] for row in rows],
+        )
 
 
 @contextmanager
@@ -42,10 +68,8 @@ def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[N
     Args:
         layers: The model's decoder layers, in order. Steering is added to their *outputs*: the keys and values of layer
             ``l`` see what was added at layers below ``l``, so what is added at the last layer reaches no cache.
-        intervention: What to add. Layers where every row's scale is zero are left alone.
+        intervention: What to add. Layers outside of every row's band are left alone.
     """
-    active = intervention.scale.ne(0).any(dim=0).tolist()
-
     def hook_for(layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
@@ -57,7 +81,7 @@ def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[N
     handles = []
     try:
         for index, layer in enumerate(layers):
-            if active[index]:
+            if intervention.touches(index):
                 handles.append(layer.register_forward_hook(hook_for(index)))
         yield
     finally:
