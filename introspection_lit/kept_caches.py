@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from introspection_lit.measure import record
-from introspection_lit.prefill import Forward, pad, position_ids, writing_mode
+from introspection_lit.prefill import Forward, no_logits, pad, position_ids, writing_mode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -188,7 +188,7 @@ def reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module], at: 
                 position_ids=position_ids(mask),
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=no_logits(ids),
             )
         return cache, hidden
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from introspection_lit.prefill import Forward, pad, position_ids, writing_mode
+from introspection_lit.prefill import Forward, no_logits, pad, position_ids, writing_mode
 from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read_texts(
                 attention_mask=mask,
                 position_ids=position_ids(mask),
                 use_cache=False,
-                logits_to_keep=1,
+                logits_to_keep=no_logits(ids),
             )
         whole = torch.stack([output.float() for output in outputs])
         last = whole[:, torch.arange(len(ids)), mask.sum(dim=1) - 1].transpose(0, 1)

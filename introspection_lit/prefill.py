@@ -63,6 +63,11 @@ def pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> tuple[Tensor, Te
     return ids, mask
 
 
+def no_logits(ids: Tensor) -> Tensor:
+    """Positions, none of them, for ``logits_to_keep`` of a pass whose logits nobody wants: the head is skipped."""
+    return torch.empty(0, dtype=torch.long, device=ids.device)
+
+
 def position_ids(mask: Tensor) -> Tensor:
     """Positions that padding does not shift: ``(batch, seq)`` mask to ``(batch, seq)`` positions from 0."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -99,7 +104,7 @@ def steered_cache(
             position_ids=position_ids(context_mask),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=no_logits(context_ids),
         )
     return cache
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from introspection_lit.kept_caches import KeptCaches, Lent
-from introspection_lit.prefill import Forward, position_ids, writing_mode
+from introspection_lit.prefill import Forward, no_logits, position_ids, writing_mode
 from introspection_lit.steering import Intervention
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def shared_cache(
                 position_ids=position_ids(mask),
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=no_logits(context_ids),
             )
     return assembled(cache, plan, contexts, lent, len(layers))
 
