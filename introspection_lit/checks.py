@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+
 
 class Problems:
     """Collects problems, so that a user sees them all at once."""
@@ -210,13 +212,16 @@ def run_folder_problems(folder: str | None, resuming: bool) -> list[str]:
     ]
 
 
-def precision_problems(base: BaseModel, precision: str) -> list[str]:
-    """Check that the trainer's precision leaves packed NF4 bytes alone.
+def precision_problems(base: BaseModel, precision: str, sharded: bool = False) -> list[str]:
+    """Check that the trainer's precision leaves packed NF4 bytes alone, and that FSDP can shard what there is.
 
     Args:
         base: The model.
         precision: The trainer's, such as ``bf16-mixed``.
+        sharded: It is trained with FSDP.
     """
+    if sharded and (problems := sharding_problems(base, precision)):
+        return problems
     if base.quantization != "nf4" or base.quant_storage == "uint8":
         return []
     safe = SAFE_PRECISIONS[base.quant_storage]
@@ -226,6 +231,34 @@ def precision_problems(base: BaseModel, precision: str) -> list[str]:
         f"base.quant_storage: {base.quant_storage!r} with trainer.precision {precision!r} would cast the packed NF4 bytes "
         f"and destroy the weights. Expected trainer.precision {' or '.join(safe)}, or base.quant_storage 'uint8'."
     ]
+
+
+def sharding_problems(base: BaseModel, precision: str) -> list[str]:
+    """Check that FSDP can shard a model: it puts all weights of a decoder layer into one tensor of a floating dtype.
+
+    Args:
+        base: The model.
+        precision: The trainer's, such as ``bf16-mixed``.
+    """
+    problems = []
+    if base.quantization == "int8":
+        problems.append("base.quantization: FSDP cannot shard int8 weights. Use nf4 or none, or trainer.strategy ddp.")
+    if base.quantization == "nf4" and base.quant_storage == "uint8":
+        problems.append(
+            "base.quant_storage: FSDP cannot shard uint8. Use bfloat16 with trainer.precision bf16-mixed or bf16-true, or "
+            "float32 with 32-true."
+        )
+    elif base.quantization == "nf4" and base.quant_storage != base.dtype and precision != "bf16-true":
+        problems.append(
+            f"base.quant_storage: {base.quant_storage!r} differs from base.dtype {base.dtype!r}. FSDP shards a decoder "
+            "layer's packed weights together with its norms: give both the same dtype."
+        )
+    if precision not in SHARDED_PRECISIONS:
+        problems.append(
+            f"trainer.precision: got {precision!r} with FSDP. Expected {', '.join(SHARDED_PRECISIONS)}: float16 would need "
+            "a scaled loss."
+        )
+    return problems
 
 
 def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) -> list[str]:

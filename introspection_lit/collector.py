@@ -25,6 +25,7 @@ from introspection_lit.prefill import pad
 from introspection_lit.questions import info_text
 from introspection_lit.scoring import log_odds
 from introspection_lit.side_effects import load_facts, side_effects
+from introspection_lit.strategies import is_sharded, through_wrapper
 from introspection_lit.trial_table import ADAPTER, TrialTable
 from introspection_lit.trials import TEST_SETS
 
@@ -101,7 +102,7 @@ class Evidence(Callback):
         if self.probe_trials and self.informed:
             rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
             try:
-                self.observers = fit_observers(data, self.probe_trials, module_of(pl_module).device)
+                self.observers = fit_observers(data, self.probe_trials, trainer.strategy.root_device)
             except ConfigurationError as error:  # too few contexts: no reason to lose the test
                 rank_zero_warn(f"no outside observers: {error}")
 
@@ -121,7 +122,7 @@ class Evidence(Callback):
         self._note(batch, ADAPTER, outputs["log_odds"])
         with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
             if batch.split == LENS_SET:
-                self._read_layers(module, rows_of(batch, self.read))
+                self._read_layers(trainer, module, batch)
             if batch.split not in self.sets:
                 return
             if self.observers is not None:
@@ -131,26 +132,28 @@ class Evidence(Callback):
                 if data.prefill_adapter:  # the adapter has had its hand in these caches
                     batch = data.on_after_batch_transfer(replace(batch, cache=None), dataloader_idx)
                 if self.untrained:
-                    self._note(batch, UNTRAINED, log_odds(module.answer_logits(batch), batch.answer_ids))
-                some = rows_of(batch, self.informed[batch.split])
+                    self._note(batch, UNTRAINED, asked(trainer, module, batch))
+                some, wanted = rows_to_run(trainer, batch, self.informed[batch.split])
                 if some is not None:
-                    self._note(some, WITH_INFO, log_odds(module.answer_logits(with_info(data, some)), batch.answer_ids))
+                    informed = asked(trainer, module, with_info(data, some))
+                    self._note(some if wanted else replace(some, trials=[]), WITH_INFO, informed)
 
     def _note(self, batch: TrialBatch, observer: str, scores: Any) -> None:
         for row, trial in enumerate(batch.trials):
             if batch.total is None or trial.number < batch.total:
                 self.scores.setdefault((batch.split, trial.number), {})[observer] = float(scores[row])
 
-    def _read_layers(self, module: IntrospectionModule, batch: TrialBatch | None) -> None:
-        if batch is None:
+    def _read_layers(self, trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> None:
+        some, wanted = rows_to_run(trainer, batch, self.read)
+        if some is None:
             return
         try:
-            layers = log_odds_by_layer(module, batch).cpu().numpy()
+            layers = through_wrapper(trainer, lambda: log_odds_by_layer(module, some)).cpu().numpy()
         except ValueError as error:
             rank_zero_warn(f"no logit lens: {error}")
             self.read = set()
             return
-        for row, trial in enumerate(batch.trials):
+        for row, trial in enumerate(some.trials if wanted else ()):
             self.lens[trial.number] = (layers[:, row], trial.steered)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,7 +161,9 @@ class Evidence(Callback):
         if not self.enabled:
             return
         module, data = module_of(pl_module), data_of(trainer)
-        effects = measured_side_effects(module, data, self.texts, self.facts) if self.texts and self.facts else None
+        effects = None
+        if self.texts and self.facts:
+            effects = through_wrapper(trainer, lambda: measured_side_effects(module, data, self.texts, self.facts))
         for scores, lens in gathered((self.scores, self.lens)):
             self.scores |= scores
             self.lens |= lens
@@ -223,6 +228,21 @@ def rows_of(batch: TrialBatch, numbers: set[int]) -> TrialBatch | None:
         numbers=batch.numbers[rows],
         kinds=batch.kinds[rows],
     )
+
+
+def rows_to_run(trainer: Trainer, batch: TrialBatch, numbers: set[int]) -> tuple[TrialBatch | None, bool]:
+    """:func:`rows_of`, and whether they are wanted: of a sharded model all processes run some if one of them must."""
+    own = rows_of(batch, numbers)
+    if not is_sharded(trainer):
+        return own, own is not None
+    if not trainer.strategy.reduce_boolean_decision(own is not None, all=False):
+        return None, False
+    return own or rows_of(batch, {batch.trials[0].number}), own is not None
+
+
+def asked(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> torch.Tensor:
+    """The log-odds of a batch as the model is now, outside a step, ``(batch,)``."""
+    return log_odds(through_wrapper(trainer, lambda: module.answer_logits(batch)), batch.answer_ids)
 
 
 def seen_of(data: IntrospectionDataModule, batch: TrialBatch) -> Features:

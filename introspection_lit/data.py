@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from introspection_lit import leaks
 from introspection_lit.adapters import read_adapter
+from introspection_lit.batch_size import DEFAULT, settle
 from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrialBatch
 from introspection_lit.contexts import BUILTIN
 from introspection_lit.conversations import Phrasing
@@ -20,6 +21,7 @@ from introspection_lit.manifest import ManifestPlan
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.preparation import DEFAULT_VECTORS, Prepared, prepare
 from introspection_lit.reuse import Prefills, Reuse
+from introspection_lit.strategies import one_loads_for_all
 from introspection_lit.trials import DEFAULT_TEST_SETS, OTHER_QUESTIONS, Trial
 from introspection_lit.vectors import VectorBank
 from introspection_lit.wording import Wording
@@ -79,7 +81,10 @@ class IntrospectionDataModule(LightningDataModule):
         strength_unit: ``relative`` (to the layer's median residual norm, over the square root of the number of layers in
             the band) or ``absolute`` (the length added at each layer).
         seed: Decides splits, vectors and trials.
-        batch_size: Trials in a training batch of one process; even.
+        batch_size: Trials in a training batch of one process; even. ``auto``: as many as fit, for steps of
+            ``effective_batch`` trials.
+        effective_batch: Trials in a step of the optimiser, over all processes and accumulated batches; how many batches
+            that takes is then worked out. By default as many as come together; with ``auto``, 16 for each process.
         eval_batch_size: Trials in a validation or test batch of one process; even.
         trials_per_epoch: Trials between two validations, over all processes.
         validation_trials: Trials in validation.
@@ -118,7 +123,8 @@ class IntrospectionDataModule(LightningDataModule):
         control: Literal["none", "random_labels", "no_steering"] = "none",
         strength_unit: Literal["relative", "absolute"] = "relative",
         seed: int = 0,
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = DEFAULT,
+        effective_batch: int | None = None,
         eval_batch_size: int = 32,
         trials_per_epoch: int = 480,
         validation_trials: int = 128,
@@ -152,7 +158,9 @@ class IntrospectionDataModule(LightningDataModule):
         self.test_doses, self.test_clean, self.control = list(test_doses), test_clean, control
         self.strength_unit = strength_unit
         self.seed = seed
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.given_batch_size = batch_size
+        self.batch_size = DEFAULT if isinstance(batch_size, str) else batch_size  # auto: until a fit is set up
+        self.effective_batch, self.eval_batch_size = effective_batch, eval_batch_size
         self.trials = {"train": trials_per_epoch, "validation": validation_trials, **test_trials}
         self.test_sets = list(test_trials)
         self.prefill_adapter, self.reuse = prefill_adapter, reuse
@@ -189,7 +197,8 @@ class IntrospectionDataModule(LightningDataModule):
             self._check_training(read_adapter(adapter).description, bank)
         self.module.configure_model()
         if bank is None:
-            bank = self.make_bank(components="concept_pca" in [*self.test_sets, *(self.grid.vectors if self.grid else ())])
+            components = "concept_pca" in [*self.test_sets, *(self.grid.vectors if self.grid else ())]
+            bank = self._make_shared_bank(components) if one_loads_for_all(self.running) else self.make_bank(components)
             if adapter is not None:
                 self._check_training(read_adapter(adapter).description, bank)
         problems = leaks.between_splits(bank)
@@ -199,6 +208,8 @@ class IntrospectionDataModule(LightningDataModule):
         log_dir = self.running.log_dir  # asked for on every process: the answer is broadcast
         if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
             bank.save(Path(log_dir) / "vectors.safetensors")
+        if self.running.state.fn == "fit":
+            settle(self)
 
     def training_options(self) -> dict[str, Any]:
         """The options that decide what is trained on and how it is asked, as on the command line.
@@ -258,6 +269,16 @@ class IntrospectionDataModule(LightningDataModule):
             {"base_model": module.base.name, "revision": module.base.revision or ""},
             components,
         )
+
+    def _make_shared_bank(self, components: bool) -> VectorBank:
+        """Measure a bank in the one process that has weights, on its device though the model has no room there."""
+        from introspection_lit.sharded_loading import one_layer_at_a_time, shared_bank
+
+        def make() -> VectorBank:
+            with one_layer_at_a_time(self.module.model, self.module.layers, self.running.strategy.root_device):
+                return self.make_bank(components)
+
+        return shared_bank(make, self.running.global_rank)
 
     def _loader(self, name: str, batch_size: int) -> DataLoader[TrialBatch]:
         assert self.bank is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 
 from introspection_lit.errors import ConfigurationError
 
@@ -99,11 +101,18 @@ def export_adapter(
         load_base=(LOAD_HUB if module.base.on_hub else LOAD_LOCAL).format(name=module.base.name),
     )
     with _whole_folder(folder) as unfinished:
-        weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
-        adapter = module.model.peft_config[module.model.active_adapter]
+        # As PEFT's save_pretrained writes it, which finds nothing in a model with FSDP units inside (peft 0.21).
+        name = module.model.active_adapter
+        weights = {
+            key.removeprefix("model.").replace(f".{name}.", "."): tensor.contiguous()
+            for key, tensor in checkpoint["state_dict"].items()
+        }
+        save_file(weights, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+        adapter = copy.copy(module.model.peft_config[name])
         # Its name, not the folder in this machine's cache that it was loaded from.
         adapter.base_model_name_or_path, adapter.revision = module.base.name, module.base.revision
-        module.model.save_pretrained(str(unfinished), state_dict=weights, save_embedding_layers=False)
+        adapter.inference_mode = True
+        adapter.save_pretrained(str(unfinished))
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         (unfinished / "README.md").write_text(card, encoding="utf-8")
 

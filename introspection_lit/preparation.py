@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from introspection_lit import checks, leaks
 from introspection_lit.adapters import adapter_problems
 from introspection_lit.answers import PROBE
+from introspection_lit.batch_size import step_problems
 from introspection_lit.batches import Split
 from introspection_lit.collector import Evidence
 from introspection_lit.contexts import BUILTIN, Context, Message, load_contexts, split_contexts
@@ -157,7 +158,7 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
     """Counts, sizes and ranges, and that there are questions and concepts."""
     counts = {f"{split}_vectors": count for split, count in data.vector_counts.items() if count is not None}
     counts |= {"max_context_tokens": data.max_context_tokens}
-    sizes = {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size}
+    sizes = {"eval_batch_size": data.eval_batch_size}
     sizes |= {"trials_per_epoch": data.trials["train"], "validation_trials": data.trials["validation"]}
     sizes |= {f"test_trials.{name}": data.trials[name] for name in data.test_sets}
     found.add(checks.count_problems(counts, sizes, data.test_sets))
@@ -169,6 +170,9 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
     if data.grid is not None:
         found.add(data.grid.problems())
     found.add(data.reuse.problems())
+    trainer = data.running
+    world, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+    found.add(step_problems(data.given_batch_size, data.effective_batch, world, accumulated))
     if data.seed < 0 or data.num_workers < 0:
         found.add([f"data.seed, data.num_workers: got {data.seed} and {data.num_workers}. Expected 0 or more."])
     if any(not concept.strip() for concept in data.concepts):

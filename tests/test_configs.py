@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,9 +14,11 @@ from introspection_lit.cli import main
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = [path for path in CONFIGS if "*overlay*" in path.read_text().splitlines()[0]]
+EXPERIMENTS = [path for path in CONFIGS if path not in OVERLAYS]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.name)
 def test_config_is_parsed_and_documented(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LightningCLI accepts it, and the header gives purpose, command, hardware, time and result."""
     with pytest.raises(SystemExit) as stop:
@@ -27,6 +30,33 @@ def test_config_is_parsed_and_documented(config: Path, capsys: pytest.CaptureFix
     for line in ("Purpose:", "Command:", "Hardware:", "Time:", "Result:"):
         assert f"# {line}" in header
     assert f"fit --config configs/{config.name}" in header
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_overlay_changes_what_it_names_and_nothing_else(
+    overlay: Path, experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On top of any experiment; and its header gives the same five lines."""
+    printed = []
+    for files in ([experiment], [experiment, overlay]):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", *(word for file in files for word in ("--config", str(file))), "--print_config"])
+        assert stop.value.code == 0
+        printed.append(flat(yaml.safe_load(capsys.readouterr().out)))
+    changed = flat(yaml.safe_load(overlay.read_text()))
+    assert printed[1] == printed[0] | changed
+    header = overlay.read_text()
+    for line in ("Purpose:", "Command:", "Hardware:", "Time:", "Result:"):
+        assert f"# {line}" in header
+    assert f"--config configs/{overlay.name}" in header
+
+
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """A configuration as one level of dotted names."""
+    if not isinstance(tree, dict) or not tree:
+        return {name: tree}
+    return {key: value for child, below in tree.items() for key, value in flat(below, f"{name}.{child}").items()}
 
 
 def test_there_are_the_four_experiments() -> None:

@@ -1,20 +1,53 @@
-"""The protocol itself: steer, remove, ask. On four families of tiny models and one in NF4, all computing in float32."""
+"""The protocol itself: steer, remove, ask. On four families of tiny models and one in NF4, all computing in float32.
+
+Every test runs with the plain prefill and with each of the savings that may take its place.
+"""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
+from introspection_lit import prefill
+from introspection_lit.kept_caches import KeptCaches, reader, state_of
 from introspection_lit.measure import record
 from introspection_lit.model import Lora, add_lora, find_decoder_layers
 from introspection_lit.prefill import fork, pad, position_ids, steered_cache, writing_mode
+from introspection_lit.sharing import shared_cache
 from introspection_lit.steering import Intervention, steer
 
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]
 QUESTIONS = [[100, 101, 102], [110, 111, 112, 113, 114], [120, 121]]
 LAYERS = 6
+
+
+def saving(keep: bool) -> Any:
+    """A prefill that shares the layers below the steering and, if asked to, keeps clean contexts."""
+
+    def write(
+        forward: Any, model: Any, layers: list, ids: Tensor, mask: Tensor, intervention: Intervention, adapter: bool = False
+    ) -> Cache:
+        rows = [tuple(row[kept.bool()].tolist()) for row, kept in zip(ids, mask, strict=True)]
+        tokens = list(dict.fromkeys(rows))
+        numbers = [tokens.index(row) for row in rows]
+        kept = KeptCaches(tokens, range(LAYERS), 1.0, 2) if keep and not adapter else None
+        if kept is not None:
+            kept.prepare(numbers, state_of(model, layers), reader(forward, model, layers, kept.layers))
+        return shared_cache(forward, model, layers, ids, mask, intervention, numbers, kept, adapter=adapter)
+
+    return write
+
+
+@pytest.fixture(params=["plain", "shared layers", "kept caches"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts one of the ways to fill a cache in the place of the plain one."""
+    ways = {"plain": prefill.steered_cache, "shared layers": saving(keep=False), "kept caches": saving(keep=True)}
+    monkeypatch.setattr(sys.modules[__name__], "steered_cache", ways[request.param])
 
 
 def intervention_of(

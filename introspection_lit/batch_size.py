@@ -1,0 +1,195 @@
+"""The micro-batch: how many trials are computed at once, and how many such batches make a step of the optimiser."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from introspection_lit.decoder_shape import decoder_shape
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.kept_caches import GIB
+from introspection_lit.memory import USABLE, Load, Strategy, estimate, largest_batch
+from introspection_lit.model import load_config
+from introspection_lit.scoring import detection_loss
+from introspection_lit.sharing import shared_cache
+from introspection_lit.strategies import ShardedStrategy
+
+if TYPE_CHECKING:
+    from introspection_lit.batches import TrialBatch
+    from introspection_lit.data import IntrospectionDataModule
+    from introspection_lit.decoder_shape import Shape
+
+AUTO = "auto"
+# Trials in a step of one process, if nobody says.
+DEFAULT = 16
+
+
+def step_problems(batch_size: int | str, effective: int | None, world: int, accumulated: int) -> list[str]:
+    """Check the sizes of micro-batches and steps against each other.
+
+    Args:
+        batch_size: Trials in a micro-batch, or ``auto``.
+        effective: Trials in a step over all processes; None: as many as come together.
+        world: Processes.
+        accumulated: ``trainer.accumulate_grad_batches``.
+    """
+    if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 2 or batch_size % 2):
+        expected = "Expected an even number, at least 2 (half of every batch is steered), or auto"
+        return [f"data.batch_size: got {batch_size}. {expected}."]
+    if effective is None:
+        return []
+    if accumulated != 1:
+        return ["data.effective_batch: says how many batches are accumulated: leave trainer.accumulate_grad_batches at 1."]
+    least = 2 if isinstance(batch_size, str) else batch_size
+    if effective < 1 or effective % (world * least):
+        whole = f"{world} processes times {'an even number' if least == 2 else least}" if world > 1 else f"{least}"
+        return [f"data.effective_batch: got {effective}. Expected a multiple of {whole}, so that steps are shared evenly."]
+    return []
+
+
+def settle(data: IntrospectionDataModule) -> None:
+    """Set ``data.batch_size`` and the trainer's accumulation for a fit. The model must be loaded.
+
+    Raises:
+        ConfigurationError: Not even two trials fit.
+    """
+    trainer = data.running
+    effective = data.effective_batch
+    if data.given_batch_size == AUTO:
+        share = effective // trainer.world_size if effective else DEFAULT * trainer.accumulate_grad_batches
+        found = _same_everywhere(_largest(data, share))
+        if not found:
+            raise ConfigurationError([_no_room(data)])
+        data.batch_size = found
+        effective = share * trainer.world_size
+        rank_zero_info(f"data.batch_size auto: {data.batch_size}, for steps of {effective} trials")
+    if effective:
+        trainer.accumulate_grad_batches = effective // (trainer.world_size * data.batch_size)
+
+
+def _largest(data: IntrospectionDataModule, share: int) -> int:
+    """The largest even part of a process's share of a step that fits; 0 if none does."""
+    strategy = data.running.strategy
+    if strategy.root_device.type == "cuda" and not isinstance(strategy, ShardedStrategy):
+        return largest_part(share, lambda size: fits(data, size))
+    # A process of FSDP cannot try alone, and on the CPU there is no error to be caught: the system ends the process.
+    most = _computed(data)
+    return largest_part(share, lambda size: size <= most)
+
+
+def largest_part(share: int, fits: Callable[[int], bool]) -> int:
+    """The largest even number that divides a process's share of a step and fits; 0 if none does."""
+    parts = [size for size in range(share, 1, -1) if share % size == 0 and size % 2 == 0]
+    return next((size for size in parts if fits(size)), 0)
+
+
+def fits(data: IntrospectionDataModule, size: int) -> bool:
+    """Try a step on the longest contexts; the adapter and all randomness stay as they are."""
+    module = data.module
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        with isolate_rng(), data.running.precision_plugin.forward_context():
+            room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained * 2]  # AdamW's averages
+            batch = longest(data, size).to(data.running.strategy.root_device)
+            batch.cache = shared_cache(
+                module,
+                module.model,
+                module.layers,
+                batch.context_ids,
+                batch.context_mask,
+                batch.intervention,
+                batch.contexts,
+                share=False,
+                adapter=data.prefill_adapter,
+            )
+            loss = detection_loss(module.answer_logits(batch), batch.answer_ids, batch.labels, module.loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        del room
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+        batch = loss = None  # type: ignore[assignment]
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return True
+
+
+def longest(data: IntrospectionDataModule, size: int) -> TrialBatch:
+    """The training batch that takes the most memory: each trial with a cache of its own, the longest contexts first."""
+    split, bank = data.splits["train"], data.bank
+    assert bank is not None
+    lengths = split.lengths()
+    contexts = sorted(range(len(lengths)), key=lambda context: -lengths[context])
+    asked = [len(split.encoded(contexts[0], question).question_ids) for question in range(len(split.questions))]
+    # Trials of odd numbers are steered: no two of them have the same cache.
+    steered = (split.plan.trial(2 * number + 1) for number in range(size))
+    places = (contexts[number % len(contexts)] for number in range(size))
+    question = asked.index(max(asked))
+    return split.collate([t._replace(context=c, question=question) for t, c in zip(steered, places, strict=True)], bank)
+
+
+def needed(data: IntrospectionDataModule, size: int) -> tuple[Shape, Load]:
+    """What the memory of a step with micro-batches of a size is computed from."""
+    trainer, split, module = data.running, data.splits["train"], data.module
+    strategy: Strategy = "one" if trainer.world_size == 1 else "ddp"
+    if isinstance(trainer.strategy, ShardedStrategy):
+        strategy = "fsdp"
+    load = Load(
+        batch=size,
+        context=max(split.lengths()),
+        question=longest(data, 2).question_ids.shape[1],
+        precision=str(trainer.precision),
+        strategy=strategy,
+        world_size=trainer.world_size,
+        recompute=module.recompute,
+        kept_contexts=len(split.contexts) if data.reuse.clean else 0,
+        kept_layers=len(set(split.plan.bands)),
+        device="cuda" if trainer.strategy.root_device.type == "cuda" else "cpu",
+    )
+    return decoder_shape(load_config(module.base)), load
+
+
+def _computed(data: IntrospectionDataModule) -> int:
+    """The largest micro-batch by the formula, with the memory of the device that is not in use yet."""
+    module, strategy = data.module, data.running.strategy
+    shape, load = needed(data, 2)
+    free = USABLE * free_memory(strategy.root_device)
+    if not isinstance(strategy, ShardedStrategy):  # its weights are there already
+        free += estimate(shape, module.base, module.lora, load).weights
+    return largest_batch(shape, module.base, module.lora, load, free)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device that nothing uses."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+
+
+def _same_everywhere(size: int) -> int:
+    """The smallest of all processes' sizes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return size
+    sizes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(sizes, size)
+    return int(min(sizes))
+
+
+def _no_room(data: IntrospectionDataModule) -> str:
+    shape, load = needed(data, 2)
+    parts = estimate(shape, data.module.base, data.module.lora, load)
+    return (
+        f"data.batch_size auto: not even two trials fit. By computation they need {parts.device / GIB:.1f} GiB, "
+        f"{parts.weights / GIB:.1f} of them for the weights. Lower data.max_context_tokens, set model.recompute true, or "
+        "share the model out (configs/fsdp.yaml)."
+    )
