@@ -1,0 +1,139 @@
+"""Measures the training step: trials a second, the hardware's share, memory, and seconds to start.
+
+    python benchmark.py --model smollm2-135m --batch-sizes 4 16
+    python benchmark.py --model qwen2.5-coder-32b --sweep --json speed.json     # random weights, no download
+
+The project's own training at each batch size, with nothing reused and with everything reused (data.reuse), beside training
+on one trial at a time as earlier implementations do, with the same model in the same run. Each row has its ratio to that.
+Nothing is trained that could be used: weights may be random, and adapters are thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from introspection_lit import option_types, pipeline
+from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import write_whole
+from introspection_lit.geometries import GEOMETRIES, RANDOM
+from introspection_lit.model import SAFE_PRECISIONS, SHORT_NAMES
+
+# Each number: its default, and what it means.
+NUMBERS = {
+    "contexts": (100, "different contexts in training"),
+    "context-tokens": (72, "their length, about; the nearest are taken"),
+    "question-tokens": (36, "length of questions, at least; ours get words before them"),
+    "steps": (3, "optimiser steps in a measurement"),
+    "rounds": (3, "measurements of each row"),
+    "sweep-limit": (1024, "the sweep looks no further"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the script.
+
+    Args:
+        args: The command line, without the program's name; default: ``sys.argv``.
+
+    Raises:
+        SystemExit: 2 if the command cannot work, 130 after Ctrl-C.
+    """
+    options, more = argument_parser().parse_known_args(args)
+    pipeline.guarded(lambda: run(options, more))
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The script's own options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any other option is one of `python -m introspection_lit`, such as --model.lora.r 4.",
+        allow_abbrev=False,
+    )
+    shapes = ", ".join(name for name in GEOMETRIES if name not in SHORT_NAMES)
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        help=f"hub id, folder or {', '.join(SHORT_NAMES)} (default: smollm2-135m); with random weights, {shapes}, or "
+        f"{RANDOM}NAME",
+    )
+    parser.add_argument("--precision", help="of the trainer (default: bf16-mixed on a GPU, 32-true on the CPU)")
+    parser.add_argument("--quantization", choices=("none", "nf4"), help="default: nf4 on a GPU, none on the CPU")
+    sizes = "even; 1 is one trial at a time, which is always measured (default: 4 16 32)"
+    parser.add_argument("--batch-sizes", nargs="+", type=option_types.positive, default=[4, 16, 32], help=sizes)
+    for name, (default, meaning) in NUMBERS.items():
+        parser.add_argument(
+            f"--{name}", type=option_types.positive, default=default, help=f"{meaning} (default: {default})"
+        )
+    parser.add_argument("--sweep", action="store_true", help="also find the largest batch that fits, and measure it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    return parser
+
+
+def arguments(options: argparse.Namespace, more: Sequence[str], gpu: bool) -> list[str]:
+    """The configuration, as arguments of the command line; what the user gave comes last and wins."""
+    precision = options.precision or ("bf16-mixed" if gpu else "32-true")
+    storage = next((name for name, safe in SAFE_PRECISIONS.items() if precision in safe), "uint8")
+    shape = options.model in GEOMETRIES and options.model not in SHORT_NAMES
+    settings = {
+        "trainer.devices": 1,
+        "trainer.precision": precision,
+        "trainer.enable_progress_bar": False,
+        "trainer.enable_model_summary": False,
+        "trainer.logger": False,
+        "model.base.name_or_path": f"{RANDOM}{options.model}" if shape else options.model,
+        "model.base.dtype": storage if storage != "uint8" else "float32",
+        "model.base.quantization": options.quantization or ("nf4" if gpu else "none"),
+        "model.base.quant_storage": storage,
+        "data.max_context_tokens": 2 * options.context_tokens,  # room for lengths on both sides
+        "data.validation_trials": 2,
+        "data.test_trials": {"heldout": 2},
+    }
+    return [*pipeline.as_arguments(settings), *more]
+
+
+def run(options: argparse.Namespace, more: Sequence[str]) -> None:
+    """Measure, print and write.
+
+    Raises:
+        ConfigurationError: A batch size is odd, or there is none.
+    """
+    sizes = sorted(set(options.batch_sizes) - {1})
+    if odd := [size for size in sizes if size % 2]:
+        raise ConfigurationError([f"--batch-sizes: got {odd}. Expected even numbers: half of every batch is steered."])
+    if not sizes and not options.sweep:
+        raise ConfigurationError(["--batch-sizes: got only 1, which is one trial at a time. Expected an even one, too."])
+    output = pipeline.writable(options.json) if options.json else None
+
+    import torch  # with what follows it takes seconds to import: not for --help
+    from rich.console import Console
+
+    from introspection_lit import benchmark, benchmark_report
+    from introspection_lit.cli import attach
+    from introspection_lit.hardware import seconds_since_start
+    from introspection_lit.measurement import Amount
+    from introspection_lit.provenance import provenance
+
+    imported = seconds_since_start()
+    cli = attach(arguments(options, more, gpu=torch.cuda.is_available()))
+    amount = Amount(
+        steps=options.steps,
+        contexts=options.contexts,
+        context_tokens=options.context_tokens,
+        question_tokens=options.question_tokens,
+    )
+    found = benchmark.compare(cli, sizes, amount, options.rounds, options.sweep_limit if options.sweep else None)
+    found["seconds_to_start"] = {"imports": imported, **found["seconds_to_start"]}
+    results = {**provenance(), "options": vars(options), "more": list(more), **found}
+    console = Console(width=100)
+    console.print(benchmark_report.table(results))
+    console.print("\n".join(benchmark_report.notes(results)), soft_wrap=True)
+    if output is not None:
+        write_whole(output, json.dumps(results, indent=2, allow_nan=False, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
