@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peft import LoraConfig, PeftConfig
 from safetensors import SafetensorError, safe_open
 
 from introspection_lit.descriptions import RECORD, believed, faults
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.export import DESCRIPTION
 from introspection_lit.model import BaseModel
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = ("adapter_config.json", WEIGHTS, DESCRIPTION)
@@ -42,6 +44,8 @@ def read_adapter(name: str) -> Adapter:
     Raises:
         ConfigurationError: There is none, or it cannot be used here; all problems.
     """
+    from peft import LoraConfig, PeftConfig  # takes seconds: not where --help is all that is wanted
+
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _from_hub(name)
@@ -149,6 +153,8 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
 
 def shape_of(adapter: Adapter) -> dict[str, Any]:
     """The settings of an adapter for results files: those of LoRA as in a checkpoint, of others their type."""
+    from peft import LoraConfig
+
     config = adapter.config
     targets = config.target_modules
     named = sorted(targets) if isinstance(targets, set | list) else [str(targets)]

@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from introspection_lit import report
 from introspection_lit.callbacks import (
     AdapterExport,
     BestCheckpoint,
@@ -28,10 +27,28 @@ from introspection_lit.collector import Evidence
 from introspection_lit.data import IntrospectionDataModule
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.module import IntrospectionModule
+from introspection_lit.without_lightning import answer
 
 
 class IntrospectionCLI(LightningCLI):
-    """LightningCLI with the project's callbacks, and a test right after ``fit`` on request."""
+    """LightningCLI with the project's callbacks, and a test right after ``fit`` on request.
+
+    Args:
+        args: The command line; default: ``sys.argv``.
+        options: Whatever else LightningCLI takes, by name.
+    """
+
+    def __init__(self, *, args: list[str] | dict[str, Any] | None = None, **options: Any) -> None:
+        words = sys.argv[1:] if args is None else args
+        # Behind a configuration, or in a dictionary, there may be options of any subcommand.
+        self._only = words[0] if isinstance(words, list) and words and words[0] in self.subcommands() else None
+        super().__init__(args=args, **options)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Leave the parsers of other subcommands empty: the options of each take a tenth of a second to read."""
+        if self._only not in (None, subcommand):
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that have options, and ``--test_after_fit``."""
@@ -96,6 +113,7 @@ def quieten() -> None:
         ".*does not have many workers.*",  # batches are made from tokens in memory: workers would be slower
         ".*instantiate_classes.*|.*skip_none parameter.*",  # Lightning 2.6 with jsonargparse 4.49
         ".*LightningCLI's args parameter is intended.*",  # the scripts have a command line of their own
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # our metrics have been gathered by then
     ):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
@@ -113,12 +131,11 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
         The CLI after its subcommand has run, with ``trainer``, ``model`` and ``datamodule``.
 
     Raises:
-        SystemExit: 2, with the problems on stderr, if the configuration cannot work; 0 once a report is written.
+        SystemExit: 2, with the problems on stderr, if the configuration cannot work; 0 once a report is written, or help.
     """
     words = sys.argv[1:] if args is None else args
-    if isinstance(words, list) and words[:1] == ["report"]:
-        report.main(words[1:])
-        raise SystemExit(0)
+    if isinstance(words, list):
+        answer(words)
     try:
         return _cli(args, run=True)
     except (ConfigurationError, MisconfigurationException) as error:
@@ -150,8 +167,8 @@ def attach(args: list[str]) -> IntrospectionCLI:
 def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI:
     quieten()
     return IntrospectionCLI(
-        IntrospectionModule,
-        IntrospectionDataModule,
+        model_class=IntrospectionModule,
+        datamodule_class=IntrospectionDataModule,
         run=run,
         seed_everything_default=0,
         trainer_defaults={

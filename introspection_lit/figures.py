@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Blue, orange and green of Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
 CLEAN, STEERED, ANOTHER = "#0072B2", "#E69F00", "#009E73"

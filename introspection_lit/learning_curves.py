@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 VALIDATED = ("auroc", "tpr", "fpr", "mass", "threshold")
 
@@ -22,6 +23,8 @@ def learning_curves(folder: Path) -> dict[str, Any] | None:
     """
     if not any(folder.glob("events.out.tfevents.*")):
         return None
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     logged = events.Tags()["scalars"]

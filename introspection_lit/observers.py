@@ -12,12 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from transformers import Cache
 
@@ -90,6 +84,14 @@ class Observers:
     """
 
     def __init__(self, features: Features, labels: NDArray[np.bool_], groups: Sequence[Any]) -> None:
+        # sklearn takes a second: only where observers are fitted
+        from sklearn.decomposition import PCA
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV, GroupKFold
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         if len(set(groups)) < 2 or len(set(labels)) < 2:
             raise ConfigurationError(
                 [

@@ -13,11 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 from scipy.stats import binomtest, nct
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_curve
-from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.seeds import generator
@@ -61,6 +56,8 @@ def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, fpr: float = 0.01) -> float
 
     With n clean trials an FPR below 1/n only allows none of them to be called steered. nan if a class is missing.
     """
+    from sklearn.metrics import roc_curve  # sklearn takes a second: only where something is computed
+
     labels = np.asarray(labels, dtype=bool)
     if labels.all() or not labels.any():
         return math.nan
@@ -210,6 +207,10 @@ def information(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, folds: 
     Returns:
         Chance about 0 (a little below, too), best 1; nan if there are fewer groups than folds or a class is missing.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
     given = np.empty(len(scores))  # the probability of the true label
     splits = _cross_fits(labels, groups, folds)
@@ -237,6 +238,8 @@ def recalibrated_accuracy(scores: ArrayLike, labels: ArrayLike, groups: ArrayLik
     Returns:
         Chance .5, best 1; nan if there are fewer groups than folds or a class is missing.
     """
+    from sklearn.metrics import balanced_accuracy_score
+
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
     decisions = np.zeros(len(scores), dtype=bool)
     splits = _cross_fits(labels, groups, folds)
@@ -247,6 +250,8 @@ def recalibrated_accuracy(scores: ArrayLike, labels: ArrayLike, groups: ArrayLik
 
 def _cross_fits(labels: NDArray[np.bool_], groups: ArrayLike, folds: int) -> list[tuple[NDArray, NDArray]]:
     """Trials to fit on, and trials of other groups to apply the fit to; no pairs if groups or classes are missing."""
+    from sklearn.model_selection import GroupKFold
+
     groups = np.asarray(groups)
     if len(np.unique(groups)) < folds:
         return []

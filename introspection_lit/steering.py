@@ -70,6 +70,7 @@ def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[N
             ``l`` see what was added at layers below ``l``, so what is added at the last layer reaches no cache.
         intervention: What to add. Layers outside of every row's band are left alone.
     """
+
     def hook_for(layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output

@@ -23,8 +23,6 @@ from pathlib import Path
 from rich.console import Console
 
 from introspection_lit import baseline, baseline_figures, option_types, pipeline
-from introspection_lit.callbacks import run_folder
-from introspection_lit.cli import main as run
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import save_figure, whole, write_whole
 from introspection_lit.provenance import grid_protocol, provenance
@@ -96,6 +94,9 @@ def name_of(options: argparse.Namespace) -> str:
 
 def benchmark(steps: pipeline.Steps) -> None:
     """Run the grid, compare, and say what came out."""
+    from introspection_lit.callbacks import run_folder  # takes seconds to import: not for --help
+    from introspection_lit.cli import main as run
+
     options, name = steps.options, name_of(steps.options)
     bank = ["--data.bank", str(steps.bank)] if steps.bank.is_file() or options.vectors else []
     if not bank:

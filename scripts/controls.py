@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from introspection_lit import option_types, pipeline, report
-from introspection_lit.collector import UNTRAINED
 from introspection_lit.controls import Row, row
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import write_whole
@@ -136,6 +135,8 @@ def training(run: Path, name: str, shared: Sequence[str]) -> Training:
 
 def untrained_in(run: Path) -> float | None:
     """The AUROC of the untrained model on the run's held-out trials, if it was asked."""
+    from introspection_lit.collector import UNTRAINED  # takes seconds to import: not for --help
+
     references = (read(run / "results.json").get("evidence") or {}).get("references") or []
     areas = [found["auroc"] for found in references if (found["observer"], found["set"]) == (UNTRAINED, "heldout")]
     return areas[0] if areas else None

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from introspection_lit import ladder, option_types, pipeline, rungs
-from introspection_lit.cli import attach
+from introspection_lit import option_types, pipeline, rungs
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.provenance import protocol, provenance
 
@@ -43,6 +42,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def evaluate(steps: pipeline.Steps) -> None:
     """Climb the ladder and say which rung fails."""
+    from introspection_lit import ladder  # takes seconds to import: not for --help
+    from introspection_lit.cli import attach
+
     options, folder = steps.options, steps.folder
     settings = {
         "model.adapter": options.adapter,

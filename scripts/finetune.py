@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from introspection_lit import option_types, pipeline
-from introspection_lit.callbacks import run_folder
-from introspection_lit.cli import main as run
 from introspection_lit.descriptions import believed
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.export import check_replaceable, copy_adapter
@@ -48,6 +46,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def finetune(steps: pipeline.Steps) -> None:
     """Train, and leave the best adapter where evaluate.py looks for it."""
+    from introspection_lit.callbacks import run_folder  # takes seconds to import: not for --help
+    from introspection_lit.cli import main as run
+
     options = steps.options
     best = options.output.expanduser() / "best"
     check_replaceable(pipeline.writable(best) if not best.is_dir() else best)

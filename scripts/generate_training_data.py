@@ -18,9 +18,7 @@ from rich.progress import track
 
 import introspection_lit
 from introspection_lit import manifest, option_types, pipeline
-from introspection_lit.cli import attach
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.preparation import prepare
 from introspection_lit.provenance import provenance
 from introspection_lit.trials import PairedPlan
 
@@ -46,6 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def write(steps: pipeline.Steps) -> None:
     """Draw the trials, write them, and read them back to check them."""
+    from introspection_lit.cli import attach  # takes seconds to import: not for --help
+    from introspection_lit.preparation import prepare
+
     options = steps.options
     path = pipeline.writable(options.output or steps.manifest)
     if options.n_examples % 2:

@@ -18,7 +18,6 @@ import torch
 from rich.console import Console
 
 from introspection_lit import option_types, pipeline, vector_files, vector_report
-from introspection_lit.cli import attach
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.model import load_config
@@ -47,6 +46,8 @@ def main(args: list[str] | None = None) -> None:
 
 def generate(steps: pipeline.Steps) -> None:
     """Make the bank, save it, and say what is in it."""
+    from introspection_lit.cli import attach  # takes seconds to import: not for --help
+
     options, folder = steps.options, steps.folder
     if options.n_random % 2:
         raise ConfigurationError([f"--n-random: got {options.n_random}. Expected an even number: half is held out."])
