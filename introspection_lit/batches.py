@@ -99,6 +99,8 @@ class Split:
         total: How many trials are wanted of it; None: no end.
         seed: The experiment's seed, for what is drawn trial by trial.
         control: What is wrong with its trials on purpose: ``random_labels`` or ``no_steering``; or ``none``.
+        leads: Questions of a batch that begin alike are read once for each cache as far as they do. For grids, where many
+            are asked of each; it takes another pass, which processes of FSDP could not each make for themselves.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Split:
     total: int | None = None
     seed: int = 0
     control: str = "none"
+    leads: bool = False
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
 
@@ -178,7 +181,8 @@ class Split:
         cache_of = torch.tensor([place[key] for key in steered_as]) if len(kept) < len(trials) else None
         questions = [row.question_ids for row in encoded]
         # Long texts before the questions of a grid would otherwise be read again with every question.
-        lead = min(len(commonprefix(questions)), min(map(len, questions)) - 1) if cache_of is not None else 0
+        shared = self.leads and cache_of is not None
+        lead = min(len(commonprefix(questions)), min(map(len, questions)) - 1) if shared else 0
         context_ids, context_mask = pad([encoded[row].context_ids for row in kept], fill, "left")
         question_ids, question_mask = pad([question[lead:] for question in questions], fill, "right")
         direction, scale = self._added([trials[row] for row in kept], bank)

@@ -317,6 +317,11 @@ class IntrospectionDataModule(LightningDataModule):
         batch.cache = self.prefill(batch)
         return batch
 
+    def teardown(self, stage: str) -> None:
+        """Say what was kept, once training has ended."""
+        if stage == "fit":
+            self.prefill.report()
+
     def describe(self, trial: Trial) -> dict[str, Any]:
         """Everything that defines a trial, in words, for a table of predictions."""
         assert self.bank is not None

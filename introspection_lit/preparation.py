@@ -23,7 +23,7 @@ from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.odd_text import ODD, odd
 from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, info_text, own_questions
 from introspection_lit.seeds import generator
-from introspection_lit.strategies import strategy_problems
+from introspection_lit.strategies import is_sharded, strategy_problems
 from introspection_lit.trials import SOURCES, Bands, OncePlan, Source, TrialPlan
 from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank
 from introspection_lit.wording import Wording, find_wording
@@ -327,7 +327,9 @@ def _build_grid(
             plan = GridPlan(name, len(contexts), len(questions), count, bands[2], tuple(grid.strengths))
             asked = (contexts, questions, words.tokenizer, phrasing, words.answer_ids)
             roles = grid.roles(len(detection))
-            splits[name] = Split(name, plan, *asked, data.strength_unit, Source(vectors, "all"), roles, plan.total)
+            leads = not is_sharded(data.running)
+            source = Source(vectors, "all")
+            splits[name] = Split(name, plan, *asked, data.strength_unit, source, roles, plan.total, leads=leads)
     return splits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 def tiny(tiny_folder: Callable[[str], Path]) -> Path:
     """A tiny Qwen2 folder."""
     return tiny_folder("qwen2")
+
+
+@pytest.fixture(scope="session")
+def few_contexts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with eight contexts of two kinds and four of csv, for validation: so few that training needs each often."""
+    wanted, lines = {"chat": 8, "python": 8, "csv": 4}, []
+    for context in load_contexts(BUILTIN):
+        if wanted.get(context.kind, 0):
+            wanted[context.kind] -= 1
+            user, assistant = (turn.content for turn in context.turns if turn.role != "system")
+            lines.append(json.dumps({"kind": context.kind, "user": user, "assistant": assistant}))
+    path = tmp_path_factory.mktemp("contexts") / "few.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,8 @@ def test_shared_caches_and_leads_change_no_score(
     phrasing = Phrasing(info="Some words about how bread is made, as a text before the question.")
     plan = GridPlan("grid/x/heldout", len(contexts), len(questions), 3, ((0, 2), (2, 4)), (2.0,))
     source, ids = Source("heldout", "all"), (5, 6)
-    split = Split("grid/x/heldout", plan, contexts, questions, tokenizer, phrasing, ids, "relative", source)
+    asked = (contexts, questions, tokenizer, phrasing, ids)
+    split = Split("grid/x/heldout", plan, *asked, "relative", source, leads=True)
 
     def scores(numbers: range) -> torch.Tensor:
         batch = split.collate([plan.trial(number) for number in numbers], bank)

@@ -55,7 +55,7 @@ def asked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, contexts: 
     questions = ["Did it?", "Is ice made of water, or rather of stone?"]
     plan = TrialPlan(0, "heldout", len(texts), 2, 3, ((0, 2),), (1.0, 2.0))
     source = Source("heldout", "heldout")
-    split = Split("heldout", plan, texts, questions, tokenizer, Phrasing(), (5, 6), "relative", source)
+    split = Split("heldout", plan, texts, questions, tokenizer, Phrasing(), (5, 6), "relative", source, leads=True)
     batch = split.collate([plan.trial(number) for number in range(8)], bank)
     batch.cache = steered_cache(
         module.model, module.model, module.layers, batch.context_ids, batch.context_mask, batch.intervention

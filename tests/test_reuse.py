@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,29 +10,14 @@ import pytest
 import torch
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.contexts import BUILTIN, load_contexts
 from introspection_lit.module import IntrospectionModule
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 OFF = ["--data.reuse.clean", "false", "--data.reuse.layers", "false"]
 
 
-@pytest.fixture(scope="module")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file with eight contexts of two kinds and four of one for validation, so that each is needed again and again."""
-    wanted, lines = {"chat": 8, "python": 8, "csv": 4}, []
-    for context in load_contexts(BUILTIN):
-        if wanted.get(context.kind, 0):
-            wanted[context.kind] -= 1
-            user, assistant = (turn.content for turn in context.turns if turn.role != "system")
-            lines.append(json.dumps({"kind": context.kind, "user": user, "assistant": assistant}))
-    path = tmp_path_factory.mktemp("contexts") / "few.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
-
-
 @pytest.fixture
-def fit(tiny: Path, contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+def fit(tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Trains on the few contexts and counts the rows that go through each decoder layer in prefills."""
     monkeypatch.chdir(tmp_path)
 
@@ -53,7 +37,7 @@ def fit(tiny: Path, contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         configure = IntrospectionModule.configure_model
         monkeypatch.setattr(IntrospectionModule, "configure_model", configure_and_count)
-        data = ["--data.contexts", contexts, "--data.validation_kinds", "[csv]", "--data.trials_per_epoch", "24"]
+        data = ["--data.contexts", few_contexts, "--data.validation_kinds", "[csv]", "--data.trials_per_epoch", "24"]
         base = ["--model.base.name_or_path", str(tiny), "--data.test_trials", "{heldout: 8}", *data]
         cli = main(
             ["fit", "--config", CONFIG, "--test_after_fit", "true", "--checkpoint.save_top_k", "-1", *base, *options]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ from introspection_lit.strategies import (
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 FSDP = ShardedStrategy.strategy_name
 CLIP, STEPS = 0.05, 4
+KEPT_GIB = "0.001"  # room for some of the ten training contexts
 # Of the same numbers summed in another order. Seen: losses 4e-7, adapters 5e-6, scores 5e-6.
 FLOAT32 = SimpleNamespace(loss=1e-5, adapter=1e-4, score=1e-4)
 # A number that is rounded otherwise to bfloat16 changes by 1/256. Seen: 1e-3 and 4e-3; in other batches, 5e-3 and 6e-2.
@@ -74,7 +76,9 @@ def command(root: Path, name: str, model: Path, precision: str, strategy: str | 
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def runs(
+    tiny_folder: Callable[[str], Path], few_contexts: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     """All runs of this file, made together because starting a process takes longer than a run; says where each one is."""
     root, model = tmp_path_factory.mktemp("runs"), tiny_folder("qwen2-wide")
     count = ["--trainer.callbacks+=two_processes.ShardCount"]
@@ -90,6 +94,11 @@ def runs(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
         saved = str(folder(first) / "checkpoints" / "best-step2.ckpt")
         return fit(f"{first}, then {strategy}", "float32", strategy, "--ckpt_path", saved)
 
+    # Clean caches are kept, of some contexts only and in small groups: processes find theirs at different times.
+    keeping = ["--data.contexts", few_contexts, "--data.validation_kinds", "[csv]"]
+    keeping += ["--data.reuse.group", "2", "--data.reuse.gib", KEPT_GIB]
+    keeping += ["--data.test_trials", "{heldout: 12}", "--data.trials_per_epoch", "24"]
+    main([*fit("kept, one", "float32", None), *keeping])
     main(fit("one", "float32", None, *observed))
     main(fit("one16", "bfloat16", None))
     together = [
@@ -99,6 +108,8 @@ def runs(tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
         resumed("fsdp", FSDP),
         fit("ddp16", "bfloat16", "ddp"),
         fit("fsdp16", "bfloat16", FSDP),
+        [*fit("kept, ddp", "float32", "ddp"), *keeping],
+        [*fit("kept, fsdp", "float32", FSDP), *keeping],
     ]
     run_together(root, together)
     main(resumed("fsdp", None))
@@ -139,6 +150,19 @@ def test_several_processes_train_as_one_does(runs: Callable[[str], Path], severa
             for checkpoint in (after, reference)
         ]
         assert_same_tensors(*moments, FLOAT32.adapter)
+
+
+@pytest.mark.parametrize("several", ["ddp", "fsdp"])
+def test_kept_caches_neither_hang_nor_change_anything(runs: Callable[[str], Path], several: str) -> None:
+    """Processes that find different clean caches kept, and some not, train as one does."""
+    found, expected = runs(f"kept, {several}"), runs("kept, one")
+    torch.testing.assert_close(curve(found, "train/loss"), curve(expected, "train/loss"), rtol=FLOAT32.loss, atol=0)
+    ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (found, expected)]
+    assert_same_tensors(*ends, FLOAT32.adapter)
+    said = (found.parent.parent / "output.rank0.txt").read_text()
+    kept = [int(number) for number in re.findall(r"kept the clean caches of (\d+) contexts", said)]
+    assert len(kept) == 2
+    assert all(0 < number < 10 for number in kept)
 
 
 def test_fsdp_resumed_is_bit_for_bit_fsdp_uninterrupted(runs: Callable[[str], Path]) -> None:
