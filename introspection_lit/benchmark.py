@@ -22,7 +22,19 @@ import torch
 
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.hardware import matmul_ceiling, matrix_weights
-from introspection_lit.measurement import ONE_AT_A_TIME, PLAIN, REUSE, Amount, Chunk, FirstStep, Measurement, Setting
+from introspection_lit.measurement import (
+    CLEAN,
+    LAYERS,
+    ONE_AT_A_TIME,
+    PATHS,
+    PLAIN,
+    REUSE,
+    Amount,
+    Chunk,
+    FirstStep,
+    Measurement,
+    Setting,
+)
 
 if TYPE_CHECKING:
     from introspection_lit.cli import IntrospectionCLI
@@ -37,7 +49,12 @@ DTYPES = {"bf16": "bfloat16", "16": "float16", "32": "float32"}
 
 
 def compare(
-    cli: IntrospectionCLI, sizes: Sequence[int], amount: Amount, rounds: int, sweep_limit: int | None = None
+    cli: IntrospectionCLI,
+    sizes: Sequence[int],
+    amount: Amount,
+    rounds: int,
+    sweep_limit: int | None = None,
+    each_saving: bool = False,
 ) -> dict[str, Any]:
     """Measure training at several batch sizes, nothing reused and everything, and on one trial at a time.
 
@@ -47,6 +64,7 @@ def compare(
         amount: How much is measured.
         rounds: How often each row is measured.
         sweep_limit: Look for the largest batch that fits, up to this one, and measure it, too; None: do not.
+        each_saving: Measure each saving of ``data.reuse`` alone, too.
 
     Returns:
         ``rows`` (see :func:`rows`), the best ``ratio``, and all that they depend on.
@@ -67,7 +85,8 @@ def compare(
     if sweep_limit is not None:
         largest_batch = sweep(cli, amount, reuse, first.batch, sweep_limit)
         sizes = sorted({*sizes, largest_batch} - {0})
-    once = [Setting(PLAIN, n) for n in sizes] + [Setting(ONE_AT_A_TIME, 1)] + [Setting(REUSE, n) for n in sizes]
+    paths = (PLAIN, LAYERS, CLEAN, REUSE) if each_saving else (PLAIN, REUSE)
+    once = [Setting(ONE_AT_A_TIME, 1), *(Setting(path, size) for path in paths for size in sizes)]
     queue = [*once * rounds, Setting(ONE_AT_A_TIME, 1)]
     dtype = getattr(torch, DTYPES.get(str(cli.trainer.precision).split("-")[0], module.base.dtype))
     ceiling = matmul_ceiling(module.device, dtype)
@@ -255,9 +274,8 @@ def rows(chunks: Sequence[tuple[Setting, Chunk]], too_large: set[Setting], ceili
         found[setting] = []
     singles = [chunk for setting, group in found.items() if setting.path == ONE_AT_A_TIME for chunk in group]
     slowest = statistics.median(chunk.trials / chunk.seconds for chunk in singles)
-    order = (ONE_AT_A_TIME, PLAIN, REUSE)
     made = []
-    for setting in sorted(found, key=lambda setting: (order.index(setting.path), setting.batch)):
+    for setting in sorted(found, key=lambda setting: (PATHS.index(setting.path), setting.batch)):
         row: dict[str, Any] = {"path": setting.path, "batch": setting.batch, "out_of_memory": setting in too_large}
         made.append(row | _numbers(found[setting], slowest, ceiling))
     return made

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from introspection_lit.module import IntrospectionModule
 
 ONE_AT_A_TIME, PLAIN, REUSE = "one at a time", "batched", "batched, reuse"
-NOTHING_REUSED = Reuse(layers=False, clean=False)
+# Each saving alone.
+LAYERS, CLEAN = "batched, layers shared", "batched, clean kept"
+PATHS = (ONE_AT_A_TIME, PLAIN, LAYERS, CLEAN, REUSE)
 
 
 class Setting(NamedTuple):
@@ -45,7 +47,7 @@ class Setting(NamedTuple):
 
     Attributes:
         path: ``one at a time``, ``batched`` (``data.reuse`` off; equal caches within a batch are always made once) or
-            ``batched, reuse`` (as ``data.reuse`` says).
+            ``batched, reuse`` (as ``data.reuse`` says), or with one of its savings alone.
         batch: Trials in a batch.
     """
 
@@ -179,7 +181,9 @@ class Measurement(Callback):
         batched = next((setting for setting in self.queue if setting.path != ONE_AT_A_TIME), Setting(PLAIN, 2))
         self.data.batch_size = batched.batch
         self.data.trials["train"] = batched.batch * (self.amount.warmup + self.amount.steps)
-        self.data.reuse = self.reuse if batched.path == REUSE else NOTHING_REUSED
+        saved = {PLAIN: (False, False), LAYERS: (True, False), CLEAN: (False, True)}
+        layers, clean = saved.get(batched.path, (self.reuse.layers, self.reuse.clean))
+        self.data.reuse = replace(self.reuse, layers=layers, clean=clean)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the contexts; the data module is set up by now."""
@@ -197,7 +201,7 @@ class Measurement(Callback):
         gc.collect()
         reset_peak(self.module.device)
         self.steps, self.trials = 0, []
-        if self.current.path == REUSE:
+        if self.data.reuse.clean:
             self._read_all()
 
     def _read_all(self) -> None:

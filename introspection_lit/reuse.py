@@ -55,7 +55,7 @@ class Prefills:
     def __init__(self, data: IntrospectionDataModule) -> None:
         self.data = data
         self.kept: KeptCaches | None = None
-        self.kept_of: Split | None = None  # the split that ``kept`` was decided for
+        self.kept_of: tuple[Split, Reuse] | None = None  # what ``kept`` was decided for
 
     def __call__(self, batch: TrialBatch) -> Cache:
         """Run the prefill of a batch, through the strategy's wrapper and under the precision of the step."""
@@ -84,8 +84,8 @@ class Prefills:
         if batch.split != "train" or not trainer.training or data.prefill_adapter or not data.reuse.clean:
             return None
         split = data.splits["train"]
-        if self.kept_of is not split:
-            self.kept_of, self.kept = split, self._worth_keeping(split)
+        if self.kept_of is None or self.kept_of[0] is not split or self.kept_of[1] != data.reuse:
+            self.kept_of, self.kept = (split, data.reuse), self._worth_keeping(split)
         if self.kept is not None:
             alone = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
             # DDP synchronises buffers in every forward pass of its wrapper: what one process reads alone goes past it.

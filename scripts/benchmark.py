@@ -69,6 +69,7 @@ def argument_parser() -> argparse.ArgumentParser:
             f"--{name}", type=option_types.positive, default=default, help=f"{meaning} (default: {default})"
         )
     parser.add_argument("--sweep", action="store_true", help="also find the largest batch that fits, and measure it")
+    parser.add_argument("--each-saving", action="store_true", help="also measure each saving of data.reuse alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     return parser
 
@@ -125,7 +126,8 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
         context_tokens=options.context_tokens,
         question_tokens=options.question_tokens,
     )
-    found = benchmark.compare(cli, sizes, amount, options.rounds, options.sweep_limit if options.sweep else None)
+    limit = options.sweep_limit if options.sweep else None
+    found = benchmark.compare(cli, sizes, amount, options.rounds, limit, options.each_saving)
     found["seconds_to_start"] = {"imports": imported, **found["seconds_to_start"]}
     results = {**provenance(), "options": vars(options), "more": list(more), **found}
     console = Console(width=100)

@@ -22,7 +22,7 @@ from introspection_lit.cli import main as command_line
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.geometries import GEOMETRIES, geometry, skeleton
 from introspection_lit.hardware import TokensRun, matrix_weights, nominal_operations
-from introspection_lit.measurement import ONE_AT_A_TIME, PLAIN, REUSE, Amount, Setting, narrow
+from introspection_lit.measurement import CLEAN, LAYERS, ONE_AT_A_TIME, PLAIN, REUSE, Amount, Setting, narrow
 from introspection_lit.model import (
     BaseModel,
     Lora,
@@ -235,13 +235,14 @@ def test_script_writes_consistent_results(tmp_path: Path, capsys: pytest.Capture
     """Rows of every path and size; each ratio is that of the rates; the best one on top; the name says what was run."""
     file = tmp_path / "speed.json"
     words = ["--model", "tiny", "--batch-sizes", "1", "4", "--rounds", "2", "--steps", "1", "--contexts", "10"]
-    script("benchmark").main([*words, "--json", str(file), *FEW_VECTORS, "--model.lora.r", "4"])
+    script("benchmark").main([*words, "--each-saving", "--json", str(file), *FEW_VECTORS, "--model.lora.r", "4"])
     results = json.loads(file.read_text())
     assert results["base_model"] == "random:tiny"
     assert results["lora"]["r"] == 4
     assert {"commit", "versions", "hardware", "ceiling_tflops", "seconds_to_start", "options"} <= set(results)
     rows = {(row["path"], row["batch"]): row for row in results["rows"]}
-    assert set(rows) == {(ONE_AT_A_TIME, 1), (PLAIN, 4), (REUSE, 4)}
+    assert set(rows) == {(ONE_AT_A_TIME, 1), (PLAIN, 4), (LAYERS, 4), (CLEAN, 4), (REUSE, 4)}
+    assert rows[REUSE, 4]["tflops_run"] / rows[REUSE, 4]["tflops"] < rows[CLEAN, 4]["tflops_run"] / rows[CLEAN, 4]["tflops"]
     alone = rows[ONE_AT_A_TIME, 1]
     assert alone["ratio"] == 1
     for row in rows.values():
@@ -253,7 +254,7 @@ def test_script_writes_consistent_results(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "…" not in printed
     framed = [line for line in printed.splitlines() if line.strip()[:1] in "┏┃┡│└" and line.strip()]
-    assert len(framed) == 7
+    assert len(framed) == 9
     assert max(map(len, framed)) <= 100
 
 
