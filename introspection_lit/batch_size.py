@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
 
 from introspection_lit.decoder_shape import decoder_shape
 from introspection_lit.errors import ConfigurationError
@@ -63,7 +64,9 @@ def settle(data: IntrospectionDataModule) -> None:
     trainer = data.running
     effective = data.effective_batch
     if data.given_batch_size == AUTO:
-        share = effective // trainer.world_size if effective else DEFAULT * trainer.accumulate_grad_batches
+        if data.share is None:  # a second fit would find the accumulation that the first has set
+            data.share = effective // trainer.world_size if effective else DEFAULT * trainer.accumulate_grad_batches
+        share = data.share
         found = _same_everywhere(_largest(data, share))
         if not found:
             raise ConfigurationError([_no_room(data)])
@@ -96,7 +99,9 @@ def fits(data: IntrospectionDataModule, size: int) -> bool:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         with isolate_rng(), data.running.precision_plugin.forward_context():
-            room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained * 2]  # AdamW's averages
+            # AdamW's averages, the gradients in DDP's buckets, and what is left alone for gaps in the allocator.
+            room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained * 3]
+            room.append(ballast(data.running.strategy.root_device))
             batch = longest(data, size).to(data.running.strategy.root_device)
             batch.cache = shared_cache(
                 module,
@@ -124,18 +129,29 @@ def fits(data: IntrospectionDataModule, size: int) -> bool:
     return True
 
 
+def ballast(device: torch.device) -> Tensor:
+    """Memory that a plan leaves alone."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
+    return torch.empty(int((1 - USABLE) * total), dtype=torch.uint8, device=device)
+
+
 def longest(data: IntrospectionDataModule, size: int) -> TrialBatch:
-    """The training batch that takes the most memory: each trial with a cache of its own, the longest contexts first."""
+    """The training batch that takes the most memory: each trial with its own cache, the longest contexts and question."""
     split, bank = data.splits["train"], data.bank
     assert bank is not None
     lengths = split.lengths()
-    contexts = sorted(range(len(lengths)), key=lambda context: -lengths[context])
-    asked = [len(split.encoded(contexts[0], question).question_ids) for question in range(len(split.questions))]
+    asked = {
+        (context, question): len(split.encoded(context, question).question_ids)
+        for context in range(len(lengths))
+        for question in range(len(split.questions))
+    }
+    most = max(asked, key=lambda place: (asked[place], lengths[place[0]]))  # first the longest question, wherever it is
+    contexts = sorted((context for context in range(len(lengths)) if context != most[0]), key=lambda c: -lengths[c])
+    places = [most, *((context, most[1]) for context in contexts)]
     # Trials of odd numbers are steered: no two of them have the same cache.
-    steered = (split.plan.trial(2 * number + 1) for number in range(size))
-    places = (contexts[number % len(contexts)] for number in range(size))
-    question = asked.index(max(asked))
-    return split.collate([t._replace(context=c, question=question) for t, c in zip(steered, places, strict=True)], bank)
+    steered = [split.plan.trial(2 * number + 1) for number in range(size)]
+    trials = [t._replace(context=places[n % len(places)][0], question=most[1]) for n, t in enumerate(steered)]
+    return split.collate(trials, bank)
 
 
 def needed(data: IntrospectionDataModule, size: int) -> tuple[Shape, Load]:
@@ -188,8 +204,10 @@ def _same_everywhere(size: int) -> int:
 def _no_room(data: IntrospectionDataModule) -> str:
     shape, load = needed(data, 2)
     parts = estimate(shape, data.module.base, data.module.lora, load)
+    sharded = isinstance(data.running.strategy, ShardedStrategy)
+    more = "take more GPUs" if sharded else "share the model out (configs/fsdp.yaml)"
     return (
         f"data.batch_size auto: not even two trials fit. By computation they need {parts.device / GIB:.1f} GiB, "
         f"{parts.weights / GIB:.1f} of them for the weights. Lower data.max_context_tokens, set model.recompute true, or "
-        "share the model out (configs/fsdp.yaml)."
+        f"{more}."
     )

@@ -265,8 +265,8 @@ class BatchesOfSplit(Dataset[TrialBatch]):
 
     def __getitem__(self, number: int) -> TrialBatch:
         step, part = divmod(number, self.parts)
-        trials = self.split.plan.batch(step, self.batch_size * self.parts, self.split.lengths(), self.pool)
-        return self.split.collate(trials[part * self.batch_size : (part + 1) * self.batch_size], self.bank)
+        size, lengths = self.batch_size * self.parts, self.split.lengths()
+        return self.split.collate(self.split.plan.batch(step, size, lengths, self.pool, (part, self.parts)), self.bank)
 
 
 class EpochBatches(DistributedSampler[int]):

@@ -70,11 +70,28 @@ class LearningRate(LearningRateMonitor):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which after a resume still knows how good the best checkpoint was.
+    """Lightning's callback, which after a resume still knows how good the best checkpoint was, and keeps the last one.
 
     A resumed run has a folder of its own, and Lightning 2.6 then forgets the score (not the path): the first validation
-    after the resume would count as the best, whatever came before.
+    after the resume would count as the best, whatever came before. And it writes ``last.ckpt`` only where a best one is
+    written too: a run that is stopped would go on from its best epoch, not from its last.
     """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the last checkpoint, better or not."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._should_save_on_train_epoch_end(trainer):
+            self._keep_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep it where validations come at other times than the ends of epochs."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._keep_last(trainer)
+
+    def _keep_last(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # as it does where one of this step is there
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best score over, too."""

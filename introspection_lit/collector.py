@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit import controls, evidence, leaks
+from introspection_lit.batch_size import DEFAULT
 from introspection_lit.batches import BatchesOfSplit, Split, TrialBatch
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import write_whole
@@ -259,9 +260,9 @@ def fit_observers(data: IntrospectionDataModule, n: int, device: torch.device) -
     """Fit the outside observers on the first trials of the training."""
     assert data.bank is not None
     split = replace(data.splits["train"], control="none")  # they are told the truth, whatever the adapter was told
-    batches = BatchesOfSplit(split, data.bank, data.batch_size, 1)
+    batches = BatchesOfSplit(split, data.bank, DEFAULT, 1)  # whatever size has been found for training
     seen, labels, groups = [], [], []
-    for number in range(-(-n // data.batch_size)):
+    for number in range(-(-n // DEFAULT)):
         batch = data.on_after_batch_transfer(batches[number].to(device), 0)
         seen.append(seen_of(data, batch))
         labels.append(batch.labels.cpu().numpy())

@@ -86,7 +86,7 @@ class IntrospectionDataModule(LightningDataModule):
         effective_batch: Trials in a step of the optimiser, over all processes and accumulated batches; how many batches
             that takes is then worked out. By default as many as come together; with ``auto``, 16 for each process.
         eval_batch_size: Trials in a validation or test batch of one process; even.
-        trials_per_epoch: Trials between two validations, over all processes.
+        trials_per_epoch: Trials between two validations, over all processes; rounded up to whole steps.
         validation_trials: Trials in validation.
         test_trials: Trials in each test set; the sets that are not named are left out.
         prefill_adapter: Leave the adapter on while caches are written.
@@ -161,6 +161,7 @@ class IntrospectionDataModule(LightningDataModule):
         self.given_batch_size = batch_size
         self.batch_size = DEFAULT if isinstance(batch_size, str) else batch_size  # auto: until a fit is set up
         self.effective_batch, self.eval_batch_size = effective_batch, eval_batch_size
+        self.share: int | None = None  # trials of a step in each process, once a size was found for them
         self.trials = {"train": trials_per_epoch, "validation": validation_trials, **test_trials}
         self.test_sets = list(test_trials)
         self.prefill_adapter, self.reuse = prefill_adapter, reuse
@@ -188,8 +189,12 @@ class IntrospectionDataModule(LightningDataModule):
         Raises:
             ConfigurationError: Anything is wrong; all problems at once, before the model is loaded.
         """
-        if self.bank is not None:
-            return
+        if self.bank is None:
+            self._set_up()
+        if self.running.state.fn == "fit":
+            settle(self)
+
+    def _set_up(self) -> None:
         self.prepared = prepare(self)
         self.splits = self.prepared.splits
         adapter, bank = self.module.adapter, self.prepared.bank
@@ -208,8 +213,6 @@ class IntrospectionDataModule(LightningDataModule):
         log_dir = self.running.log_dir  # asked for on every process: the answer is broadcast
         if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
             bank.save(Path(log_dir) / "vectors.safetensors")
-        if self.running.state.fn == "fit":
-            settle(self)
 
     def training_options(self) -> dict[str, Any]:
         """The options that decide what is trained on and how it is asked, as on the command line.
@@ -318,9 +321,9 @@ class IntrospectionDataModule(LightningDataModule):
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Say what was kept, once training has ended."""
+        """Let go of what was kept, once training has ended."""
         if stage == "fit":
-            self.prefill.report()
+            self.prefill.release()
 
     def describe(self, trial: Trial) -> dict[str, Any]:
         """Everything that defines a trial, in words, for a table of predictions."""

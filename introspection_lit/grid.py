@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS
-from introspection_lit.trials import Bands, Plan, Trial
+from introspection_lit.trials import Bands, Plan, Trial, part_of
 from introspection_lit.vectors import OPTIONAL_SPLITS
 
 # Under what name a question is reported.
@@ -110,9 +110,11 @@ class GridPlan(Plan):
             self.split, number, context, question, True, vector, self.bands[band], float(self.each_strength[strength])
         )
 
-    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+    def batch(
+        self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
+    ) -> list[Trial]:
         """The trials from ``number * size`` on, in order."""
-        return [self.trial(place) for place in range(number * size, (number + 1) * size)]
+        return [self.trial(place) for place in part_of(range(number * size, (number + 1) * size), share)]
 
 
 def split_name(info: str, vectors: str) -> str:

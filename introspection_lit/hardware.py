@@ -55,7 +55,7 @@ class TokensRun:
 
     def operations(self) -> float:
         """Floating point operations since the last reset: 2·N for each token forward, and as much backward."""
-        return self.forward + (self.backward / 2 if self.recompute else self.backward)  # each is run twice, to go back once
+        return self.forward + self.backward * (2 if self.recompute else 1)  # layers that run again do so past the hooks
 
     def remove(self) -> None:
         """Take the hooks away."""

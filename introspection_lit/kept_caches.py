@@ -29,6 +29,12 @@ class Entry(NamedTuple):
     cache: Tensor
     hidden: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Host memory that it takes: torch rounds pinned memory up to a power of two."""
+        sizes = ((tensor.nbytes, tensor.is_pinned()) for tensor in (self.cache, self.hidden))
+        return sum(1 << (size - 1).bit_length() if pinned and size else size for size, pinned in sizes)
+
 
 class Lent(NamedTuple):
     """Kept contexts on the model's device, padded on the left.
@@ -98,8 +104,12 @@ class KeptCaches:
         if made_with != self.made_with:
             self.entries, self.admitted, self.made_with = {}, None, made_with
         if self.admitted is None:
-            self._read_group(0, read)
-            self.admitted = self._room()
+            # The longest: if a window of attention cuts any context off, it is one of these, and nothing is kept.
+            longest = len(self.groups) - 1
+            self._read_group(longest, read)
+            self.admitted = self._room(longest)
+            if longest >= self.admitted:
+                self.entries = {}
         wanted = range(len(self.groups)) if everything else sorted({self.group_of[context] for context in contexts})
         for number in wanted:
             if number < self.admitted and self.groups[number][0] not in self.entries:
@@ -121,26 +131,26 @@ class KeptCaches:
             pin = whole.device.type == "cuda"
             self.entries[context] = Entry(own.pin_memory(), stream.pin_memory()) if pin else Entry(own, stream)
 
-    def _room(self) -> int:
-        """How many groups fit."""
-        read = [(self.entries[context], len(self.tokens[context])) for context in self.groups[0] if context in self.entries]
-        if not read:
+    def _room(self, read: int) -> int:
+        """How many groups fit, by what the one that was read takes."""
+        there = [context for context in self.groups[read] if context in self.entries]
+        if not there:
             return 0
-        per_token = max((entry.cache.nbytes + entry.hidden.nbytes) / length for entry, length in read)
+        entry, length = self.entries[there[0]], len(self.tokens[there[0]])
+        # Pinned memory is rounded up, at worst to twice what is needed.
+        per_token = (2 if entry.cache.is_pinned() else 1) * (entry.cache.nbytes + entry.hidden.nbytes) / length
         left, room = self.gib * GIB, 0
         for members in self.groups:
             left -= per_token * sum(len(self.tokens[context]) for context in members)
             if left < 0:
                 break
             room += 1
-        if room == 0:
-            self.entries = {}
         return room
 
     @property
     def nbytes(self) -> int:
         """Host memory in use, in bytes."""
-        return sum(entry.cache.nbytes + entry.hidden.nbytes for entry in self.entries.values())
+        return sum(entry.nbytes for entry in self.entries.values())
 
     def held(self, contexts: Sequence[int]) -> set[int]:
         """Those of some contexts that are kept."""

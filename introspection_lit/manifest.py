@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from introspection_lit.contexts import fingerprint
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import whole
-from introspection_lit.trials import Bands, PairedPlan, Trial, shuffled
+from introspection_lit.trials import Bands, PairedPlan, Trial, part_of, shuffled
 from introspection_lit.vectors import VectorBank
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ class ManifestPlan(PairedPlan):
         self._own = {number for number, context in enumerate(split.contexts) if context.asked}
         self._vector = {name: number for number, name in enumerate(bank.names[split.source.vectors][: self.vectors])}
         self._pairs: dict[int, tuple[Trial, Trial]] = {}
+        self._window = WINDOW
         self.fingerprint = ""  # of the file, once it has been checked
 
     def problems(self) -> list[str]:
@@ -310,25 +311,28 @@ class ManifestPlan(PairedPlan):
         """Both trials of a pair; those that follow it in the file are kept at hand."""
         pair %= self.manifest.total // 2
         if pair not in self._pairs:
-            if len(self._pairs) > WINDOW:
+            if len(self._pairs) > self._window:
                 self._pairs = {}
             clean = None
             for number, line in self.manifest.lines(2 * pair):
                 trial = self._trial(number, line)
                 if trial.steered and clean is not None:
                     self._pairs[number // 2] = (clean, trial)
-                    if number // 2 == pair + WINDOW:
+                    if number // 2 == pair + self._window:
                         break
                 clean = trial
         return self._pairs[pair]
 
-    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+    def batch(
+        self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
+    ) -> list[Trial]:
         """The trials of a batch: the next of the file, but that pools of ``pool`` batches are sorted by length.
 
         After the last batch of a pass the next pass begins; each has every trial once. A last batch that is not full is
         filled up with the first trials of the file.
         """
         half, total = size // 2, self.manifest.total // 2
+        self._window = max(WINDOW, pool * half)
         batches = -(-total // half)
         turn, place = divmod(number, batches)
         which, place = divmod(place, pool)
@@ -337,7 +341,7 @@ class ManifestPlan(PairedPlan):
         full = -(-len(pairs) // half)
         by_length += range(full * half - len(pairs))
         slot = int(shuffled(self.seed, self.split, "pool", turn * batches + which, full)[place])
-        chosen = by_length[slot * half : (slot + 1) * half]
+        chosen = part_of(by_length[slot * half : (slot + 1) * half], share)
         return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
     def trial(self, number: int) -> Trial:

@@ -172,7 +172,8 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
     found.add(data.reuse.problems())
     trainer = data.running
     world, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-    found.add(step_problems(data.given_batch_size, data.effective_batch, world, accumulated))
+    if trainer.state.fn in (None, "fit"):
+        found.add(step_problems(data.given_batch_size, data.effective_batch, world, accumulated))
     if data.seed < 0 or data.num_workers < 0:
         found.add([f"data.seed, data.num_workers: got {data.seed} and {data.num_workers}. Expected 0 or more."])
     if any(not concept.strip() for concept in data.concepts):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import Cache
 
 from introspection_lit.kept_caches import GIB, KeptCaches, reader, state_of
 from introspection_lit.prefill import Forward
 from introspection_lit.sharing import shared_cache
+from introspection_lit.strategies import is_sharded
 
 if TYPE_CHECKING:
     from introspection_lit.batches import Split, TrialBatch
@@ -50,11 +50,16 @@ class Prefills:
 
     Args:
         data: The data module that the batches come from.
+
+    Attributes:
+        kept: The clean caches that are kept, while training.
+        contexts_kept: How many contexts the last training has kept.
     """
 
     def __init__(self, data: IntrospectionDataModule) -> None:
         self.data = data
         self.kept: KeptCaches | None = None
+        self.contexts_kept = 0
         self.kept_of: tuple[Split, Reuse] | None = None  # what ``kept`` was decided for
 
     def __call__(self, batch: TrialBatch) -> Cache:
@@ -87,7 +92,7 @@ class Prefills:
         if self.kept_of is None or self.kept_of[0] is not split or self.kept_of[1] != data.reuse:
             self.kept_of, self.kept = (split, data.reuse), self._worth_keeping(split)
         if self.kept is not None:
-            alone = trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy)
+            alone = not is_sharded(trainer)
             # DDP synchronises buffers in every forward pass of its wrapper: what one process reads alone goes past it.
             read = reader(module if alone else forward, module.model, module.layers, self.kept.layers)
             made_with = state_of(module.model, module.layers, sharded=not alone)
@@ -104,8 +109,10 @@ class Prefills:
         first_layers = [first for first, _ in split.plan.bands] if reuse.layers else []
         return KeptCaches(tokens, first_layers, reuse.gib, reuse.group)
 
-    def report(self) -> None:
-        """Say what has been kept."""
+    def release(self) -> None:
+        """Say what has been kept, and give its memory back."""
         if self.kept is not None and self.kept.entries:
+            self.contexts_kept = len(self.kept.entries)
             size = self.kept.nbytes / GIB
-            rank_zero_info(f"kept the clean caches of {len(self.kept.entries)} contexts ({size:.2f} GiB of host memory)")
+            rank_zero_info(f"kept the clean caches of {self.contexts_kept} contexts ({size:.2f} GiB of host memory)")
+        self.kept = self.kept_of = None

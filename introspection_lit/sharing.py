@@ -114,6 +114,7 @@ def shared_cache(
     borrowed = sorted({contexts[row] for row, lender in enumerate(plan.lenders) if lender < 0})
     lent = kept.lend(borrowed, context_ids.shape[1], context_ids.device) if kept is not None and borrowed else None
     cache = DynamicCache(config=model.get_base_model().config)
+    origins = sources(plan, contexts, lent, len(layers), context_ids.device)
     if plan.run:
         rows = torch.tensor(plan.run, device=context_ids.device)
         mask = context_mask[rows]
@@ -127,7 +128,7 @@ def shared_cache(
                 use_cache=True,
                 logits_to_keep=no_logits(context_ids),
             )
-    return assembled(cache, plan, contexts, lent, len(layers))
+    return assembled(cache, origins, lent)
 
 
 class Joining:
@@ -199,32 +200,51 @@ class Joining:
         return torch.stack(parts)
 
 
-def assembled(cache: Cache, plan: Schedule, contexts: Sequence[int], lent: Lent | None, n_layers: int) -> Cache:
+def sources(
+    plan: Schedule, contexts: Sequence[int], lent: Lent | None, n_layers: int, device: torch.device
+) -> list[tuple[int, Tensor | None]]:
+    """Say for each layer where every row's keys and values come from.
+
+    Made before the pass: a GPU would have to be waited for afterwards.
+
+    Args:
+        plan: Who runs from where.
+        contexts: The number of each row's context.
+        lent: What is kept of contexts, if anything is borrowed.
+        n_layers: Decoder layers of the model.
+        device: The model's.
+
+    Returns:
+        For each layer how many rows run through it, and for every row of the batch its place, ``(batch,)``: among those
+        that ran, and after them among the contexts that are lent. None if these are the rows as they are.
+    """
+    place = {row: number for number, row in enumerate(plan.run)}
+    known: dict[int, Tensor | None] = {}
+    found = []
+    for layer in range(n_layers):
+        active = plan.active(layer)
+        if active not in known:
+            rows = [
+                place[row]
+                if start <= layer
+                else (active + lent.order[contexts[row]] if lent is not None and lender < 0 else place[lender])
+                for row, (start, lender) in enumerate(zip(plan.starts, plan.lenders, strict=True))
+            ]
+            known[active] = None if rows == list(range(active)) else torch.tensor(rows, device=device)
+        found.append((active, known[active]))
+    return found
+
+
+def assembled(cache: Cache, origins: Sequence[tuple[int, Tensor | None]], lent: Lent | None) -> Cache:
     """Give every row of the batch its keys and values: of its own pass where it ran, of its lender where not.
 
     Args:
         cache: Of the rows that ran, fewer in lower layers; filled in place.
-        plan: Who ran from where.
-        contexts: The number of each row's context.
+        origins: Where they come from (see :func:`sources`).
         lent: What is kept of contexts, if anything is borrowed.
-        n_layers: Decoder layers of the model.
     """
-    place = {row: number for number, row in enumerate(plan.run)}
-    device = cache.layers[0].keys.device if plan.run else lent.cache.device if lent is not None else None
-    chosen: dict[int, Tensor | None] = {}
-    for number, layer in enumerate(cache.layers[:n_layers]):
-        active = plan.active(number)
-        if active not in chosen:
-            # Rows that ran come first, kept contexts after them.
-            sources = [
-                place[row]
-                if start <= number
-                else (active + lent.order[contexts[row]] if lent is not None and lender < 0 else place[lender])
-                for row, (start, lender) in enumerate(zip(plan.starts, plan.lenders, strict=True))
-            ]
-            as_they_are = sources == list(range(active))
-            chosen[active] = None if as_they_are else torch.tensor(sources, device=device)
-        rows = chosen[active]
+    for number, (active, rows) in enumerate(origins):
+        layer = cache.layers[number]
         if rows is None:
             continue
         if not active:

@@ -120,14 +120,17 @@ class Plan(ABC):
         """Make trial ``number``."""
 
     @abstractmethod
-    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
-        """The trials of a batch.
+    def batch(
+        self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
+    ) -> list[Trial]:
+        """The trials of a batch, or of a part of it.
 
         Args:
             number: The batch's number.
             size: Trials in a batch.
             lengths: Tokens of each context.
             pool: Batches that may be sorted by length together.
+            share: Which of how many equal parts, if not all.
         """
 
 
@@ -144,7 +147,9 @@ class PairedPlan(Plan):
     def context_of(self, pair: int) -> int:
         """The context that both trials of a pair have."""
 
-    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+    def batch(
+        self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
+    ) -> list[Trial]:
         """The trials of a batch, with contexts of similar length so that little is padded.
 
         Batches are cut from pools of ``pool`` batches, sorted by the length of the context. Together they hold the same
@@ -154,7 +159,7 @@ class PairedPlan(Plan):
         pairs = range(which * pool * size // 2, (which + 1) * pool * size // 2)
         by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
         slot = int(shuffled(self.seed, self.split, "pool", which, pool)[place])
-        chosen = by_length[slot * size // 2 : (slot + 1) * size // 2]
+        chosen = part_of(by_length[slot * size // 2 : (slot + 1) * size // 2], share)
         return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
 
@@ -257,10 +262,12 @@ class OncePlan(Plan):
         vector = dealt(self.seed, self.split, "vector", steered, self.vectors)
         return Trial(self.split, number, context, question, True, vector, self.bands[band], strength)
 
-    def batch(self, number: int, size: int, lengths: Sequence[int], pool: int) -> list[Trial]:
+    def batch(
+        self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
+    ) -> list[Trial]:
         """The trials of a batch, with contexts of similar length so that little is padded."""
         order = _by_length(self, tuple(lengths))
-        places = range(number * size, (number + 1) * size)
+        places = part_of(range(number * size, (number + 1) * size), share)
         return [self.trial(order[place] if place < self.total else place) for place in places]
 
 
@@ -269,6 +276,13 @@ def _by_length(plan: OncePlan, lengths: tuple[int, ...]) -> list[int]:
     """The numbers of a plan's trials, those with short contexts first, neighbours with the same context."""
     trials = [plan.trial(number) for number in range(plan.total)]
     return sorted(range(plan.total), key=lambda n: (lengths[trials[n].context], trials[n].context, n))
+
+
+def part_of(items: Sequence[int], share: tuple[int, int]) -> Sequence[int]:
+    """Part ``share[0]`` of ``share[1]`` equal parts."""
+    part, parts = share
+    each = len(items) // parts
+    return items[part * each : (part + 1) * each]
 
 
 def drawn_strength(seed: int, split: str, number: int, strengths: tuple[float, float]) -> float:

@@ -57,6 +57,25 @@ def test_less_memory_means_smaller_batches_in_the_same_steps(
             torch.testing.assert_close(tensor, adapters[0][name], atol=2e-4, rtol=0)
 
 
+def test_second_fit_has_the_same_steps(run: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another trainer, or a validation before: the data module is set up already, and sizes are settled all the same."""
+    monkeypatch.setattr(batch_size, "_computed", lambda _: 4)
+    cli = run("--data.batch_size", "auto")
+    assert (cli.datamodule.batch_size, cli.trainer.accumulate_grad_batches) == (4, 4)
+    again = cli.instantiate_trainer(max_epochs=1, logger=False)
+    again.fit(cli.model, datamodule=cli.datamodule)
+    assert (cli.datamodule.batch_size, again.accumulate_grad_batches) == (4, 4)
+
+
+def test_only_a_fit_is_refused_for_its_steps(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of the same configuration makes no steps."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--data.effective_batch", "6"]
+    with pytest.raises(SystemExit):
+        main(["fit", *words])
+    main(["test", *words, "--data.test_trials", "{heldout: 4}"])
+
+
 def test_nothing_fits(
     run: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,7 +147,7 @@ def test_every_setting_is_measured_in_order(measured: SimpleNamespace) -> None:
     assert measured.first.seconds > 0
     assert measured.told == measured.chunks
     data = measured.cli.datamodule
-    assert len(data.prefill.kept.entries) == len(data.splits["train"].contexts) == 10
+    assert data.prefill.contexts_kept == len(data.splits["train"].contexts) == 10
     assert not measured.cli.model.layers[0]._forward_hooks  # counting is over
 
 
@@ -174,6 +174,24 @@ def test_operations_agree_with_torchs_own_count(measured: SimpleNamespace) -> No
     products = sum(n - head.get(op, 0) for op, n in found["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
     tokens = batch.context_ids.shape[1]
     assert products == counted.operations() == nominal_operations(matrix_weights(module.layers), tokens, 0)
+
+
+@pytest.mark.parametrize(("recompute", "passes"), [(False, 2), (True, 3)])
+def test_layers_that_run_again_are_counted(measured: SimpleNamespace, recompute: bool, passes: int) -> None:
+    """The question goes through the layers forward, back, and once more forward if nothing but their inputs was kept."""
+    module, split = measured.cli.model, measured.cli.datamodule.splits["train"]
+    batch = split.collate([split.plan.trial(0)], measured.cli.datamodule.bank)
+    batch.cache = steered_cache(
+        module, module.model, module.layers, batch.context_ids, batch.context_mask, batch.intervention
+    )
+    module.recompute = recompute
+    counted = TokensRun(module)
+    module.answer_logits(batch).sum().backward()
+    counted.remove()
+    module.recompute = False
+    module.zero_grad()
+    expected = passes * nominal_operations(matrix_weights(module.layers), batch.question_ids.shape[1], 0)
+    assert counted.operations() == expected
 
 
 def test_work_of_the_paths(measured: SimpleNamespace) -> None:

@@ -225,6 +225,19 @@ def test_two_processes_share_the_work(tiny: Path, fitted: tuple, tmp_path: Path)
     assert test["n_clean_distinct_total"] == alone["n_clean_distinct_total"]
 
 
+def test_last_checkpoint_is_the_last(run: Callable[..., IntrospectionCLI]) -> None:
+    """Also if it is worse than an earlier one: the score here falls with every step."""
+    cli = run("fit", "--checkpoint.monitor", "step", "--checkpoint.mode", "min", "--checkpoint.save_top_k", "1")
+    folder = Path(cli.trainer.log_dir) / "checkpoints"
+    assert [path.name for path in folder.glob("best-*")] == ["best-step3.ckpt"]
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    assert (last["global_step"], last["epoch"]) == (6, 1)
+    resumed = run(
+        "fit", "--ckpt_path", str(folder / "last.ckpt"), "--trainer.max_epochs", "3", "--checkpoint.save_top_k", "1"
+    )
+    assert resumed.trainer.global_step == 9
+
+
 def test_best_score_survives_a_resume(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
     """A worse validation after the resume does not replace a better checkpoint from before it."""
     first_epoch = fitted[1] / "checkpoints" / "best-step3.ckpt"

@@ -14,6 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from introspection_lit import baseline, ladder, rungs, vector_report
+from introspection_lit.decoder_shape import decoder_shape
+from introspection_lit.geometries import geometry
+from introspection_lit.scaling import fit_rows, prefill_share, trial_operations
+from introspection_lit.steering import named_band
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -235,3 +239,39 @@ def test_control_adapters_in_the_readme() -> None:
     assert said in " ".join(README.split())
     assert f"commit `{found['commit']}`" in " ".join(README.split())
     assert all(row["held"] for row in found["rows"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "results" / "performance").glob("*.json")), ids=lambda path: path.stem
+)
+def test_speeds_agree_with_the_benchmarks_own_output(path: Path) -> None:
+    """Every row of every benchmark file is in the page, with the commit and the command that made it."""
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert "+changes" not in results["commit"]
+    assert results["commit"] in page
+    assert results["command"].split(" --json")[0].replace("benchmark.py", "scripts/benchmark.py") in page
+    for row in results["rows"]:
+        rates = f"{row['trials_per_second']:.2f} | {row['lowest']:.2f}-{row['highest']:.2f} | {row['ratio']:.2f}"
+        assert f"| {row['path']} | {row['batch']} | {rates} | {row['of_ceiling']:.0%} |" in page
+    assert f"{results['ratio']:.2f}" in page
+
+
+def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
+    """Rate, overhead and worst error of each path, and what the fit says for each batch."""
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "docs" / "results" / "performance" / "float32.json").read_text(encoding="utf-8"))
+    shape = decoder_shape(geometry("smollm2-135m"))
+    bands = [named_band(name, shape.layers) for name in ("early", "middle", "late")]
+    for path, share in (("batched", 1.0), ("batched, reuse", prefill_share(bands, shape.layers, True, 1.0))):
+        rows = [row for row in results["rows"] if row["path"] == path]
+        operations = trial_operations(shape, context=72, question=36, prefill_share=share).total
+        found = fit_rows(rows, operations)
+        line = f"{operations / 1e9:.1f} | {found.rate / 1e9:.0f} | {found.overhead:.2f} s | {found.worst:.0%}".replace(
+            "%", " %"
+        )
+        assert f"| {path} | {line} |" in page
+        for row in rows:
+            fitted = row["batch"] / (found.overhead + row["batch"] * operations / found.rate)
+            measured = f"{row['trials_per_second']:.2f} | {row['lowest']:.2f}-{row['highest']:.2f}"
+            assert f"| {path} | {row['batch']} | {measured} | {fitted:.2f} |" in page

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
+from conftest import SIZES
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, MistralConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from introspection_lit.kept_caches import KeptCaches, reader, state_of
 from introspection_lit.model import Lora, add_lora, find_decoder_layers
@@ -208,6 +210,30 @@ def test_nothing_stale_is_used(family_model: PreTrainedModel) -> None:
     assert torch.equal(kept.entries[0].cache, changed)
 
 
+def test_windows_of_attention(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Layers that see a window only keep less than the longest context: nothing is kept, for all contexts alike."""
+    torch.manual_seed(0)
+    config = MistralConfig(**SIZES, vocab_size=len(tokenizer), pad_token_id=0, sliding_window=8)
+    model = add_lora(AutoModelForCausalLM.from_config(config).eval(), Lora())
+    layers = find_decoder_layers(model)
+    ids, mask, intervention = batch_of(model, ROWS)
+    plain = steered_cache(model, model, layers, ids, mask, intervention)
+    assert plain.layers[0].keys.shape[2] < ids.shape[1]
+    reads = 0
+
+    def counting(ids: Tensor, mask: Tensor) -> Any:
+        nonlocal reads
+        reads += 1
+        return reader(model, model, layers, [])(ids, mask)
+
+    kept = kept_of(model, layers)
+    for _ in range(3):
+        kept.prepare(list(range(len(TOKENS))), state_of(model, layers), counting)
+    assert (reads, kept.entries) == (1, {})
+    ours = shared_cache(model, model, layers, ids, mask, intervention, [c for c, _ in ROWS], kept)
+    assert_same(ours, plain, mask[:, -plain.layers[0].keys.shape[2] :])
+
+
 def test_memory_is_bounded(family_model: PreTrainedModel) -> None:
     """The shortest contexts are kept as far as there is room; the others are computed every time, and come out right."""
     model = add_lora(family_model, Lora())
@@ -223,3 +249,4 @@ def test_memory_is_bounded(family_model: PreTrainedModel) -> None:
     for kept in (some, filled(kept_of(model, layers, gib=0.0), model, layers, everything)):
         assert_same(shared_cache(model, model, layers, ids, mask, intervention, [c for c, _ in ROWS], kept), plain, mask)
     assert not kept.entries
+    kept.prepare(everything, kept.made_with, lambda *_: pytest.fail("read again"))

@@ -99,6 +99,7 @@ def runs(
     keeping += ["--data.reuse.group", "2", "--data.reuse.gib", KEPT_GIB]
     keeping += ["--data.test_trials", "{heldout: 12}", "--data.trials_per_epoch", "24"]
     main([*fit("kept, one", "float32", None), *keeping])
+    main([*fit("kept, fsdp of one", "float32", None), *keeping, "--trainer.strategy", FSDP])
     main(fit("one", "float32", None, *observed))
     main(fit("one16", "bfloat16", None))
     together = [
@@ -163,6 +164,12 @@ def test_kept_caches_neither_hang_nor_change_anything(runs: Callable[[str], Path
     kept = [int(number) for number in re.findall(r"kept the clean caches of (\d+) contexts", said)]
     assert len(kept) == 2
     assert all(0 < number < 10 for number in kept)
+
+
+def test_fsdp_of_one_process(runs: Callable[[str], Path]) -> None:
+    """One GPU and the overlay for many: the same training, clean caches kept."""
+    found, expected = runs("kept, fsdp of one"), runs("kept, one")
+    torch.testing.assert_close(curve(found, "train/loss"), curve(expected, "train/loss"), rtol=FLOAT32.loss, atol=0)
 
 
 def test_fsdp_resumed_is_bit_for_bit_fsdp_uninterrupted(runs: Callable[[str], Path]) -> None:
