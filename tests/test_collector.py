@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -313,53 +310,6 @@ def test_observers_work_under_the_precision_of_the_step(
     effects = evidence.found["side_effects"]["perplexity"]
     assert effects["change"] == pytest.approx(0, abs=1e-6)
     assert torch.get_default_dtype() == torch.float32
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_same_evidence(fitted: SimpleNamespace, tiny: Path, tmp_path: Path) -> None:
-    """DDP on two CPU processes: the tables are gathered, so rates, curves, references and lens are those of one."""
-    arguments = [
-        "test",
-        "--config",
-        CONFIG,
-        "--model.base.name_or_path",
-        str(tiny),
-        "--evidence.enabled",
-        "true",
-        "--ckpt_path",
-        fitted.best,
-        *LITTLE,
-    ]
-    sets = json.dumps({name: TOTALS[name] for name in ("heldout", "doses")})
-    arguments += ["--data.test_trials", sets, *DATA[2:], "--trainer.strategy", "ddp", "--trainer.devices", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "introspection_lit", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ours = fitted.results["evidence"]
-    theirs = json.loads((tmp_path / "lightning_logs/default/version_0/results.json").read_text())["evidence"]
-    assert theirs["training"] == ours["training"]
-    assert theirs["probe_trials"] == ours["probe_trials"]
-    assert theirs["side_effects"]["perplexity"]["on"]["nats"] == pytest.approx(
-        ours["side_effects"]["perplexity"]["on"]["nats"], abs=1e-4
-    )
-    keys = ("vectors", "band", "strength", "n", "tpr")
-    mine, other = (
-        [[row[key] for key in keys] for row in found["grid"] if row["vectors"] == "random"] for found in (ours, theirs)
-    )
-    assert mine == other
-    mine, other = (
-        {
-            (row["observer"], row["set"]): (row["n"], pytest.approx(row["auroc"], abs=0.02))
-            for row in found["references"]
-            if row["set"] in ("heldout", "doses") and row["observer"] != WITH_INFO
-        }
-        for found in (ours, theirs)
-    )
-    assert len(mine) == 10
-    assert mine == other
-    assert theirs["lens"]["n"] == ours["lens"]["n"]
-    assert theirs["lens"]["clean"]["mean"] == pytest.approx(ours["lens"]["clean"]["mean"], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 from transformers import Cache, PreTrainedModel
+from two_processes import run_together
 
 from introspection_lit.batches import TrialBatch
 from introspection_lit.cli import main
@@ -239,16 +237,9 @@ def test_fsdp_gives_the_same_adapter(tiny_folder: Callable[[str], Path], tmp_pat
     options += ["--model.base.name_or_path", str(tiny_folder("qwen2-wide")), "--model.lora.dropout", "0.2"]
     options += ["--model.base.quantization", "nf4", "--model.base.dtype", "bfloat16"]
     options += ["--model.lora.target_modules", "[q_proj, v_proj, down_proj]"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    adapters = []
-    for recompute in ("false", "true"):
-        folder = tmp_path / recompute
-        folder.mkdir()
-        words = [sys.executable, "-m", "introspection_lit", "fit", "--config", CONFIG, "--model.recompute", recompute]
-        run = subprocess.run([*words, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
-        assert run.returncode == 0, run.stderr[-2000:]
-        last = folder / "lightning_logs/default/version_0/checkpoints/last.ckpt"
-        adapters.append(torch.load(last, weights_only=True)["state_dict"])
+    run_together(tmp_path, [["fit", "--config", CONFIG, *options, "--model.recompute", how] for how in ("false", "true")])
+    runs = [tmp_path / f"lightning_logs/default/version_{number}" for number in range(2)]
+    adapters = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in runs]
     assert len(adapters[0]) == 2 * 3 * 6
     for name, tensor in adapters[0].items():
         assert torch.equal(adapters[1][name], tensor), name
