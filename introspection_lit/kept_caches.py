@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from introspection_lit.measure import record
-from introspection_lit.prefill import Forward, no_logits, pad, position_ids, writing_mode
+from introspection_lit.prefill import Forward, fill, pad, writing_mode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -192,14 +192,7 @@ def reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module], at: 
         ids, mask = ids.to(device), mask.to(device)
         cache = DynamicCache(config=model.get_base_model().config)
         with writing_mode(model, adapter=False), record([layers[number] for number in at]) as hidden:
-            forward(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position_ids(mask),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=no_logits(ids),
-            )
+            fill(forward, cache, ids, mask)
         return cache, hidden
 
     return read

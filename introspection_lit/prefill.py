@@ -73,6 +73,18 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
+def fill(forward: Forward, cache: Cache, ids: Tensor, mask: Tensor) -> None:
+    """Read left-padded contexts, ``(batch, context)`` ids and mask, into a cache; nobody wants their logits."""
+    forward(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=no_logits(ids),
+    )
+
+
 def steered_cache(
     forward: Forward,
     model: PeftModel,
@@ -98,14 +110,7 @@ def steered_cache(
     """
     cache = DynamicCache(config=model.get_base_model().config)
     with writing_mode(model, adapter), steer(layers, intervention):
-        forward(
-            input_ids=context_ids,
-            attention_mask=context_mask,
-            position_ids=position_ids(context_mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=no_logits(context_ids),
-        )
+        fill(forward, cache, context_ids, context_mask)
     return cache
 
 

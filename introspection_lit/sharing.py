@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from introspection_lit.kept_caches import KeptCaches, Lent
-from introspection_lit.prefill import Forward, no_logits, position_ids, writing_mode
+from introspection_lit.prefill import Forward, fill, writing_mode
 from introspection_lit.steering import Intervention
 
 if TYPE_CHECKING:
@@ -117,17 +117,9 @@ def shared_cache(
     origins = sources(plan, contexts, lent, len(layers), context_ids.device)
     if plan.run:
         rows = torch.tensor(plan.run, device=context_ids.device)
-        mask = context_mask[rows]
         joining = Joining(plan, contexts, intervention.of(plan.run), lent)
         with writing_mode(model, adapter), joining.on(layers):
-            forward(
-                input_ids=context_ids[rows],
-                attention_mask=mask,
-                position_ids=position_ids(mask),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=no_logits(context_ids),
-            )
+            fill(forward, cache, context_ids[rows], context_mask[rows])
     return assembled(cache, origins, lent)
 
 
