@@ -18,9 +18,9 @@ from introspection_lit.errors import ConfigurationError
 from introspection_lit.kept_caches import GIB
 from introspection_lit.memory import USABLE, Load, Strategy, estimate, largest_batch
 from introspection_lit.model import load_config
+from introspection_lit.reuse import batch_cache
 from introspection_lit.scoring import detection_loss
-from introspection_lit.sharing import shared_cache
-from introspection_lit.strategies import ShardedStrategy
+from introspection_lit.strategies import is_sharded
 
 if TYPE_CHECKING:
     from introspection_lit.batches import TrialBatch
@@ -79,8 +79,8 @@ def settle(data: IntrospectionDataModule) -> None:
 
 def _largest(data: IntrospectionDataModule, share: int) -> int:
     """The largest even part of a process's share of a step that fits; 0 if none does."""
-    strategy = data.running.strategy
-    if strategy.root_device.type == "cuda" and not isinstance(strategy, ShardedStrategy):
+    trainer = data.running
+    if trainer.strategy.root_device.type == "cuda" and not is_sharded(trainer):
         return largest_part(share, lambda size: fits(data, size))
     # A process of FSDP cannot try alone, and on the CPU there is no error to be caught: the system ends the process.
     most = _computed(data)
@@ -103,17 +103,7 @@ def fits(data: IntrospectionDataModule, size: int) -> bool:
             room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained * 3]
             room.append(ballast(data.running.strategy.root_device))
             batch = longest(data, size).to(data.running.strategy.root_device)
-            batch.cache = shared_cache(
-                module,
-                module.model,
-                module.layers,
-                batch.context_ids,
-                batch.context_mask,
-                batch.intervention,
-                batch.contexts,
-                share=False,
-                adapter=data.prefill_adapter,
-            )
+            batch.cache = batch_cache(module, module, batch, share=False, adapter=data.prefill_adapter)
             loss = detection_loss(module.answer_logits(batch), batch.answer_ids, batch.labels, module.loss)
         loss.backward()  # type: ignore[no-untyped-call]
         del room
@@ -158,7 +148,7 @@ def needed(data: IntrospectionDataModule, size: int) -> tuple[Shape, Load]:
     """What the memory of a step with micro-batches of a size is computed from."""
     trainer, split, module = data.running, data.splits["train"], data.module
     strategy: Strategy = "one" if trainer.world_size == 1 else "ddp"
-    if isinstance(trainer.strategy, ShardedStrategy):
+    if is_sharded(trainer):
         strategy = "fsdp"
     load = Load(
         batch=size,
@@ -180,7 +170,7 @@ def _computed(data: IntrospectionDataModule) -> int:
     module, strategy = data.module, data.running.strategy
     shape, load = needed(data, 2)
     free = USABLE * free_memory(strategy.root_device)
-    if not isinstance(strategy, ShardedStrategy):  # its weights are there already
+    if not is_sharded(data.running):  # its weights are there already
         free += estimate(shape, module.base, module.lora, load).weights
     return largest_batch(shape, module.base, module.lora, load, free)
 
@@ -204,7 +194,7 @@ def _same_everywhere(size: int) -> int:
 def _no_room(data: IntrospectionDataModule) -> str:
     shape, load = needed(data, 2)
     parts = estimate(shape, data.module.base, data.module.lora, load)
-    sharded = isinstance(data.running.strategy, ShardedStrategy)
+    sharded = is_sharded(data.running)
     more = "take more GPUs" if sharded else "share the model out (configs/fsdp.yaml)"
     return (
         f"data.batch_size auto: not even two trials fit. By computation they need {parts.device / GIB:.1f} GiB, "

@@ -16,6 +16,7 @@ from introspection_lit.strategies import is_sharded
 if TYPE_CHECKING:
     from introspection_lit.batches import Split, TrialBatch
     from introspection_lit.data import IntrospectionDataModule
+    from introspection_lit.module import IntrospectionModule
 
 # Keeping a clean context costs one pass over it: it pays if training needs it more often.
 USES_THAT_PAY = 2
@@ -45,6 +46,16 @@ class Reuse:
         return [f"data.reuse: got gib {self.gib} and group {self.group}. Expected gib >= 0 and group >= 1."]
 
 
+def batch_cache(
+    forward: Forward, module: IntrospectionModule, batch: TrialBatch, kept: KeptCaches | None = None, **options: bool
+) -> Cache:
+    """The steered caches of a batch; options as of :func:`~introspection_lit.sharing.shared_cache`."""
+    ids, mask = batch.context_ids, batch.context_mask
+    return shared_cache(
+        forward, module.model, module.layers, ids, mask, batch.intervention, batch.contexts, kept, **options
+    )
+
+
 class Prefills:
     """Makes the caches of a run's batches.
 
@@ -68,19 +79,8 @@ class Prefills:
         forward = cast("Forward", trainer.model or module)
         with trainer.precision_plugin.forward_context():
             kept = self._kept_for(batch, forward)
-            return shared_cache(
-                forward,
-                module.model,
-                module.layers,
-                batch.context_ids,
-                batch.context_mask,
-                batch.intervention,
-                batch.contexts,
-                kept,
-                share=data.reuse.layers,
-                adapter=data.prefill_adapter,
-                always=trainer.world_size > 1,
-            )
+            share, always = data.reuse.layers, trainer.world_size > 1
+            return batch_cache(forward, module, batch, kept, share=share, adapter=data.prefill_adapter, always=always)
 
     def _kept_for(self, batch: TrialBatch, forward: Forward) -> KeptCaches | None:
         """The clean caches that are kept, those of a batch's contexts among them; None if none are."""
