@@ -25,7 +25,7 @@ from introspection_lit.callbacks import (
 )
 from introspection_lit.collector import Evidence
 from introspection_lit.data import IntrospectionDataModule
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.module import IntrospectionModule
 from introspection_lit.without_lightning import answer
 
@@ -131,7 +131,8 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
         The CLI after its subcommand has run, with ``trainer``, ``model`` and ``datamodule``.
 
     Raises:
-        SystemExit: 2, with the problems on stderr, if the configuration cannot work; 0 once a report is written, or help.
+        SystemExit: With the problems on stderr: 2 if the configuration cannot work, 1 if the run was stopped by something
+            else; 0 once a report is written, or help.
     """
     words = sys.argv[1:] if args is None else args
     if isinstance(words, list):
@@ -141,6 +142,9 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
     except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"error: the configuration cannot work. {error}\n")
         raise SystemExit(2) from error
+    except RunError as error:
+        sys.stderr.write(f"error: the run has stopped. {error}\n")
+        raise SystemExit(1) from error
 
 
 def attach(args: list[str]) -> IntrospectionCLI:

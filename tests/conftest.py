@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +29,12 @@ from introspection_lit.questions import HELDOUT_QUESTIONS, QUESTION, YES_NO, own
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
+
+# The same cases every time; `--hypothesis-profile thorough` tries twenty times as many, others at each run.
+ANY_TIME = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("usual", max_examples=100, derandomize=True, database=None, **ANY_TIME)
+settings.register_profile("thorough", max_examples=2000, **ANY_TIME)
+settings.load_profile("usual")
 
 SIZES = {
     "hidden_size": 32,
