@@ -23,4 +23,4 @@ class ConfigurationError(IntrospectionError, ValueError):
 
 
 class RunError(IntrospectionError, RuntimeError):
-    """What stopped a run in the middle: no room left, a number that is not one, a full disk. What was kept, and what to do."""
+    """What stopped a run in the middle: no room left, a full disk, a number that is not one. Says what was kept."""
