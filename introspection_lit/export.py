@@ -5,22 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.files import whole_folder
+from introspection_lit.seals import SEAL, broken_seal, changed, hash_of, sealed
 
 if TYPE_CHECKING:
     from introspection_lit.data import IntrospectionDataModule
     from introspection_lit.module import IntrospectionModule
 
 DESCRIPTION = "introspection.json"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 LOAD_HUB = """from transformers import AutoModelForCausalLM
 
@@ -100,26 +100,29 @@ def export_adapter(
         description=DESCRIPTION,
         load_base=(LOAD_HUB if module.base.on_hub else LOAD_LOCAL).format(name=module.base.name),
     )
-    with _whole_folder(folder) as unfinished:
+    check_replaceable(folder)
+    with whole_folder(folder) as unfinished:
         # As PEFT's save_pretrained writes it, which finds nothing in a model with FSDP units inside (peft 0.21).
         name = module.model.active_adapter
         weights = {
             key.removeprefix("model.").replace(f".{name}.", "."): tensor.contiguous()
             for key, tensor in checkpoint["state_dict"].items()
         }
-        save_file(weights, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+        (unfinished / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
         adapter = copy.copy(module.model.peft_config[name])
         # Its name, not the folder in this machine's cache that it was loaded from.
         adapter.base_model_name_or_path, adapter.revision = module.base.name, module.base.revision
         adapter.inference_mode = True
         adapter.save_pretrained(str(unfinished))
-        (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        description["files"] = {name: hash_of(unfinished / name) for name in (WEIGHTS, CONFIG)}
+        (unfinished / DESCRIPTION).write_text(json.dumps(sealed(description), indent=2) + "\n", encoding="utf-8")
         (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
     """Copy an exported adapter; the folder appears complete or not at all, and an older export is replaced."""
-    with _whole_folder(folder) as unfinished:
+    check_replaceable(folder)
+    with whole_folder(folder) as unfinished:
         shutil.copytree(source, unfinished, dirs_exist_ok=True)
 
 
@@ -135,28 +138,21 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Let a folder be filled under another name, and give it its own once the block has ended well."""
-    check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, older = (Path(tempfile.mkdtemp(dir=folder.parent)) for _ in range(2))
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        if folder.exists():
-            folder.replace(older)
-        try:
-            unfinished.rename(folder)
-        except BaseException:
-            older.replace(folder)
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
+def changes(folder: Path, description: Mapping[str, Any] | None) -> list[str]:
+    """Say which files of an exported adapter are not as they were written.
 
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint without running anything that it contains."""
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint
+    Args:
+        folder: The adapter's.
+        description: Its ``introspection.json``; older ones, and None, say nothing of the files.
+    """
+    if not description:
+        return []
+    found = [f"model.adapter: {folder / DESCRIPTION}: {fault}."] if (fault := broken_seal(description)) else []
+    hashes = description.get("files")
+    if not isinstance(hashes, dict):
+        return found
+    for name in (WEIGHTS, CONFIG):
+        if name in hashes and (folder / name).is_file() and hash_of(folder / name) != hashes[name]:
+            said = changed(f"'files' and {SEAL!r} from {DESCRIPTION}")
+            found.append(f"model.adapter: {folder / name}: {said}.")
+    return found

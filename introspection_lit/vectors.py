@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from introspection_lit.content_hash import content_hash
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import whole
+from introspection_lit.files import write_whole
+from introspection_lit.seals import SEAL, changed
 from introspection_lit.seeds import generator
 
 RANDOM_SPLITS = ("train", "validation", "heldout")
@@ -24,6 +28,8 @@ OPTIONAL_SPLITS = ("concept_pca", "imported")
 # Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
+# A name is printed in tables and messages, and written to manifests and results.
+LONGEST_NAME = 200
 REMEDY = "Make one for this model with scripts/generate_vectors.py, or leave data.bank out to have one made for the run."
 
 
@@ -64,11 +70,14 @@ class VectorBank:
         tensors = {f"directions.{split}": rows.contiguous() for split, rows in self.directions.items()}
         tensors |= {f"lengths.{split}": rows.contiguous() for split, rows in self.lengths.items()}
         tensors["residual_norms"] = self.residual_norms.contiguous()
+        tensors = dict(sorted(tensors.items()))
         # For people and tools that read the header only, the norms are there too, rounded.
         norms = json.dumps([round(norm, 4) for norm in self.residual_norms.tolist()])
         header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
-        with whole(path) as unfinished:
-            save_file(tensors, unfinished, metadata=header)
+        header["fingerprint"] = self.fingerprint
+        header[SEAL] = content_hash([dict(sorted(header.items())), tensors])
+        # As bytes first: safetensors' own writer of files hides why it could not write.
+        write_whole(path, save(dict(tensors), metadata=header))
 
     @classmethod
     def load(cls, path: Path) -> VectorBank:
@@ -77,25 +86,31 @@ class VectorBank:
         Raises:
             ConfigurationError: The file does not exist or is not a bank.
         """
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
             raise ConfigurationError([f"data.bank: no such file: {path}. {REMEDY}"])
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            seal = metadata.pop(SEAL, None)  # older banks have none
+            sound = seal in (None, content_hash([dict(sorted(metadata.items())), tensors]))
             if metadata.pop("format", None) != FORMAT:
                 raise ValueError(f"its metadata does not say {FORMAT!r}")
+            if not sound:
+                raise ValueError(changed(f"{SEAL!r} from its metadata"))
+            metadata.pop("fingerprint", None)
             norms = tensors.pop("residual_norms")
             metadata.pop("residual_norms", None)
             lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith("lengths.")}
             directions = {name.removeprefix("directions."): rows for name, rows in tensors.items()}
             lengths = {name.removeprefix("lengths."): rows for name, rows in lengths.items()}
             names = json.loads(metadata.pop("names"))
-            if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in dict(names).values()):
-                raise ValueError("its names are not lists of texts")
+            listed = list(names.values()) if isinstance(names, dict) else [None]
+            if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in listed):
+                raise ValueError("its names are not lists of texts, by split")
             return cls(directions, names, norms, metadata, lengths)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError([f"data.bank: {path} is not a vector bank: {error}."]) from error
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+            raise ConfigurationError([f"data.bank: {path} is not a vector bank: {str(error)[:300]}. {REMEDY}"]) from error
 
     def misfits(self, base_model: str, revision: str, hidden: int, n_layers: int) -> list[str]:
         """Say why the bank does not fit a model, if it does not, or is not usable at all.
@@ -116,25 +131,33 @@ class VectorBank:
             problems.append("its residual norms are not all positive float32 numbers")
         for split, lengths in self.lengths.items():
             if lengths.shape != self.directions.get(split, torch.empty(0, 0)).shape[:2]:
-                problems.append(f"the lengths of {split!r} are not those of its directions")
-        if extra := set(self.directions) - {*RANDOM_SPLITS, "concept", *OPTIONAL_SPLITS}:
-            problems.append(f"it has splits that are not known: {sorted(extra)}")
+                problems.append(f"the lengths of {shown(split)!r} are not those of its directions")
+            elif lengths.dtype != torch.float32 or not (lengths.isfinite() & (lengths >= 0)).all():
+                problems.append(f"the lengths of {shown(split)!r} are not all float32 numbers of 0 or more")
+        if extra := {*self.directions, *self.names} - {*RANDOM_SPLITS, "concept", *OPTIONAL_SPLITS}:
+            problems.append(f"it has splits that are not known: {sorted(map(shown, extra))[:5]}")
         for split in (*RANDOM_SPLITS, "concept", *(s for s in OPTIONAL_SPLITS if s in self.directions)):
-            rows = self.directions.get(split, torch.empty(0))
-            shapes = [(len(rows), n_layers, hidden)] + [(len(rows), hidden)] * (split in RANDOM_SPLITS)
+            rows, names = self.directions.get(split, torch.empty(0)), self.names.get(split, [])
+            n = len(rows) if rows.dim() else 0
+            shapes = [(n, n_layers, hidden)] + [(n, hidden)] * (split in RANDOM_SPLITS)
             if rows.dtype != torch.float32:
                 problems.append(f"the directions of {split!r} are {rows.dtype}, not float32")
-            elif len(rows) == 0:
+            elif n == 0:
                 problems.append(f"it has no directions for {split!r}")
             elif tuple(rows.shape) not in shapes:
                 problems.append(
-                    f"{split!r} has shape {tuple(rows.shape)}; {base_model} needs {' or '.join(map(str, shapes))}"
+                    f"{split!r} has shape {tuple(rows.shape)[:8]}; {base_model} needs {' or '.join(map(str, shapes))}"
                 )
             elif not _unit(rows, or_zero=split == "imported"):
                 problems.append(f"the directions of {split!r} are not all of length 1")
-            elif len(set(self.names.get(split, ()))) != len(rows):
-                problems.append(f"{split!r} has {len(rows)} directions and {len(set(self.names.get(split, ())))} names")
-        made_for = self.metadata.get("base_model"), self.metadata.get("revision", "")
+            elif not len(set(names)) == len(names) == n:
+                problems.append(f"{split!r} has {n} directions and {len(names)} names, {len(set(names))} of them different")
+            elif odd := [f"{shown(name)!r}: {fault}" for name in names if (fault := name_problem(name))]:
+                problems.append(f"a direction of {split!r} cannot be called {odd[0]}")
+            elif twice := repeated(rows):
+                first, again = (shown(names[number]) for number in twice)
+                problems.append(f"{first!r} and {again!r} of {split!r} are the same direction, up to its sign")
+        made_for = tuple(str(self.metadata.get(name, ""))[:200] for name in ("base_model", "revision"))
         if made_for != (base_model, revision):
             problems.append(
                 f"made for the model {made_for[0]!r} (revision {made_for[1]!r}), not for {base_model!r} ({revision!r})"
@@ -175,6 +198,38 @@ def _unit(rows: Tensor, or_zero: bool) -> bool:
     if or_zero:
         return bool(((norms == 0) | fine).all() and fine.any(dim=-1).all())
     return bool(fine.all())
+
+
+def repeated(rows: Tensor) -> tuple[int, int] | None:
+    """Find two equal directions of a split, up to the sign: they would be counted as two observations.
+
+    Args:
+        rows: Finite, ``(n, hidden)`` or ``(n, layers, hidden)``.
+
+    Returns:
+        The numbers of the first two, or None.
+    """
+    flat = rows.flatten(1)
+    signs = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True)).sign()
+    seen: dict[bytes, int] = {}
+    for number, row in enumerate(flat * signs + 0.0):  # + 0.0: -0.0 is 0.0 in other bits
+        first = seen.setdefault(hashlib.sha256(row.numpy().tobytes()).digest(), number)
+        if first != number:
+            return first, number
+    return None
+
+
+def name_problem(name: str) -> str | None:
+    """Say why a direction cannot have a name, if it cannot: too long, or characters that no terminal or file should get."""
+    if not 0 < len(name) <= LONGEST_NAME:
+        return f"its name has {len(name)} characters. Expected 1 to {LONGEST_NAME}."
+    odd = next((letter for letter in name if unicodedata.category(letter) in ("Cc", "Cs")), None)
+    return f"its name has the character U+{ord(odd):04X}, which cannot be printed. Rename it." if odd else None
+
+
+def shown(name: str) -> str:
+    """A name as a message can print it, whatever is in it."""
+    return name[:60].encode("ascii", "backslashreplace").decode() if name_problem(name) else name
 
 
 def overlapping_splits(directions: Mapping[str, Tensor]) -> list[str]:

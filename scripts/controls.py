@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from introspection_lit import option_types, pipeline, report
 from introspection_lit.controls import Row, row
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import write_whole
 from introspection_lit.provenance import provenance
-from introspection_lit.several_seeds import Training, read, settled
+from introspection_lit.report.reading import read
+from introspection_lit.run_configs import foreign_parts, read_plain
+from introspection_lit.seals import write_json
+from introspection_lit.several_seeds import Training, settled
+from introspection_lit.terminal import PlainConsole
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("random labels", "no steering")
@@ -92,8 +94,8 @@ def control(run: Path, epochs: int | None, more: Sequence[str]) -> list[str]:
     rows = [tested(name, made, untrained_in(run)) for name, made in trainings.items()]
     origin = provenance()
     found = {"commit": origin["commit"], "command": origin["command"], "rows": rows}
-    write_whole(run / "controls.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
-    Console().print(table(rows))
+    write_json(run / "controls.json", found)
+    PlainConsole().print(table(rows))
     print(f"details: {run / 'controls.json'}, {report.write(run)}")
     return []
 
@@ -108,9 +110,19 @@ def as_in(run: Path) -> list[str]:
     if not file.is_file():
         raise ConfigurationError([f"--run {run}: no config.yaml in it. Expected the folder of a fit that was tested."])
     read(run / "results.json")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        config = read_plain(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError([f"--run {run}: its config.yaml cannot be read ({error})."]) from error
     if not isinstance(config, dict) or "test_after_fit" not in config or not isinstance(config.get("data"), dict):
         raise ConfigurationError([f"--run {run}: its config.yaml is not that of a fit. Expected the run that trained."])
+    if foreign := foreign_parts(config):
+        raise ConfigurationError(
+            [
+                f"--run {run}: its config.yaml could run code or write elsewhere: {'; '.join(foreign)}. It is only read "
+                "without these. If you trust it, take them out of a copy of the run and give them as options."
+            ]
+        )
     data = config["data"]
     if data.get("control", "none") != "none":
         raise ConfigurationError([f"--run {run}: is a control itself ({data['control']}). Expected the run it belongs to."])

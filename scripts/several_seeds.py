@@ -10,16 +10,15 @@ standard deviation and worst of every number) and, of two seeds or more, report.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from introspection_lit import option_types, pipeline, report
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import write_whole
-from introspection_lit.several_seeds import Training, read, settled, shared_vectors, tables, together
+from introspection_lit.report.reading import read
+from introspection_lit.seals import write_json
+from introspection_lit.several_seeds import Training, settled, shared_vectors, tables, together
+from introspection_lit.terminal import PlainConsole
 
 # What makes the runs differ, and where they land.
 OURS = ("--seed_everything", "--data.seed", "--test_after_fit", "--trainer.logger", "--ckpt_path")
@@ -95,8 +94,8 @@ def put_together(experiment: str, done: dict[int, Training], folder: Path) -> No
     """Write what the seeds say together, and show it."""
     results = {seed: read(training.results) for seed, training in done.items()}
     found = together(experiment, {seed: (str(done[seed].folder), run) for seed, run in results.items()})
-    write_whole(folder / "seeds.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
-    console = Console()
+    write_json(folder / "seeds.json", found)
+    console = PlainConsole()
     for table in tables(found):
         console.print(table)
     if repeated := shared_vectors(results):

@@ -1,0 +1,55 @@
+"""The hash of nested content, with tensors in it: what a checkpoint or a vector bank is sealed with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from introspection_lit.errors import RunError
+
+PLAIN = {str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device}
+
+
+def content_hash(content: Any) -> str:
+    """The SHA-256 of nested content: names, dtypes, shapes, bytes and plain values, in their order.
+
+    Raises:
+        RunError: Something in it could not be read back without unpickling.
+    """
+    digest = hashlib.sha256()
+    _add(digest, content, "")
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any, place: str) -> None:
+    """Add a value to a hash; each kind and length is said before what it holds, so that no two contents are the same."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"tensor {plain.dtype} {tuple(plain.shape)} ".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        digest.update(f"mapping {len(value)} ".encode())
+        for key, item in value.items():
+            _add(digest, key, place)
+            _add(digest, item, f"{place}/{key}")
+    elif type(value) in PLAIN:  # a subclass, such as numpy's float, would be unpickled
+        text = value.hex() if isinstance(value, float) else repr(value)
+        digest.update(f"{type(value).__name__} {len(text)} {text} ".encode("utf-8", "surrogatepass"))
+    elif isinstance(value, Set):
+        digest.update(f"set {len(value)} {sorted(map(repr, value))} ".encode("utf-8", "surrogatepass"))
+    elif isinstance(value, Sequence):
+        digest.update(f"sequence {len(value)} ".encode())
+        for number, item in enumerate(value):
+            _add(digest, item, f"{place}/{number}")
+    else:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise RunError(
+            [
+                f"the checkpoint cannot be written: {place.lstrip('/')} is a {kind}, which could not be read back without "
+                "unpickling. Keep numbers, texts and tensors in the state of callbacks."
+            ]
+        )
