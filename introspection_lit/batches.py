@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 from transformers import Cache
 
 from introspection_lit.contexts import Context, fingerprint
 from introspection_lit.conversations import Encoded, Phrasing, encode
+from introspection_lit.errors import ConfigurationError
 from introspection_lit.prefill import pad
 from introspection_lit.seeds import generator
 from introspection_lit.steering import Intervention, layer_scale
@@ -282,15 +283,57 @@ class EpochBatches(DistributedSampler[int]):
         world_size: All processes.
         epoch: Says which epoch is running. Lightning's ``set_epoch`` is not used: after a resume it starts again at 0
             (Lightning 2.6).
+
+    Attributes:
+        begun: An epoch that was begun in an earlier run, and how many of this process's batches were done in it.
     """
 
     def __init__(self, batches: int, rank: int, world_size: int, epoch: Callable[[], int]) -> None:
         self.rank, self.world_size, self.current_epoch = rank, world_size, epoch
         self.each = -(-batches // world_size)
+        self.begun = (-1, 0)
 
     def __len__(self) -> int:
         return self.each
 
     def __iter__(self) -> Iterator[int]:
-        start = self.current_epoch() * self.each * self.world_size
-        return iter(range(start + self.rank, start + self.each * self.world_size, self.world_size))
+        epoch = self.current_epoch()
+        done = self.begun[1] if epoch == self.begun[0] else 0
+        start = epoch * self.each * self.world_size
+        return iter(range(start + self.rank + done * self.world_size, start + self.each * self.world_size, self.world_size))
+
+
+class TrainingLoader(DataLoader[TrialBatch]):
+    """A loader that goes on in the middle of an epoch. Lightning saves its state and gives it back.
+
+    Args:
+        batches: What is loaded.
+        sampler: In which order.
+        done: Says how many batches of the epoch this process has done.
+        num_workers: Worker processes.
+    """
+
+    def __init__(self, batches: BatchesOfSplit, sampler: EpochBatches, done: Callable[[], int], num_workers: int) -> None:
+        super().__init__(batches, batch_size=None, sampler=sampler, num_workers=num_workers)
+        self.order, self.done = sampler, done
+        self.cut = {"trials in a batch": batches.batch_size, "batches in a step": batches.parts, "batches": sampler.each}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is, and how its steps are cut."""
+        return {"epoch": self.order.current_epoch(), "done": self.done(), "cut": self.cut}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there.
+
+        Raises:
+            ConfigurationError: Steps are cut otherwise now: what is done of the epoch would be other trials.
+        """
+        if state["cut"] != self.cut:
+            raise ConfigurationError(
+                [
+                    f"ckpt_path: the checkpoint is from the middle of an epoch, with {state['cut']}; the configuration "
+                    f"gives {self.cut}. Use the data.batch_size, data.trials_per_epoch, accumulation and number of "
+                    "processes that it was made with, or a checkpoint from the end of an epoch."
+                ]
+            )
+        self.order.begun = (state["epoch"], state["done"])

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
 from introspection_lit import report
+from introspection_lit.checkpoint_files import read_checkpoint
 from introspection_lit.collector import Evidence, data_of, module_of
-from introspection_lit.export import export_adapter, load_checkpoint
+from introspection_lit.errors import RunError
+from introspection_lit.export import export_adapter
 from introspection_lit.figures import log_odds_figure
-from introspection_lit.files import save_figure, write_whole
+from introspection_lit.files import explained, save_figure, whole, write_whole
 from introspection_lit.provenance import protocol, provenance
+from introspection_lit.seals import write_json
 from introspection_lit.trial_table import USUAL_SETS
 from introspection_lit.trials import SOURCES
 
@@ -31,6 +38,17 @@ if TYPE_CHECKING:
 def run_folder(trainer: Trainer) -> Path:
     """Where a run's files go. To be called on every process: the answer is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+class ConfigWriter(SaveConfigCallback):
+    """Writes the configuration into the run's folder, whole; a run that goes on there writes its own over it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml``, once."""
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and not self.already_saved:
+            write_whole(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
+        self.already_saved = True
 
 
 class TrialsPerSecond(Callback):
@@ -70,41 +88,95 @@ class LearningRate(LearningRateMonitor):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which after a resume still knows how good the best checkpoint was, and keeps the last one.
+    """Lightning's callback, which after a resume still knows the best checkpoint so far, and keeps the last one.
 
     A resumed run has a folder of its own, and Lightning 2.6 then forgets the score (not the path): the first validation
     after the resume would count as the best, whatever came before. And it writes ``last.ckpt`` only where a best one is
-    written too: a run that is stopped would go on from its best epoch, not from its last.
+    written too: a run that is stopped would go on from its best epoch, not from its last. Here a resumed run copies the
+    best checkpoints so far from the folder that it goes on from, which stays as it was; and no checkpoint is removed before
+    the last one that knows of its successor is there.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.outdated: list[str] = []
+        self.resumed_from: Path | None = None
+        self.writes = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder of the run, and that of the run it goes on from."""
+        super().setup(trainer, pl_module, stage)
+        path = data_of(trainer).checkpoint
+        self.resumed_from = Path(path).parent if path and stage == "fit" else None
+        self.writes = trainer.is_global_zero
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **options: Any) -> None:
+        """Save what is to be saved every so many steps."""
+        super().on_train_batch_end(trainer, *args, **options)
+        self._remove_outdated(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the last checkpoint, better or not."""
         super().on_train_epoch_end(trainer, pl_module)
         if self._should_save_on_train_epoch_end(trainer):
             self._keep_last(trainer)
+        self._remove_outdated(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep it where validations come at other times than the ends of epochs."""
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._keep_last(trainer)
+        self._remove_outdated(trainer)
 
     def _keep_last(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # as it does where one of this step is there
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Remember to remove a file; a process that is killed before it has written the last one still needs it."""
+        self.outdated.append(filepath)
+
+    def _remove_outdated(self, trainer: Trainer) -> None:
+        outdated, self.outdated = self.outdated, []
+        for path in outdated:
+            super()._remove_checkpoint(trainer, path)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score over, too."""
-        super().load_state_dict(state_dict)
-        if not Path(state_dict["best_model_path"]).is_file():
-            rank_zero_warn(f"the best checkpoint so far is not there any more: {state_dict['best_model_path']}")
-            self.best_model_path = ""
+        """Take over the best checkpoints so far, with their scores.
+
+        They are looked for by name beside the checkpoint that is resumed from: a path in a file may be that of another
+        machine, or of anything.
+        """
+        if self.resumed_from is None:  # a test
             return
-        self.best_model_path = state_dict["best_model_path"]
-        self.best_model_score = state_dict["best_model_score"]
-        self.best_k_models = state_dict["best_k_models"]
-        self.kth_best_model_path = state_dict["kth_best_model_path"]
-        self.kth_value = state_dict["kth_value"]
+        known = {*state_dict["best_k_models"], state_dict["best_model_path"]} - {""}
+        taken = {path: self._take_over(path, self.resumed_from) for path in known}
+        best = taken.get(state_dict["best_model_path"], "")
+        if state_dict["best_model_path"] and not best:
+            rank_zero_warn(f"the best checkpoint so far is not there any more: {state_dict['best_model_path']}")
+        if not best:
+            return
+        self.best_model_path, self.best_model_score = best, state_dict["best_model_score"]
+        self.best_k_models = {taken[path]: score for path, score in state_dict["best_k_models"].items() if taken[path]}
+        self.kth_best_model_path, self.kth_value = "", state_dict["kth_value"]
+        if self.best_k_models:
+            choose = min if self.mode == "max" else max
+            self.kth_best_model_path = choose(self.best_k_models, key=lambda path: self.best_k_models[path])
+            self.kth_value = self.best_k_models[self.kth_best_model_path]
+        if Path(str(self.dirpath)) == self.resumed_from:  # the same folder: go on with the same last.ckpt
+            self.last_model_path = str(self.resumed_from / Path(state_dict["last_model_path"]).name)
+
+    def _take_over(self, path: str, folder: Path) -> str:
+        """Copy a checkpoint of the run that is resumed into this one's folder; empty if there is none."""
+        assert self.dirpath is not None
+        source, own = folder / Path(path).name, Path(self.dirpath) / Path(path).name
+        if not source.is_file():
+            return ""
+        if self.writes and source.resolve() != own.resolve():
+            with whole(own) as unfinished:
+                shutil.copyfile(source, unfinished)
+        return str(own)
 
 
 class LogOddsFigure(Callback):
@@ -128,7 +200,7 @@ class AdapterExport(Callback):
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path or not trainer.is_global_zero:
             return
-        checkpoint = load_checkpoint(saver.best_model_path)
+        checkpoint = read_checkpoint(saver.best_model_path)
         export_adapter(folder / "adapter", module, data, checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
             settings = {
@@ -191,7 +263,7 @@ class ResultsWriter(Callback):
             "sets": sets,
             "evidence": evidence,
         }
-        write_whole(folder / f"{self.name}.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        write_json(folder / f"{self.name}.json", results)
         figure = log_odds_figure({name: (t.scores, t.labels) for name, t in groups.items()}, module.threshold)
         save_figure(folder / f"{self.name.replace('results', 'log_odds')}.png", figure)
         if not self.prints:
@@ -202,6 +274,7 @@ class ResultsWriter(Callback):
         console.print(
             f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",
             soft_wrap=True,
+            markup=False,
         )
 
 
@@ -226,7 +299,9 @@ class PredictionWriter(Callback):
     """During ``predict``: writes a JSON line for each trial to ``predictions.jsonl`` in the run's folder."""
 
     def __init__(self) -> None:
+        self.path = Path()
         self.file: IO[str] | None = None
+        self.writing = ExitStack()
 
     def _path(self, trainer: Trainer) -> Path:
         suffix = "" if trainer.world_size == 1 else f".rank{trainer.global_rank}"
@@ -234,9 +309,9 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file under a name that says it is unfinished."""
-        path = self._path(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.with_name(path.name + ".unfinished").open("w", encoding="utf-8")
+        self.path = self._path(trainer)
+        unfinished = self.writing.enter_context(whole(self.path))
+        self.file = self.writing.enter_context(unfinished.open("w", encoding="utf-8"))
 
     def on_predict_batch_end(
         self,
@@ -254,18 +329,17 @@ class PredictionWriter(Callback):
             if batch.total is not None and trial.number >= batch.total:  # it only filled up the last batch
                 continue
             scored = {name: values[row].item() for name, values in outputs.items()}
-            self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")
+            if not math.isfinite(scored["log_odds"] + scored["mass"]):  # of a replayed trial; JSON has no such numbers
+                scored |= {name: str(scored[name]) for name in ("log_odds", "mass")} | {"decision": None}
+            with explained(self.path):
+                self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written behind, Ctrl-C included."""
-        if self.file is not None:
-            self.file.close()
-            Path(self.file.name).unlink(missing_ok=True)
+        with suppress(OSError, RunError):  # what cannot be written is what stopped the run
+            self.writing.__exit__(type(exception), exception, exception.__traceback__)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
-        assert self.file is not None
-        self.file.close()
-        path = self._path(trainer)
-        path.with_name(path.name + ".unfinished").replace(path)
-        rank_zero_info(f"predictions: {path}")
+        self.writing.close()
+        rank_zero_info(f"predictions: {self.path}")

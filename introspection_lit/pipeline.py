@@ -19,8 +19,9 @@ import yaml
 
 from introspection_lit import option_types
 from introspection_lit.adapters import read_adapter
-from introspection_lit.descriptions import believed
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.descriptions import NAMED_BY, believed, followed
+from introspection_lit.errors import ConfigurationError, RunError, visible
+from introspection_lit.export import DESCRIPTION
 from introspection_lit.model import SHORT_NAMES
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Coder-32B-Instruct"
@@ -69,6 +70,11 @@ class Steps(NamedTuple):
             settled: What a step knows better than any configuration; only the user's own options are over it.
         """
         return [*self.experiment, *defaults, *self.configs, *self.always, *settled, *self.chosen]
+
+    def gives(self, name: str) -> bool:
+        """Whether the user gives a setting, on the command line or in a configuration."""
+        typed = any(word.split("=")[0] == f"--{name}" for word in self.chosen)
+        return typed or _named_in(self.options.config, *name.split(".")) is not None
 
 
 def parser(description: str | None, root: Path) -> argparse.ArgumentParser:
@@ -124,7 +130,7 @@ def parse(made: argparse.ArgumentParser, args: Sequence[str] | None, step: str) 
         step: Names the step; its runs land in a folder of this name.
     """
     options, more = made.parse_known_args(args)
-    options.model = options.model or _model_of(options.config) or DEFAULT_MODEL
+    options.model = options.model or _named_in(options.config, "model", "base", "name_or_path") or DEFAULT_MODEL
     slug = options.model.rstrip("/").split("/")[-1].removesuffix(".gguf").lower()
     folder = (options.folder or options.root / "lightning_logs" / "pipeline" / slug).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,13 +149,15 @@ def parse(made: argparse.ArgumentParser, args: Sequence[str] | None, step: str) 
     return Steps(options, experiment, configs, always, [*as_arguments(chosen), *more], folder)
 
 
-def _model_of(configs: Sequence[str]) -> str | None:
-    """The model that configurations name, the last one if several do."""
+def _named_in(configs: Sequence[str], *place: str) -> str | None:
+    """The setting at a place of configurations, of the last one if several have it."""
     named = None
     for config in configs:
         try:
             content = yaml.safe_load(Path(config).expanduser().read_text(encoding="utf-8"))
-            named = content["model"]["base"]["name_or_path"]
+            for name in place:
+                content = content[name]
+            named = content
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             continue  # it names none, or the command line will say what is wrong with it
     return str(named) if named else None
@@ -167,14 +175,35 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def as_trained(adapter: str | None) -> list[str]:
+def as_trained(adapter: str | None, steps: Steps) -> list[str]:
     """The settings that an adapter was trained with, if it says so, as arguments for the command line.
 
+    Args:
+        adapter: A folder or hub id.
+        steps: What the user gives; see :func:`~introspection_lit.descriptions.followed`.
+
     Raises:
-        ConfigurationError: It says what no adapter of ours says.
+        ConfigurationError: It says what no adapter of ours says, or names a file elsewhere.
     """
-    description = read_adapter(adapter).description if adapter is not None else None
-    return as_arguments(believed((description or {}).get("options", {}), f"model.adapter: {adapter}"))
+    if adapter is None:
+        return []
+    found = read_adapter(adapter)
+    return settings_of((found.description or {}).get("options", {}), found.folder / DESCRIPTION, steps)
+
+
+def settings_of(options: object, source: Path, steps: Steps) -> list[str]:
+    """The settings that a file brings along, as arguments for the command line.
+
+    Args:
+        options: What the file says.
+        source: The file.
+        steps: What the user gives himself: those files are not looked for.
+
+    Raises:
+        ConfigurationError: They are not known ones of the right kind, or name a file outside of the file's folder.
+    """
+    settings = believed(options, str(source))
+    return as_arguments(followed(settings, source.absolute(), [name for name in NAMED_BY if steps.gives(name)]))
 
 
 def writable(path: Path) -> Path:
@@ -195,31 +224,33 @@ def writable(path: Path) -> Path:
 
 def same_as(subcommand: str, arguments: Sequence[str]) -> str:
     """The command that does the same without the script."""
-    return f"the same as: python -m introspection_lit {subcommand} {shlex.join(arguments)}"
+    return visible(f"the same as: python -m introspection_lit {subcommand} {shlex.join(arguments)}")
 
 
-def stop(problem: str) -> NoReturn:
+def stop(problem: str, status: int = 2) -> NoReturn:
     """End a script with a problem on stderr.
 
     Raises:
-        SystemExit: 2.
+        SystemExit: With this status.
     """
-    sys.stderr.write(f"error: {problem}\n")
-    raise SystemExit(2)
+    sys.stderr.write(f"error: {visible(problem)}\n")
+    raise SystemExit(status)
 
 
 def guarded(action: Callable[[], None]) -> None:
     """Run a script's main part; problems of the configuration and Ctrl-C end it without a traceback.
 
     Raises:
-        SystemExit: 2 if something cannot work, 130 after Ctrl-C.
+        SystemExit: 2 if something cannot work, 1 if something stopped it in the middle, 128 and its number after a signal.
     """
     try:
         action()
+    except RunError as error:
+        stop(str(error), 1)
     except (ConfigurationError, OSError) as error:
         stop(str(error))
     except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code != 1:  # Lightning turns Ctrl-C into 1; what is wrong is 2
-            raise
-        sys.stderr.write("interrupted: no file of this step is left half-written\n")
-        raise SystemExit(130) from None
+        status = 130 if isinstance(error, KeyboardInterrupt) else error.code
+        if isinstance(status, int) and status > 128:
+            sys.stderr.write("interrupted: no file of this step is left half-written\n")
+        raise SystemExit(status) from None

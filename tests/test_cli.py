@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from introspection_lit.batches import TrialBatch
+from introspection_lit.checkpoint_files import read_checkpoint
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.prefill import fork, position_ids, steered_cache
 from introspection_lit.vectors import VectorBank
@@ -240,20 +242,22 @@ def test_last_checkpoint_is_the_last(run: Callable[..., IntrospectionCLI]) -> No
 
 def test_best_score_survives_a_resume(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
     """A worse validation after the resume does not replace a better checkpoint from before it."""
-    first_epoch = fitted[1] / "checkpoints" / "best-step3.ckpt"
-    checkpoint = torch.load(first_epoch, weights_only=True)
+    Path("older").mkdir()
+    first_epoch = Path(shutil.copy(fitted[1] / "checkpoints" / "best-step3.ckpt", "older"))
+    checkpoint = read_checkpoint(first_epoch)
     state = next(value for key, value in checkpoint["callbacks"].items() if "Checkpoint" in key)
     state["best_model_score"] = state["kth_value"] = torch.tensor(2.0)  # no AUROC can beat this one
     state["best_k_models"] = {str(first_epoch): torch.tensor(2.0)}
-    torch.save(checkpoint, "doctored.ckpt")
-    resumed = run("fit", "--ckpt_path", "doctored.ckpt", "--checkpoint.save_top_k", "1")
-    assert resumed.trainer.checkpoint_callback.best_model_path == str(first_epoch)
-    assert first_epoch.is_file()
+    torch.save(checkpoint, "older/doctored.ckpt")
+    resumed = run("fit", "--ckpt_path", "older/doctored.ckpt", "--checkpoint.save_top_k", "1")
+    saver = resumed.trainer.checkpoint_callback
+    assert Path(saver.best_model_path) == Path(saver.dirpath) / first_epoch.name  # a copy
+    assert Path(saver.best_model_path).read_bytes() == first_epoch.read_bytes()
 
 
 def test_moved_run_can_be_resumed(run: Callable[..., IntrospectionCLI], fitted: tuple) -> None:
     """The best checkpoint so far is not where it was: a warning, and the best of the rest is exported."""
-    checkpoint = torch.load(fitted[1] / "checkpoints" / "best-step3.ckpt", weights_only=True)
+    checkpoint = read_checkpoint(fitted[1] / "checkpoints" / "best-step3.ckpt")
     state = next(value for key, value in checkpoint["callbacks"].items() if "Checkpoint" in key)
     state["best_model_path"], state["best_k_models"] = "moved/best.ckpt", {"moved/best.ckpt": torch.tensor(2.0)}
     state["best_model_score"] = state["kth_value"] = torch.tensor(2.0)
@@ -268,7 +272,7 @@ def test_damaged_adapter_is_refused(
     run: Callable[..., IntrospectionCLI], fitted: tuple, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Loading is not strict about the base weights, so it must be about the adapter's."""
-    checkpoint = torch.load(checkpoint_of(fitted[1]), weights_only=True)
+    checkpoint = read_checkpoint(checkpoint_of(fitted[1]))
     checkpoint["state_dict"] = dict(list(checkpoint["state_dict"].items())[:3])
     torch.save(checkpoint, "three.ckpt")
     with pytest.raises(SystemExit):

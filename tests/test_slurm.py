@@ -27,11 +27,12 @@ LOGS = "lightning_logs/qwen2.5-coder-32b/job-7"
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place where `srun` and `scontrol` write down what they are asked to do; srun then takes as long as is in `nap`."""
+    """A place where `srun`, `scontrol` and `scancel` write down what they are asked; srun takes as long as is in `nap`."""
     tools = tmp_path / "bin"
     tools.mkdir()
     record = 'printf "%s\\n" "$@" > "$SLURM_SUBMIT_DIR/$(basename "$0").txt"\n'
-    for name, rest in (("srun", 'env > env.txt; sleep "$(cat nap)"; exit 3\n'), ("scontrol", "echo 0 > nap\n")):
+    srun = 'env > env.txt; sleep "$(cat nap)"; exit 3\n'
+    for name, rest in (("srun", srun), ("scontrol", "echo 0 > nap\n"), ("scancel", "")):
         (tools / name).write_text("#!/bin/bash\n" + record + rest)
         (tools / name).chmod(0o755)
     (tmp_path / "nap").write_text("0")
@@ -121,7 +122,7 @@ def test_a_requeued_job_goes_on_from_its_newest_checkpoint(job: Path) -> None:
 
 
 def test_signal_requeues_the_job_once_and_waits(job: Path) -> None:
-    """The signal that the directive names goes to the shell, which asks for a new place and waits for the processes."""
+    """The signal that the directive names goes to the shell, which stops the processes and asks for a new place."""
     assert DIRECTIVES["signal"] == "B:SIGUSR1@90"
     assert "requeue" in DIRECTIVES
     (job / "nap").write_text("3")
@@ -130,6 +131,7 @@ def test_signal_requeues_the_job_once_and_waits(job: Path) -> None:
             time.sleep(0.05)
         running.send_signal(signal.SIGUSR1)
         out, _ = running.communicate(timeout=60)
+    assert (job / "scancel.txt").read_text().split() == ["--signal=TERM", "7"]
     assert (job / "scontrol.txt").read_text().split() == ["requeue", "7"]
     assert "goes back into the queue" in out
     assert running.returncode == 3  # srun's, so the script waited for it

@@ -1,0 +1,195 @@
+"""Resuming: from whatever checkpoint, the run ends with the bits of one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from introspection_lit.cli import IntrospectionCLI, main
+from introspection_lit.module import IntrospectionModule
+
+CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+# Epochs of eight batches and four steps.
+STEPS = ["--data.trials_per_epoch", "32", "--trainer.accumulate_grad_batches", "2", "--trainer.deterministic", "true"]
+HALVES = [*STEPS, "--trainer.val_check_interval", "0.5"]
+SELDOM = [*STEPS, "--trainer.check_val_every_n_epoch", "2"]
+NUMBERED = [*STEPS, "--trainer.max_epochs", "-1", "--trainer.max_steps", "8"]
+
+
+@pytest.fixture
+def fit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., IntrospectionCLI]:
+    """Fits the tiny model in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*options: str) -> IntrospectionCLI:
+        return main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), *options])
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], dict[str, Any]]:
+    """What a run with some options ends with if nobody stops it."""
+    ends: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def run(options: list[str]) -> dict[str, Any]:
+        if tuple(options) not in ends:
+            folder = str(tmp_path_factory.mktemp("whole"))
+            words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *options]
+            ends[tuple(options)] = end(main(["fit", *words, "--trainer.logger.init_args.save_dir", folder]))
+        return ends[tuple(options)]
+
+    return run
+
+
+def end(cli: IntrospectionCLI) -> dict[str, Any]:
+    """The weights and the optimiser after the last step, the step, and which step was the best."""
+    saver = cli.trainer.checkpoint_callback
+    checkpoint = torch.load(saver.last_model_path, weights_only=True)
+    kept = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")}
+    best = torch.load(saver.best_model_path, weights_only=True)
+    return kept | {"best": best["global_step"], "threshold": best["introspection"]["threshold"]}
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Nested values are equal, tensors bit by bit."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        first, second = list(first.values()), list(second.values())
+    if isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, hook: str, number: int, *signals: signal.Signals) -> None:
+    """Let the process get signals when it comes to a hook for the ``number``-th time."""
+    original, calls = getattr(IntrospectionModule, hook), [0]
+
+    def hooked(self: IntrospectionModule, *args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            for each in signals:
+                os.kill(os.getpid(), each)
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(IntrospectionModule, hook, hooked)
+
+
+def stopped(fit: Callable[..., IntrospectionCLI], options: list[str], status: int) -> tuple[Path, int]:
+    """Fit until a signal ends it: the checkpoint that it leaves, and its step."""
+    with pytest.raises(SystemExit) as left:
+        fit(*options)
+    assert left.value.code == status
+    path = Path("lightning_logs/default/version_0/checkpoints/last.ckpt")
+    return path, torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "options", "hook", "number", "step"),
+    [
+        pytest.param(signal.SIGINT, STEPS, "training_step", 3, 2, id="between the batches of a step"),
+        pytest.param(signal.SIGTERM, STEPS, "training_step", 8, 4, id="last step of an epoch, before its validation"),
+        pytest.param(signal.SIGTERM, STEPS, "validation_step", 1, 4, id="validation at the end of an epoch"),
+        pytest.param(signal.SIGTERM, STEPS, "on_train_epoch_end", 1, 5, id="end of an epoch"),
+        pytest.param(signal.SIGTERM, HALVES, "training_step", 12, 6, id="before a validation in the middle of an epoch"),
+        pytest.param(signal.SIGINT, HALVES, "validation_step", 6, 6, id="validation in the middle of an epoch"),
+        pytest.param(signal.SIGTERM, HALVES, "on_validation_epoch_end", 1, 3, id="end of that validation"),
+        pytest.param(signal.SIGTERM, SELDOM, "training_step", 7, 4, id="last step of an epoch without a validation"),
+        pytest.param(signal.SIGTERM, NUMBERED, "training_step", 9, 5, id="steps counted instead of epochs"),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    fit: Callable[..., IntrospectionCLI],
+    whole: Callable[[list[str]], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sent: signal.Signals,
+    options: list[str],
+    hook: str,
+    number: int,
+    step: int,
+) -> None:
+    """SIGTERM and Ctrl-C finish the step and leave a checkpoint, from which the rest follows bit by bit."""
+    with monkeypatch.context() as patched:
+        signal_at(patched, hook, number, sent)
+        path, reached = stopped(fit, options, 128 + sent)
+    assert reached == step
+    said = capsys.readouterr().err
+    assert f"stopped by {sent.name} after step {step}; go on with --ckpt_path" in said
+    assert str(path) in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_same(end(fit(*options, "--ckpt_path", str(path))), whole(options))
+
+
+def test_every_checkpoint_of_a_run_is_exact(
+    fit: Callable[..., IntrospectionCLI], whole: Callable[[list[str]], dict[str, Any]]
+) -> None:
+    """Those that are written every so many steps, too: in the middle of an epoch, and before a validation."""
+    often = ["--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1"]
+    options = [*HALVES, *often, "--checkpoint.monitor", "null"]
+    saved = fit(*options).trainer.checkpoint_callback.dirpath
+    paths = sorted(Path(saved).glob("best-step*.ckpt"), key=lambda path: int(path.stem.split("step")[1].split("-")[0]))
+    wanted = torch.load(Path(saved) / "last.ckpt", weights_only=True)
+    assert len(paths) >= 8
+    for path in paths[1:5]:
+        again = torch.load(fit(*options, "--ckpt_path", str(path)).trainer.checkpoint_callback.last_model_path)
+        assert_same(again["state_dict"], wanted["state_dict"])
+        assert_same(again["optimizer_states"], wanted["optimizer_states"])
+
+
+def test_a_second_signal_does_not_wait(fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No checkpoint is left; who sends two is in a hurry."""
+    signal_at(monkeypatch, "training_step", 2, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(SystemExit) as left:
+        fit(*STEPS)
+    assert left.value.code == 130
+    assert not list(Path().rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("command", "hook"), [("test", "test_step"), ("validate", "validation_step")])
+def test_a_signal_ends_what_trains_nothing(
+    command: str, hook: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning obeys SIGTERM in fit only."""
+    monkeypatch.chdir(tmp_path)
+    signal_at(monkeypatch, hook, 1, signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        main([command, "--config", CONFIG, "--model.base.name_or_path", str(tiny)])
+    assert left.value.code == 143
+    assert not list(Path().rglob("results.json"))
+
+
+def test_the_middle_of_an_epoch_is_not_cut_otherwise(
+    fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batches of another size: what is done of the epoch would be other trials."""
+    with monkeypatch.context() as patched:
+        signal_at(patched, "training_step", 3, signal.SIGTERM)
+        path, _ = stopped(fit, STEPS, 143)
+    with pytest.raises(SystemExit):
+        fit(*STEPS, "--data.batch_size", "8", "--ckpt_path", str(path))
+    assert "the middle of an epoch" in capsys.readouterr().err
+
+
+def test_the_folder_that_is_resumed_from_stays_as_it_was(fit: Callable[..., IntrospectionCLI]) -> None:
+    """A resumed run has copies of the best checkpoints; a better one replaces them, not those of the older run."""
+    first = fit(*STEPS, "--checkpoint.save_top_k", "1", "--checkpoint.monitor", "step", "--checkpoint.mode", "max")
+    folder = Path(first.trainer.checkpoint_callback.dirpath)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    more = ["--trainer.max_epochs", "3", "--checkpoint.monitor", "step", "--checkpoint.mode", "max"]
+    second = fit(*STEPS, *more, "--ckpt_path", str(folder / "last.ckpt"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    own = Path(second.trainer.checkpoint_callback.dirpath)
+    assert sorted(path.name for path in own.iterdir()) == ["best-step12.ckpt", "last.ckpt"]
