@@ -49,8 +49,8 @@ class Grid:
         ):
             given = f"{self.contexts} contexts, {self.random_vectors} random vectors, {self.vectors} and {self.info}"
             problems.append(f"data.grid: got {given}. Expected at least one context, vector, kind of vector and info.")
-        if not self.strengths or not all(0 < strength < float("inf") for strength in self.strengths):
-            problems.append(f"data.grid.strengths: got {self.strengths}. Expected some, each above 0.")
+        if not self.strengths or not all(1e-6 <= strength <= 1e6 for strength in self.strengths):
+            problems.append(f"data.grid.strengths: got {self.strengths}. Expected some, each above 0, from 1e-06 to 1e+06.")
         known = ("train", "heldout", "concept", *OPTIONAL_SPLITS)
         unknown = [name for name in self.vectors if name not in known]
         return problems + [f"data.grid.vectors: {name!r} is none of {', '.join(known)}." for name in unknown]

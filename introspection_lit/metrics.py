@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.errors import RunError
 from introspection_lit.statistics import (
     auroc,
     best_threshold,
@@ -66,20 +66,37 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
     }
 
 
-def require_finite(scores: Tensor) -> None:
-    """Check that scores are numbers: a nan outranks every score, and metrics of it would look plausible and mean nothing.
+class NotFinite(RunError):
+    """Some scores are not finite.
 
-    Raises:
-        ConfigurationError: One is not.
+    Args:
+        rows: Their places among the scores.
+        total: How many scores there are.
     """
-    broken = int((~scores.isfinite()).sum())
-    if broken:
-        raise ConfigurationError(
+
+    def __init__(self, rows: list[int], total: int) -> None:
+        self.rows = rows
+        super().__init__(
             [
-                f"{broken} of {len(scores)} trials gave no finite score: training has diverged, or the strength or the "
+                f"{len(rows)} of {total} trials gave no finite score: training has diverged, or the strength or the "
                 "precision overflows. Lower model.learning_rate or data.strengths, or use trainer.precision 32-true."
             ]
         )
+
+
+def require_finite(scores: Tensor, masses: Tensor | None = None) -> None:
+    """Check that scores are numbers: a nan outranks every score, and metrics of it would look plausible and mean nothing.
+
+    Args:
+        scores: ``(n,)``.
+        masses: ``(n,)``, to be checked, too.
+
+    Raises:
+        NotFinite: One is not.
+    """
+    broken = ~scores.isfinite() if masses is None else ~(scores.isfinite() & masses.isfinite())
+    if broken.any():
+        raise NotFinite(broken.nonzero()[:, 0].tolist(), len(scores))
 
 
 class Gathered(NamedTuple):
@@ -134,6 +151,7 @@ class DetectionMetrics(Metric):
         max_fpr: The share of false alarms that such a threshold may have, over distinct clean inputs.
         total: Trials with this number or a higher one are left out: they only filled up the last batches.
         gathered: What the last ``compute`` summarised.
+        summarised: The numbers of these trials in their split, ``(n,)``.
     """
 
     full_state_update = False
@@ -149,6 +167,7 @@ class DetectionMetrics(Metric):
         super().__init__()
         self.threshold, self.total, self.max_fpr = threshold, total, 1.0
         self.gathered: Gathered | None = None
+        self.summarised = torch.empty(0, dtype=torch.long)
         for name in self.states:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -170,11 +189,12 @@ class DetectionMetrics(Metric):
         """Summarise what was gathered; see :func:`summarise`.
 
         Raises:
-            ConfigurationError: A score is not finite: every metric of it would look plausible and mean nothing.
+            NotFinite: A score or mass is not: every metric of it would look plausible and mean nothing.
         """
         scores, labels, masses, inputs, numbers, kinds = (dim_zero_cat(getattr(self, name)).cpu() for name in self.states)
-        require_finite(scores)
         wanted = slice(None) if self.total is None else numbers < self.total
+        self.summarised = numbers[wanted]
+        require_finite(scores[wanted], masses[wanted])
         self.gathered = Gathered(*(column[wanted] for column in (scores, labels, masses, inputs, kinds)))
         threshold = self.threshold
         if threshold is None:

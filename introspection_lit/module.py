@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from introspection_lit.adapters import read_adapter, shape_of, weight_names
 from introspection_lit.batches import TrialBatch
 from introspection_lit.checks import identity_problems
+from introspection_lit.collector import data_of
+from introspection_lit.diverged import Scored, broken_scores, check_step
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.metrics import DetectionMetrics, chosen_threshold, require_finite
+from introspection_lit.metrics import DetectionMetrics, NotFinite, chosen_threshold, require_finite
 from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
 from introspection_lit.prefill import fork, no_logits, position_ids
 from introspection_lit.recompute import recomputed
 from introspection_lit.scoring import detection_loss, log_odds, mass
 from introspection_lit.seeds import generator
 from introspection_lit.shards import plain_name
-from introspection_lit.strategies import leave_base_alone, one_loads_for_all
+from introspection_lit.strategies import adapter_shapes, leave_base_alone, one_loads_for_all
 from introspection_lit.trials import SOURCES, TEST_SETS
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ class IntrospectionModule(LightningModule):
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
         self.metrics_of("validation").max_fpr = max_fpr
         self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
+        self.scored: list[Scored] = []  # the batches of the step that is being made
         self.shape = {
             "r": lora.r,
             "alpha": lora.alpha,
@@ -123,7 +127,11 @@ class IntrospectionModule(LightningModule):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # said below, as an error
                 loaded = PeftModel.from_pretrained(
-                    model, str(adapter.folder), low_cpu_mem_usage=model.device.type == "meta"
+                    # Its checked configuration: PEFT would read the file again, and believe all of it.
+                    model,
+                    str(adapter.folder),
+                    config=adapter.config,
+                    low_cpu_mem_usage=model.device.type == "meta",
                 )
         except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
             lines = str(error).strip().splitlines()
@@ -199,23 +207,22 @@ class IntrospectionModule(LightningModule):
         return metrics
 
     def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:
-        """The loss of a training batch.
-
-        Raises:
-            ConfigurationError: It is not finite.
-        """
-        loss, _, masses = self._step(batch)
-        if not loss.isfinite():
-            raise ConfigurationError(
-                [
-                    f"training has diverged: the loss of step {self.global_step} is {loss.item()}. Lower "
-                    "model.learning_rate, or use another trainer.precision. The checkpoints so far are good."
-                ]
-            )
+        """The loss of a training batch; whether it is a number is checked once the step is complete."""
+        loss, scores, masses = self._step(batch)
+        self.scored.append(Scored(batch.trials, loss.detach(), scores, masses))
         size = len(batch.trials)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
         self.log("train/mass_step", masses.mean(), sync_dist=True, batch_size=size)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check the step that is about to be made.
+
+        Raises:
+            RunError: A loss, a score or the gradient is not finite.
+        """
+        scored, self.scored = self.scored, []
+        check_step(self, scored)
 
     def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:
         """Score a validation batch."""
@@ -234,15 +241,20 @@ class IntrospectionModule(LightningModule):
             ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
 
         Raises:
-            ConfigurationError: A score is not finite.
+            RunError: A score is not finite; unless trials are replayed, to look at just that.
         """
         _, scores, masses = self._step(batch, gather=False)
-        require_finite(scores)
+        if data_of(self.trainer).replay is None:
+            try:
+                require_finite(scores, masses)
+            except NotFinite as error:
+                raise broken_scores(self, error, [batch.trials[row] for row in error.rows]) from error
         return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the training trials since the last time, decided at 0."""
-        self._log_summary("train", threshold=0.0)
+        if self.metrics_of("train").update_called:  # none, if the run was resumed after the last step of an epoch
+            self._log_summary("train", threshold=0.0)
 
     def on_validation_epoch_end(self) -> None:
         """Set the threshold while fitting, and log the validation metrics at the threshold."""
@@ -270,7 +282,11 @@ class IntrospectionModule(LightningModule):
     def _log_summary(self, split: str, threshold: float | None) -> dict[str, Any]:
         metrics = self.metrics_of(split)
         metrics.threshold = threshold
-        summary = self.summaries[split] = metrics.compute()
+        try:
+            summary = self.summaries[split] = metrics.compute()
+        except NotFinite as error:
+            plan, numbers = data_of(self.trainer).splits[split].plan, metrics.summarised
+            raise broken_scores(self, error, [plan.trial(int(numbers[row])) for row in error.rows]) from error
         for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
             on_bar = (split, name) == ("validation", "auroc")
             self.log(f"{split}/{name}", summary[name], prog_bar=on_bar, rank_zero_only=True)
@@ -281,6 +297,7 @@ class IntrospectionModule(LightningModule):
         """Turn dropout on: models come out of ``from_pretrained`` in eval mode, and Lightning leaves them so."""
         self.model.train()
         self.seed = torch.initial_seed()
+        self.scored = []
 
     def on_train_batch_start(self, batch: TrialBatch, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, process), so that a resumed run equals an uninterrupted one."""
@@ -294,6 +311,8 @@ class IntrospectionModule(LightningModule):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
+        # Lightning has made the loader to count its batches, before it knows where a resumed run goes on: it makes another.
+        self.trainer.fit_loop._combined_loader = None
         schedule = get_linear_schedule_with_warmup(optimizer, round(self.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -301,11 +320,13 @@ class IntrospectionModule(LightningModule):
         """What is wrong with the optimiser's settings."""
         settings = f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, warmup {self.warmup}"
         problems = []
-        if not (self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.warmup <= 1):
-            expected = "Expected learning_rate > 0, weight_decay >= 0 and a warmup share in [0, 1]"
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.warmup <= 1):
+            expected = "Expected learning_rate > 0, weight_decay >= 0 and a warmup share in [0, 1], all of them finite"
             problems.append(f"model: got {settings}. {expected}.")
         if not 0 <= self.max_fpr <= 1:
             problems.append(f"model.max_fpr: got {self.max_fpr}. Expected a share in [0, 1].")
+        if not math.isfinite(self.given_threshold or 0.0):
+            problems.append(f"model.threshold: got {self.given_threshold}. Expected a log-odds, which is finite.")
         return problems
 
     def identity(self) -> dict[str, Any]:
@@ -340,9 +361,21 @@ class IntrospectionModule(LightningModule):
         problems = identity_problems(saved, self.identity())
         if problems or saved is None:
             raise ConfigurationError(problems)
+        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            raise ConfigurationError(
+                [
+                    "ckpt_path: the checkpoint holds weights alone, such as those of training that has diverged: training "
+                    "cannot go on from it. Use another one."
+                ]
+            )
         own = {plain_name(name) for name, _ in self.named_parameters() if "lora_" in name}
         if set(checkpoint.get("state_dict", ())) != own:
             found = len(own & set(checkpoint.get("state_dict", ())))
             raise ConfigurationError([f"ckpt_path: the checkpoint holds {found} of the adapter's {len(own)} tensors."])
+        shapes = adapter_shapes(self)
+        for name, tensor in checkpoint["state_dict"].items():
+            if tensor.shape != shapes[name]:
+                expected = f"has shape {tuple(tensor.shape)}, in the model {tuple(shapes[name])}"
+                raise ConfigurationError([f"ckpt_path: the checkpoint does not fit the model: {name} {expected}."])
         self.threshold = saved["threshold"] if self.given_threshold is None else self.given_threshold
         self.validated = saved["validation"]
