@@ -1,0 +1,62 @@
+"""Errors that mean "no memory left", whoever raises them, and giving back what they hold on to."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Iterator
+
+import torch
+
+# What torch's allocators, CUDA's libraries and bitsandbytes say in errors of a more general kind.
+SAYINGS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "cudaErrorMemoryAllocation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "NCCL Error 1: unhandled cuda error (run with NCCL_DEBUG=INFO for details): out of memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough: of a GPU, of the host, or Python's own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)
+
+
+def on_host(error: BaseException) -> bool:
+    """Whether it was the host's memory that was not enough."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def give_back(error: BaseException) -> None:
+    """Let go of what an error holds on to, whoever keeps the error: a traceback keeps the tensors of every function in it.
+
+    The functions that are still running keep theirs.
+    """
+    for each in chain(error):
+        if each.__traceback__ is not None:
+            traceback.clear_frames(each.__traceback__)
+            each.__traceback__ = None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, and what was being handled when it came; each once."""
+    seen, left = set[int](), [error]
+    while left:
+        each = left.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            left += [other for other in (each.__cause__, each.__context__) if other is not None]
+
+
+def free_unused() -> None:
+    """Collect garbage, and give a GPU's memory that nothing uses back to it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
