@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from introspection_lit.descriptions import RECORD, believed, faults
+from introspection_lit.adapter_settings import read_settings
+from introspection_lit.descriptions import RECORD, believed, belonging, faults
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.export import DESCRIPTION
-from introspection_lit.model import BaseModel
+from introspection_lit.export import DESCRIPTION, changes
+from introspection_lit.given_paths import given_path
+from introspection_lit.limits import BeyondLimitError, limited
+from introspection_lit.model import BaseModel, outline
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-WEIGHTS = "adapter_model.safetensors"
-FILES = ("adapter_config.json", WEIGHTS, DESCRIPTION)
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS, DESCRIPTION)
+LARGEST_JSON = 1 << 28  # bytes
 
 
 class Adapter(NamedTuple):
@@ -44,30 +51,23 @@ def read_adapter(name: str) -> Adapter:
     Raises:
         ConfigurationError: There is none, or it cannot be used here; all problems.
     """
-    from peft import LoraConfig, PeftConfig  # takes seconds: not where --help is all that is wanted
-
-    folder = Path(name).expanduser()
+    folder = given_path("model.adapter", name)
     if not folder.is_dir():
         folder = _from_hub(name)
-    problems = []
+    if missing := _missing(name, folder):
+        raise ConfigurationError(missing)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # PEFT passes on whatever it meets in the file
+        content = _read_json(folder / CONFIG)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             [f"model.adapter: {name} is no PEFT adapter: its adapter_config.json cannot be read ({error})."]
         ) from error
-    targets = getattr(config, "target_modules", None)
-    if isinstance(config, LoraConfig) and not (isinstance(config.r, int) and isinstance(targets, str | list | set)):
-        problems.append(f"model.adapter: {name}: its adapter_config.json has r {config.r!r}, target_modules {targets!r}.")
-    if config.is_prompt_learning or not hasattr(config, "target_modules"):
-        problems.append(
-            f"model.adapter: {name} is of type {config.peft_type}, which adds tokens of its own to the cache. Expected an "
-            "adapter of weights, such as LoRA."
-        )
+    config, odd = read_settings(content)
+    problems = [f"model.adapter: {name}: {problem}." for problem in odd]
     description = None
     if (folder / DESCRIPTION).is_file():
         try:
-            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            description = _read_json(folder / DESCRIPTION)
             threshold = description["threshold"]
             if isinstance(threshold, bool) or not math.isfinite(threshold):
                 raise ValueError(f"its threshold is {threshold}")
@@ -76,11 +76,28 @@ def read_adapter(name: str) -> Adapter:
             believed(description.get("options", {}), str(folder / DESCRIPTION))
         except ConfigurationError as error:
             problems += error.problems
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             problems.append(f"model.adapter: {folder / DESCRIPTION} is damaged ({error!r}). Remove it, or export again.")
     if problems:
         raise ConfigurationError(problems)
     return Adapter(folder, config, description)
+
+
+def _missing(name: str, folder: Path) -> list[str]:
+    """Why a folder's files cannot be used: there is no adapter, or some are links to files elsewhere."""
+    if not (folder / CONFIG).is_file():
+        return [f"model.adapter: {name} is no PEFT adapter: it has no {CONFIG}."]
+    return [
+        f"model.adapter: {folder / file} is a link to a file outside of the adapter's folder. Copy that file into it."
+        for file in FILES
+        if (folder / file).is_file() and not belonging([folder / file], folder)
+    ]
+
+
+def _read_json(path: Path) -> Any:
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _from_hub(name: str) -> Path:
@@ -104,18 +121,64 @@ def _weight_problems(path: Path) -> list[str]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+        broken = [name for name, tensor in tensors.items() if not tensor.is_complex() and not _finite(tensor)]
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         return [f"model.adapter: {path} cannot be read ({error}): it may be cut off."]
-    broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
     if not tensors or broken:
         return [f"model.adapter: {path} holds {'no weights' if not tensors else f'numbers not finite in {broken[0]}'}."]
     return []
 
 
+def _finite(tensor: torch.Tensor) -> bool:
+    return bool((tensor.float() if tensor.is_floating_point() else tensor).isfinite().all())
+
+
+def _tensors(adapter: Adapter) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+        return {name: (tuple((t := file.get_tensor(name)).shape), t.dtype) for name in file.keys()}  # noqa: SIM118
+
+
 def weight_names(adapter: Adapter) -> set[str]:
     """The names of an adapter's tensors, as they are in its file."""
-    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
-        return set(file.keys())
+    return set(_tensors(adapter))
+
+
+def misfits(adapter: Adapter, base: BaseModel) -> list[str]:
+    """Say why an adapter's weights are not for a model: compared with those that PEFT puts on its outline.
+
+    Args:
+        adapter: One whose weights can be read.
+        base: The model; no weight of it is loaded.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    try:
+        with warnings.catch_warnings(), limited():
+            warnings.simplefilter("ignore")  # what matters of it is said when it is loaded
+            fitted = get_peft_model(outline(base), copy.deepcopy(adapter.config), low_cpu_mem_usage=True)
+            expected = get_peft_model_state_dict(fitted, save_embedding_layers=False)
+    except BeyondLimitError as error:
+        return [f"finding the modules that its adapter_config.json names: {error}. Its patterns are not used."]
+    except Exception as error:  # PEFT's, of modules that are not there; torch's, of shapes that cannot be
+        lines = str(error).strip().splitlines() or [""]
+        return [f"PEFT cannot put it on the model ({type(error).__name__}: {lines[0][:300]})"]
+    found = _tensors(adapter)
+    if differing := found.keys() ^ expected.keys():
+        examples = ", ".join(sorted(differing)[:2])
+        return [f"{len(differing)} tensors are missing or too many, such as {examples}"]
+    # AdaLoRA's ranks are cut to what its rank_pattern says only when the weights are loaded.
+    cut = "ADALORA" in str(adapter.config.peft_type)
+    problems = [
+        f"{name} has shape {list(shape)}, expected {list(expected[name].shape)}"
+        for name, (shape, _) in found.items()
+        if shape != tuple(expected[name].shape) and not cut
+    ]
+    problems += [
+        f"{name} is of {dtype}, expected {'floating-point' if expected[name].is_floating_point() else 'whole'} numbers"
+        for name, (_, dtype) in found.items()
+        if dtype.is_complex or dtype.is_floating_point != expected[name].is_floating_point()
+    ]
+    return [f"{problems[0]} ({len(problems)} like this)"] if problems else []
 
 
 def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting: bool) -> list[str]:
@@ -137,8 +200,9 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
     except ConfigurationError as error:
         return problems + error.problems
     problems += _weight_problems(adapter.folder / WEIGHTS)
+    problems += changes(adapter.folder, adapter.description)
     made_for = str(adapter.config.base_model_name_or_path)
-    if BaseModel(made_for).name != base.name:
+    if _name_of(made_for) != base.name:
         problems.append(
             f"model.adapter: {name} was made for the model {made_for!r}, not for {base.name!r}. Use that model, or an "
             "adapter for this one."
@@ -148,7 +212,16 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
             f"model.adapter: {name} was made for revision {adapter.config.revision!r} of the model. Set "
             "model.base.revision."
         )
+    if not problems:
+        problems += [f"model.adapter: {name} does not fit {base.name}: {misfit}." for misfit in misfits(adapter, base)]
     return problems
+
+
+def _name_of(made_for: str) -> str:
+    try:
+        return BaseModel(made_for).name
+    except (OSError, ValueError, RuntimeError):  # it cannot be a path on this machine
+        return made_for
 
 
 def shape_of(adapter: Adapter) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from introspection_lit.chat_templates import control_tokens
 from introspection_lit.contexts import Context, exchange
-from introspection_lit.conversations import Phrasing, render
+from introspection_lit.conversations import Phrasing, control_tokens_in, render
 from introspection_lit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def settle(
     if not all(word.strip() for word in phrasing.answers):
         raise ConfigurationError([f"data.answers: got an empty word in {list(phrasing.answers)}. Expected two words."])
     prefix = phrasing.answer_prefix
+    if unfit := control_tokens_in(tokenizer, phrasing.answers, "data.answers"):
+        raise ConfigurationError(unfit)
     if not prefix.strip():
         raise ConfigurationError(
             ["data.answer_prefix: got none. Expected the start of an answer, such as 'The answer is'."]
@@ -78,10 +81,14 @@ def _settle_one(
     tokenizer: PreTrainedTokenizerBase, text: str, start: str, answers: tuple[str, str]
 ) -> tuple[str, tuple[int, int]]:
     """The joint and the tokens of the answers after a text that ends in the start of the answer."""
+    special = control_tokens(tokenizer)
     ways = [("", "")] if text[-1] in OPENING else [(" ", ""), ("", " ")]
     tried = [(joint, [_token(tokenizer, text + joint, space + word) for word in answers]) for space, joint in ways]
     for joint, (yes, no) in tried:
         if yes is not None and no is not None:
+            if control := [word for word, number in zip(answers, (yes, no), strict=True) if number in special]:
+                problem = f"data.answers: {control} are read as control tokens. Expected words."
+                raise ConfigurationError([problem])
             if yes == no:
                 raise ConfigurationError([f"data.answers: {answers} are the same token. Expected two different words."])
             return joint, (yes, no)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from introspection_lit.baseline import place_of
-from introspection_lit.figures import ANOTHER, CLEAN, STEERED
+from introspection_lit.figures import ANOTHER, CLEAN, STEERED, plain
 from introspection_lit.grid import CLEAR_NO, CLEAR_YES, DETECTION
 
 
@@ -36,7 +36,8 @@ def direction_figure(compared: Sequence[dict[str, Any]]) -> Figure:
     scatter = np.random.default_rng(0)
     for number, (place, kind) in enumerate((place, kind) for place in places for kind in kinds):
         rows = [row for row in compared if (place_of(row), row["vectors"]) == (place, kind)]
-        labels.append(f"{kind}, info: {Path(place[0]).name}\nlayers {place[1][0]}..{place[1][1]}, strength {place[2]:g}")
+        info = plain(Path(place[0]).name)
+        labels.append(f"{kind}, info: {info}\nlayers {place[1][0]}..{place[1][1]}, strength {place[2]:g}")
         for lane, (question, colour) in enumerate(colours.items()):
             chosen = [row for row in rows if row["question"] == question]
             height = number + 0.22 * (lane - 1) + scatter.uniform(-0.06, 0.06, len(chosen))
@@ -83,6 +84,6 @@ def sweep_figure(summary: Sequence[dict[str, Any]]) -> Figure:
                 panel.set_title(title, fontsize=9)
             panel.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths], fontsize=8)
         panels[line][0].set_yticks(range(len(bands)), [f"{first}..{last}" for first, last in bands], fontsize=8)
-        panels[line][0].set_ylabel(f"{vectors}\ninfo: {Path(info).name}", fontsize=8)
+        panels[line][0].set_ylabel(f"{vectors}\ninfo: {plain(Path(info).name)}", fontsize=8)
     drawn.supxlabel("strength", fontsize=9)
     return drawn

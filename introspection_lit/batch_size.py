@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from introspection_lit.allocation_errors import free_unused, give_back, is_out_of_memory
 from introspection_lit.decoder_shape import decoder_shape
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.kept_caches import GIB
 from introspection_lit.memory import USABLE, Load, Strategy, estimate, largest_batch
 from introspection_lit.model import load_config
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 AUTO = "auto"
 # Trials in a step of one process, if nobody says.
 DEFAULT = 16
+# What a process says that could not look for a size.
+FAILED = -1
 
 
 def step_problems(batch_size: int | str, effective: int | None, world: int, accumulated: int) -> list[str]:
@@ -67,7 +69,7 @@ def settle(data: IntrospectionDataModule) -> None:
         if data.share is None:  # a second fit would find the accumulation that the first has set
             data.share = effective // trainer.world_size if effective else DEFAULT * trainer.accumulate_grad_batches
         share = data.share
-        found = _same_everywhere(_largest(data, share))
+        found = smallest_of_all(lambda: _largest(data, share))
         if not found:
             raise ConfigurationError([_no_room(data)])
         data.batch_size = found
@@ -94,29 +96,36 @@ def largest_part(share: int, fits: Callable[[int], bool]) -> int:
 
 
 def fits(data: IntrospectionDataModule, size: int) -> bool:
-    """Try a step on the longest contexts; the adapter and all randomness stay as they are."""
-    module = data.module
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    """Try a step on the longest contexts; adapter, gradients and all randomness are as they were, whatever happens."""
+    trained = [parameter for parameter in data.module.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in trained]
     try:
-        with isolate_rng(), data.running.precision_plugin.forward_context():
-            # AdamW's averages, the gradients in DDP's buckets, and what is left alone for gaps in the allocator.
-            room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in trained * 3]
-            room.append(ballast(data.running.strategy.root_device))
-            batch = longest(data, size).to(data.running.strategy.root_device)
-            batch.cache = batch_cache(module, module, batch, share=False, adapter=data.prefill_adapter)
-            loss = detection_loss(module.answer_logits(batch), batch.answer_ids, batch.labels, module.loss)
-        loss.backward()  # type: ignore[no-untyped-call]
-        del room
-    except torch.OutOfMemoryError:
-        return False
-    finally:
         for parameter in trained:
             parameter.grad = None
-        batch = loss = None  # type: ignore[assignment]
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _try_step(data, size, trained)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        give_back(error)
+        return False
+    finally:
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        free_unused()
     return True
+
+
+def _try_step(data: IntrospectionDataModule, size: int, trained: Sequence[Tensor]) -> None:
+    """Forward and backward, with room for all else that a step needs; its tensors are gone when it returns."""
+    module, device = data.module, data.running.strategy.root_device
+    with isolate_rng(), data.running.precision_plugin.forward_context():
+        # AdamW's averages, the gradients in DDP's buckets, and what is left alone for gaps in the allocator.
+        room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in [*trained] * 3]
+        room.append(ballast(device))
+        batch = longest(data, size).to(device)
+        batch.cache = batch_cache(module, module, batch, share=False, adapter=data.prefill_adapter)
+        loss = detection_loss(module.answer_logits(batch), batch.answer_ids, batch.labels, module.loss)
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def ballast(device: torch.device) -> Tensor:
@@ -182,12 +191,28 @@ def free_memory(device: torch.device) -> int:
     return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def _same_everywhere(size: int) -> int:
-    """The smallest of all processes' sizes."""
+def smallest_of_all(find: Callable[[], int]) -> int:
+    """Find a size in every process; the smallest counts.
+
+    A process that fails tells the others before it ends: they would wait for it.
+
+    Raises:
+        RunError: Another process has failed.
+        Exception: What this process's own search has raised.
+    """
     if not (dist.is_available() and dist.is_initialized()):
-        return size
+        return find()
+    failure: Exception | None = None
+    try:
+        size = find()
+    except Exception as error:
+        size, failure = FAILED, error
     sizes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(sizes, size)
+    if failure is not None:
+        raise failure
+    if FAILED in sizes:
+        raise RunError([f"data.batch_size auto: process {sizes.index(FAILED)} has failed; its own message says why."])
     return int(min(sizes))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+from torch import Tensor
 
+from introspection_lit.checkpoint_contents import content_problems, finite
+from introspection_lit.checkpoint_files import read_checkpoint
 from introspection_lit.contexts import shared_messages
 from introspection_lit.conversations import repeated_questions
 from introspection_lit.errors import ConfigurationError
@@ -17,12 +18,22 @@ from introspection_lit.steering import BAND_NAMES, check_band, named_band
 from introspection_lit.trials import TEST_SETS, Bands
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from transformers import PretrainedConfig
 
     from introspection_lit.contexts import Context
     from introspection_lit.vectors import VectorBank
 
 T = TypeVar("T")
+
+# A strength below the least is lost in the rounding of float32; the square of one above the most overflows in a norm.
+LEAST_STRENGTH, MOST_STRENGTH = 1e-6, 1e6
+# More vectors, trials, or rows of a batch than any run has.
+MOST, MOST_ROWS, MOST_WORKERS, MOST_RANK = 10_000_000, 100_000, 256, 65_536
+# What a checkpoint can be chosen by.
+FIGURES = ("auroc", "accuracy", "tpr", "fpr", "mass", "loss")
+OTHERS = ("validation/selection", "step", "epoch")
+MONITORED = (*OTHERS, *(f"{split}/{name}" for split in ("validation", "train") for name in FIGURES))
 
 SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
@@ -95,12 +106,45 @@ def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: s
 def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
     """Check a range of strengths: 0 < lowest <= highest."""
     low, high = strengths
-    if not 0 < low <= high < float("inf"):
+    if not LEAST_STRENGTH <= low <= high <= MOST_STRENGTH:
         return [
             f"data.{option}: got {[low, high]}. Expected [lowest, highest] with 0 < lowest <= highest: a strength of "
-            "zero is a clean trial with the wrong label."
+            f"zero, or below {LEAST_STRENGTH:g}, is a clean trial with the wrong label, and one above {MOST_STRENGTH:g} "
+            "leaves nothing of the text."
         ]
     return []
+
+
+def trainer_problems(trainer: Trainer) -> list[str]:
+    """Check what Lightning takes without a word, and fails at or leaves out in the middle of a run."""
+    clip, interval = trainer.gradient_clip_val, trainer.val_check_interval
+    every = trainer.check_val_every_n_epoch
+    problems = []
+    if trainer.accumulate_grad_batches < 1:
+        problems.append(f"trainer.accumulate_grad_batches: got {trainer.accumulate_grad_batches}. Expected at least 1.")
+    if clip is not None and not 0 <= clip < float("inf"):
+        problems.append(f"trainer.gradient_clip_val: got {clip}. Expected a number, at least 0 (0: no clipping).")
+    if interval is not None and not interval > 0:
+        problems.append(f"trainer.val_check_interval: got {interval}. Expected a number above 0.")
+    if every is not None and every < 1:
+        problems.append(f"trainer.check_val_every_n_epoch: got {every}. Expected at least 1.")
+    logged: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if logged < 0:
+        problems.append(f"trainer.log_every_n_steps: got {logged}. Expected 0 or more.")
+    if trainer.num_sanity_val_steps < 0:
+        given = trainer.num_sanity_val_steps
+        problems.append(f"trainer.num_sanity_val_steps: got {given}. Expected 0 or more, or -1 for all of validation.")
+    if trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+        problems.append("trainer.overfit_batches: trials are drawn anew, there is no set to repeat. Leave it out.")
+    if trainer.limit_train_batches == 0:
+        problems.append("trainer.limit_train_batches: got 0, so nothing would be trained. Leave it out.")
+    if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        monitored = [getattr(saver, "monitor", None) for saver in trainer.checkpoint_callbacks]
+        unknown = [name for name in monitored if name is not None and name not in MONITORED]
+        problems += [f"checkpoint.monitor: got {name!r}. Expected one of {', '.join(MONITORED)}." for name in unknown]
+        if trainer.limit_val_batches == 0 and any(str(name).startswith("validation") for name in monitored):
+            problems.append("trainer.limit_val_batches: got 0, so no threshold and no best checkpoint would be found.")
+    return problems
 
 
 def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Sequence[str]) -> list[str]:
@@ -112,6 +156,11 @@ def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Seq
         test_sets: Names of test sets.
     """
     problems = [f"data.{option}: got {count}. Expected at least 1." for option, count in counts.items() if count < 1]
+    problems += [
+        f"data.{option}: got {count}. Expected at most {MOST}: more could not be held in memory, or not be run."
+        for option, count in (counts | sizes).items()
+        if count > MOST
+    ]
     if not test_sets:
         problems.append(f"data.test_trials: got none. Expected some of: {', '.join(TEST_SETS)}.")
     problems += [
@@ -292,6 +341,8 @@ def lora_problems(lora: Lora, n_layers: int) -> list[str]:
             f"model.lora: got r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}. Expected r >= 1, alpha > 0 and "
             "0 <= dropout < 1."
         )
+    if lora.r > MOST_RANK:
+        problems.append(f"model.lora.r: got {lora.r}. Expected at most {MOST_RANK}, which is more than any matrix has.")
     outside = [layer for layer in lora.layers if not 0 <= layer < n_layers]
     if outside:
         problems.append(f"model.lora.layers: {outside} are outside the model's layers 0..{n_layers - 1}.")
@@ -305,33 +356,43 @@ def identity_problems(saved: dict[str, Any] | None, identity: dict[str, Any]) ->
         saved: What the checkpoint says it belongs to; None or empty if it says nothing.
         identity: What the configuration says.
     """
-    if not isinstance(saved, dict) or not math.isfinite(saved.get("threshold", math.nan)):
+    threshold = saved.get("threshold") if isinstance(saved, dict) else None
+    if not isinstance(saved, dict) or isinstance(threshold, Tensor) or not finite(threshold):
         return ["ckpt_path: the file is a checkpoint, but not one of introspection_lit."]
+    said = {name: repr(saved.get(name))[:300] for name in identity}
     return [
-        f"ckpt_path: the checkpoint has {name} {saved.get(name)!r}, the configuration {value!r}. Use the configuration "
+        f"ckpt_path: the checkpoint has {name} {said[name]}, the configuration {value!r}. Use the configuration "
         "saved beside the checkpoint (config.yaml)."
         for name, value in identity.items()
-        if saved.get(name) != value
+        if not _equal(saved.get(name), value)
     ]
 
 
-def checkpoint_problems(path: str | None, identity: dict[str, Any]) -> list[str]:
-    """Check that the checkpoint that is to be loaded exists, can be read and fits.
+def _equal(one: object, other: object) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def checkpoint_problems(
+    path: str | None, identity: dict[str, Any], function: str = "test", loops: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[str]:
+    """Check that the checkpoint that is to be loaded exists, can be read, fits, and holds what is needed.
 
     Args:
         path: What the command line names; None if nothing.
         identity: What the configuration says the checkpoint must belong to.
+        function: What it is loaded for: fit, validate, test or predict.
+        loops: The state of the trainer's own loops, by name: that of the checkpoint must be like it. None: of no trainer.
     """
     if path is None:
         return []
-    if not Path(path).is_file():
-        return [
-            f"ckpt_path: no such file: {path}. Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt."
-        ]
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch makes of a file that is not one of its own
-        kind = type(error).__name__
-        return [f"ckpt_path: {path} cannot be read as a checkpoint ({kind}). It may be cut off: try another one."]
-    saved = checkpoint.get("introspection") if isinstance(checkpoint, dict) else None
-    return identity_problems(saved, identity)
+        checkpoint = read_checkpoint(path)
+    except ConfigurationError as error:
+        return error.problems
+    except OSError as error:
+        return [f"ckpt_path: {str(path)[:200]} cannot be read ({error.strerror})."]
+    problems = identity_problems(checkpoint.get("introspection"), identity)
+    return problems or ([] if loops is None else content_problems(checkpoint, function, loops))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import transformers
+from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -16,6 +20,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from introspection_lit.callbacks import (
     AdapterExport,
     BestCheckpoint,
+    ConfigWriter,
     LearningRate,
     LogOddsFigure,
     PredictionWriter,
@@ -23,10 +28,18 @@ from introspection_lit.callbacks import (
     ResultsWriter,
     TrialsPerSecond,
 )
+from introspection_lit.checkpoint_files import CheckpointFiles
 from introspection_lit.collector import Evidence
 from introspection_lit.data import IntrospectionDataModule
 from introspection_lit.errors import ConfigurationError, RunError
+from introspection_lit.event_files import CurvesMayFail
+from introspection_lit.files import explained_elsewhere, folder_problems
+from introspection_lit.given_options import checkpoint_name_problems, empty_options, read_carefully, seed_problems
+from introspection_lit.given_paths import given_path
+from introspection_lit.interruption import Interruption
 from introspection_lit.module import IntrospectionModule
+from introspection_lit.replay import ReplayReport
+from introspection_lit.watch import Watch
 from introspection_lit.without_lightning import answer
 
 
@@ -74,6 +87,49 @@ class IntrospectionCLI(LightningCLI):
         have none; what must agree is compared by :func:`~introspection_lit.checks.checkpoint_problems`.
         """
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the command line and the configurations that it names.
+
+        Raises:
+            ConfigurationError: A configuration is no text, or a name no file's.
+        """
+        read_carefully()
+        try:
+            super().parse_arguments(parser, args)
+        except (UnicodeError, RecursionError) as error:
+            raise ConfigurationError([f"--config: it cannot be read as YAML in UTF-8 ({error})."]) from error
+        except ValueError as error:
+            if "null byte" not in str(error):
+                raise
+            raise ConfigurationError(["--config: its name holds a null character. Expected a file."]) from error
+
+    def _set_seed(self) -> None:
+        """Check what no class has checked yet, before anything is made of it."""
+        problems = seed_problems(self._get(self.config, "seed_everything"))
+        problems += checkpoint_name_problems(self._get(self.config, "ckpt_path"))
+        groups = {"trainer": Trainer, "model": IntrospectionModule, "data": IntrospectionDataModule}
+        groups |= {"checkpoint": BestCheckpoint, "evidence": Evidence}
+        for group, made in groups.items():
+            given = self._get(self.config, group)
+            if group in ("model", "data") or not isinstance(given, Namespace):
+                problems += empty_options(group, given, made)
+        if problems:
+            raise ConfigurationError(problems)
+        super()._set_seed()
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Make the trainer.
+
+        Raises:
+            ConfigurationError: It cannot be made as configured; Lightning says why.
+        """
+        try:
+            return super().instantiate_trainer(**options)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError([f"trainer: {error}"]) from error
+
     def before_instantiate_classes(self) -> None:
         """Leave the progress bar out where it is switched off."""
         if self._get(self.config, "trainer.enable_progress_bar") is False:
@@ -83,6 +139,28 @@ class IntrospectionCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Tell the data module which checkpoint will be loaded, so that it is checked before the model is loaded."""
         self.datamodule.checkpoint = self._get(self.config, "ckpt_path")
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # nobody has asked for another
+            strategy.checkpoint_io = CheckpointFiles()
+        self._check_folders()
+
+    def _check_folders(self) -> None:
+        """Check that the run's files can be written, before Lightning's logger tries to.
+
+        Raises:
+            ConfigurationError: They cannot.
+        """
+        trainer = self.trainer
+        if self.subcommand is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        where = getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir
+        given_path("trainer.logger" if trainer.logger else "trainer.default_root_dir", str(where))
+        run = getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir
+        problems = folder_problems(Path(run), "trainer.logger" if trainer.logger else "trainer.default_root_dir")
+        if checkpoints := self._get(self.config, "checkpoint.dirpath"):
+            problems += folder_problems(Path(checkpoints), "checkpoint.dirpath")
+        if problems:
+            raise ConfigurationError(problems)
 
     def after_fit(self) -> None:
         """Test the best checkpoint, if asked to."""
@@ -109,9 +187,8 @@ def quieten() -> None:
     """Silence what other packages say at every start and no user can act on."""
     for message in (
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning 2.6 with torch 2.13
-        ".*is_gradient_checkpointing.*",  # peft 0.21 with transformers 5
+        ".*is_gradient_checkpointing.*",  # peft 0.21 with transformers 5.23
         ".*does not have many workers.*",  # batches are made from tokens in memory: workers would be slower
-        ".*instantiate_classes.*|.*skip_none parameter.*",  # Lightning 2.6 with jsonargparse 4.49
         ".*LightningCLI's args parameter is intended.*",  # the scripts have a command line of their own
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # our metrics have been gathered by then
     ):
@@ -138,13 +215,20 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
     if isinstance(words, list):
         answer(words)
     try:
-        return _cli(args, run=True)
+        with explained_elsewhere():
+            return _cli(args, run=True)
     except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"error: the configuration cannot work. {error}\n")
         raise SystemExit(2) from error
     except RunError as error:
         sys.stderr.write(f"error: the run has stopped. {error}\n")
         raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except SystemExit as error:
+        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
+            raise SystemExit(130) from None
+        raise
 
 
 def attach(args: list[str]) -> IntrospectionCLI:
@@ -181,11 +265,15 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
                 RichProgressBar(),
                 LearningRate(),
                 TrialsPerSecond(),
+                CurvesMayFail(),
+                Interruption(),
+                Watch(),
                 LogOddsFigure(),
                 AdapterExport(),
                 ResultsWriter(),
                 ReportWriter(),
                 PredictionWriter(),
+                ReplayReport(),
             ],
             "logger": {
                 "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -195,7 +283,7 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
             "reload_dataloaders_every_n_epochs": 1,
         },
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},  # without a logger, every run has the same folder
+        save_config_callback=ConfigWriter,
         parser_kwargs={"parser_mode": "yaml"},
         args=args,
     )

@@ -13,12 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.given_paths import given_path
 from introspection_lit.seeds import generator
 
 BUILTIN = "builtin"
@@ -102,7 +102,7 @@ def load_contexts(source: str) -> list[Context]:
     elif source == BUILTIN:
         rows = _jsonl_rows((files("introspection_lit") / "assets" / "contexts.jsonl").read_text(encoding="utf-8"), BUILTIN)
     else:
-        path = Path(source).expanduser()
+        path = given_path("data.contexts", source)
         if not path.is_file():
             raise ConfigurationError(
                 [f"data.contexts: no such file: {source}. Expected 'builtin', a .jsonl or .json file, or 'hub:NAME'."]
@@ -112,6 +112,8 @@ def load_contexts(source: str) -> list[Context]:
             rows = read(path.read_text(encoding="utf-8-sig"), source)
         except UnicodeDecodeError as error:
             raise ConfigurationError([f"data.contexts: {source} is not UTF-8 text ({error})."]) from error
+        except OSError as error:
+            raise ConfigurationError([f"data.contexts: {source} cannot be read ({error.strerror})."]) from error
     contexts: dict[str, Context] = {}
     problems = []
     for place, row in rows:
@@ -129,11 +131,20 @@ def load_contexts(source: str) -> list[Context]:
     return list(contexts.values())
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object: of two with one name, JSON says nothing, and Python would silently drop the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
+    return fields
+
+
 def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{name}, line {number}", json.loads(line)
+                yield f"{name}, line {number}", json.loads(line, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
                 yield f"{name}, line {number}", error
 
@@ -141,7 +152,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
 def _json_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
     """The conversations of a JSON file: one (a list of messages, or an object with ``messages``) or a list of them."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         return [(name, error)]
     if isinstance(content, dict) and isinstance(content.get("conversations"), list):
@@ -159,7 +170,7 @@ def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
         from datasets import load_dataset
     except ImportError as error:
         raise ConfigurationError(
-            [f"data.contexts: 'hub:{name}' needs the datasets package: pip install 'introspection_lit[hub]'."]
+            [f"data.contexts: 'hub:{name}' needs the datasets package: pip install 'introspection_lit[hub]' ({error})."]
         ) from error
     name, _, split = name.partition(":")
     try:
@@ -177,25 +188,35 @@ def _as_context(row: Any) -> Context | str:
         return f"expected an object, got {type(row).__name__}."
     fields = dict(row)
     messages = fields.get("messages")
-    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
-        if any("steering_ends" in message for message in messages):
-            return _as_conversation(fields, messages)
-        roles = [message.get("role") for message in messages]
+    listed = messages if isinstance(messages, list) and all(isinstance(message, dict) for message in messages) else None
+    misplaced = [name for part in (fields, *(listed or ())) for name in part if _is_mark(name, part is fields)]
+    if misplaced:
+        return f"got {misplaced[0]!r}. Expected \"steering_ends\": true, on one of the 'messages'."
+    if listed is not None:
+        if any("steering_ends" in message for message in listed):
+            return _as_conversation(fields, listed)
+        roles = [message.get("role") for message in listed]
         first = roles.index("user") if "user" in roles else 0
         if roles[first : first + 2] != ["user", "assistant"]:
             return "expected a 'user' message and an 'assistant' reply right after it in 'messages'."
-        fields |= {role: messages[first + i].get("content") for i, role in enumerate(("user", "assistant"))}
-    kind = fields.get("kind") or "unlabelled"
+        fields |= {role: listed[first + i].get("content") for i, role in enumerate(("user", "assistant"))}
+    kind = "unlabelled" if fields.get("kind") in (None, "") else fields["kind"]
     user, assistant = fields.get("user"), fields.get("assistant")
     texts = [text for text in (kind, user, assistant) if isinstance(text, str) and text.strip()]
     if len(texts) < 3:
         return "expected non-empty strings 'user' and 'assistant' (or 'messages'), and 'kind' if given."
-    if any(map(_unwritable, texts)):
+    if any(map(unwritable, texts)):
         return "expected text; it has half of a surrogate pair."
     return exchange(*texts)
 
 
-def _unwritable(text: str) -> bool:
+def _is_mark(name: object, outside: bool) -> bool:
+    """Whether a field looks like the mark where steering ends, but is misspelt or not in a message."""
+    plain = str(name).casefold().replace("-", "_")
+    return plain.startswith("steer") and (outside or name != "steering_ends")
+
+
+def unwritable(text: str) -> bool:
     """Whether a text holds what no file can: JSON can spell half of a surrogate pair."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
@@ -217,12 +238,14 @@ def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> 
         return "expected the question, a user message, after the message where steering ends."
     if not any(turn.content.strip() for turn in steered if turn.role != "system"):
         return "there is no text before the message where steering ends: nothing would be steered."
-    if any(_unwritable(turn.content) for turn in turns):
+    if any(unwritable(turn.content) for turn in turns):
         return "expected text; it has half of a surrogate pair."
-    kind, answers = fields.get("kind") or "unlabelled", fields.get("answers")
+    kind, answers = "unlabelled" if fields.get("kind") in (None, "") else fields["kind"], fields.get("answers")
     words = isinstance(answers, list) and len(answers) == 2 and all(isinstance(word, str) for word in answers)
     if not isinstance(kind, str) or not (answers is None or words):
         return "expected 'answers' to be two texts, the word for steered first, and 'kind' to be a text, if given."
+    if any(map(unwritable, (kind, *(answers or ())))):
+        return "expected text; it has half of a surrogate pair."
     return Context(kind, steered, asked, (answers[0], answers[1]) if answers else None)
 
 

@@ -8,15 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from introspection_lit.contexts import Context, Message
+from introspection_lit.chat_templates import (
+    Layout,
+    control_tokens,
+    controls_of,
+    find_texts,
+    layout,
+    marks_in,
+    same_marks,
+    template,
+)
+from introspection_lit.contexts import Context, Message, unwritable
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.questions import YES_NO
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+HALF = "has half of a surrogate pair, which no file and no tokenizer can hold"
+TURN = "would open or close a turn"
+
+
+class UnfitText(ConfigurationError):
+    """A text that would be read as something that it does not say: it opens or closes turns, or the template changes it.
+
+    Args:
+        source: The option that it comes from.
+        text: The text.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, source: str, text: str, reason: str) -> None:
+        super().__init__([f"{source}: the text {text[:60]!r} {reason}. Leave it out."])
 
 
 @dataclass(frozen=True)
@@ -67,95 +93,175 @@ def render(
         The text, and the number of its characters that belong to the context.
 
     Raises:
-        ConfigurationError: The template drops a message of the context, refuses the roles, or has no place for a system
-            prompt.
+        UnfitText: A text is changed by the template, or holds what it writes between messages.
+        ConfigurationError: The template drops a message, refuses the roles, or has no place for a system prompt.
     """
-    turns = [message._asdict() for message in context.turns]
+    written = _write(tokenizer, context, question, phrasing)
+    return written.text, written.seam
+
+
+class _Written(NamedTuple):
+    """A conversation as text.
+
+    Attributes:
+        text: All of it.
+        seam: How many of its characters belong to the context.
+        messages: What was put into the template, and the start of the answer.
+        sources: The option that each of them comes from.
+        places: Where each of them stands.
+        layout: What the template itself writes, and where.
+    """
+
+    text: str
+    seam: int
+    messages: list[Message]
+    sources: list[str]
+    places: list[tuple[int, int]]
+    layout: Layout
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> _Written:
+    turns = list(context.turns)
     asked = list(context.asked) if question is None else [Message("user", question)]
-    prefix = asked.pop().content if asked[-1].role == "assistant" else phrasing.answer_prefix
+    start = Message("assistant", asked.pop().content if asked[-1].role == "assistant" else phrasing.answer_prefix)
     if phrasing.info:
         number = max(index for index, message in enumerate(asked) if message.role == "user")
         asked[number] = Message("user", f"{phrasing.info}\n\n{asked[number].content}")
-    ask = [message._asdict() for message in asked]
-    system = turns.pop(0)["content"] if turns[0]["role"] == "system" else phrasing.system
-
-    def template(messages: list[dict[str, str]], prompt: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-
-    messages = [{"role": "system", "content": system}, *turns]
+    own = turns[0].role == "system"
+    system = turns.pop(0).content if own else phrasing.system
+    messages, steered = [Message("system", system), *turns, *asked], 1 + len(turns)
+    sources = ["data.contexts" if own else "data.system_prompt", *["data.contexts"] * len(turns)]
+    sources += ["data.contexts" if question is None else "data.questions"] * len(asked)
+    for message, source in zip((*messages, start), (*sources, "data.answer_prefix"), strict=True):
+        if unwritable(message.content):
+            raise UnfitText(source, message.content, HALF)
     try:
-        text = template([*messages, *ask], True)
+        found = _laid_out(tokenizer, messages, steered)
     except Exception as error:  # templates raise jinja2 errors of their own, for example Gemma's: no system role
         if system:
             raise ConfigurationError(
                 [f"data.system_prompt: the model's chat template takes no system prompt ({error}). Leave it empty."]
             ) from error
-        messages = turns
+        messages, sources, steered = messages[1:], sources[1:], steered - 1
         try:
-            text = template([*messages, *ask], True)
+            found = _laid_out(tokenizer, messages, steered)
         except Exception as second:
-            roles = ", ".join(message["role"] for message in [*messages, *ask])
+            roles = ", ".join(message.role for message in messages)
             raise ConfigurationError(
                 [f"data.contexts: the model's chat template refuses a conversation of {roles} ({second})."]
             ) from second
-    first_turn = commonprefix([template(messages, False), text])
-    for turn in turns:
-        if turn["content"].strip() not in first_turn:
-            raise ConfigurationError(
-                [
-                    "data.contexts: the model's chat template changes or drops a message of the context once others "
-                    f"follow, so the context cannot be told from the question ({turn['role']}: {turn['content'][:60]!r})."
-                ]
-            )
-    return text + prefix + phrasing.joint, len(first_turn)
+    if isinstance(found, int):
+        raise ConfigurationError(
+            [
+                "data.contexts: the model's chat template changes or drops a message of the context once others follow, so "
+                f"the context cannot be told from the question ({messages[found].role}: {messages[found].content[:60]!r})."
+            ]
+        )
+    if not found.pieces[sum(number < steered for number in found.order)].strip():
+        raise ConfigurationError(
+            ["base.name_or_path: the model's chat template writes nothing but white space between context and question."]
+        )
+    try:
+        text = template(tokenizer, messages, True)
+    except Exception as error:  # with words of ours for the texts there was none
+        raise UnfitText(sources[steered - 1], messages[steered - 1].content, f"is refused ({error})") from error
+    places = find_texts(text, found, [message.content for message in messages])
+    if isinstance(places, int):
+        found = _laid_out(tokenizer, messages, steered, again=True)
+        assert isinstance(found, Layout)
+        places = find_texts(text, found, [message.content for message in messages])
+    if isinstance(places, int):
+        raise UnfitText(sources[places], messages[places].content, "is changed by the model's chat template")
+    seam = 2 + found.seam + sum(end - beginning for beginning, end in places[:steered])
+    messages, sources = [*messages, start], [*sources, "data.answer_prefix"]
+    places = [*places, (len(text), len(text) + len(start.content))]
+    text += start.content
+    if not same_marks(tokenizer, text, found):
+        number = next((n for n, m in enumerate(messages) if marks_in(tokenizer, m.content)), steered - 1)
+        raise UnfitText(sources[number], messages[number].content, TURN)
+    return _Written(text + phrasing.joint, seam, messages, sources, places, found)
+
+
+def _laid_out(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], steered: int, again: bool = False
+) -> Layout | int:
+    roles, filled = [message.role for message in messages], [bool(message.content) for message in messages]
+    return layout(tokenizer, roles, filled, steered, again)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> Encoded:
     """Tokenise a conversation once, and split it into context and question; see :func:`render`.
 
     A token that reaches across the seam belongs to the question: what is steered is never more than the context.
+
+    Raises:
+        UnfitText: A text holds a control token, or hides one of the template's.
+        ConfigurationError: As for :func:`render`.
     """
-    text, seam = render(tokenizer, context, question, phrasing)
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    written = _write(tokenizer, context, question, phrasing)
+    tokens = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
-    cut = next((i for i, (_, end) in enumerate(offsets) if end > seam), len(ids))
+    control = control_tokens(tokenizer)
+    controls = [(number, *offset) for number, offset in zip(ids, offsets, strict=True) if number in control]
+    for message, source, (first, last) in zip(written.messages, written.sources, written.places, strict=True):
+        # Some control tokens swallow the white space around them, as far as the template has left it there.
+        inside = written.text[first:last]
+        first, last = first + len(inside) - len(inside.lstrip()), first + len(inside.rstrip())
+        if any(beginning < last and end > first for _, beginning, end in controls):
+            raise UnfitText(source, message.content, TURN)
+    if [number for number, _, _ in controls] != controls_of(tokenizer, written.layout):
+        raise UnfitText("data.contexts", context.user, TURN)
+    cut = next((i for i, (_, end) in enumerate(offsets) if end > written.seam), len(ids))
     return Encoded(ids[:cut], ids[cut:])
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts that the tokenizer turns into control tokens, such as ``<|im_end|>``."""
-    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+def control_tokens_in(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], option: str = "data") -> list[str]:
+    """Problems with texts of the configuration that no conversation can hold: most of them would open or close turns.
+
+    Args:
+        tokenizer: Carries the chat template.
+        texts: As they were given.
+        option: Where they come from, as it was typed.
+    """
+    problems = []
+    for text in texts:
+        if unwritable(text):
+            problems += UnfitText(option, text, HALF).problems
+            continue
+        for mark in marks_in(tokenizer, text):
+            what = "control token" if mark in control_tokens(tokenizer).values() else "mark of a turn"
+            problems += UnfitText(option, text, f"holds the {what} {mark!r}, which would open or close a turn").problems
+    return problems
 
 
-def control_tokens_in(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
-    """Problems with texts of the configuration that hold control tokens: they would open or close turns."""
-    return [
-        f"data: the text {text[:60]!r} holds the control token {token!r}, which would open or close a turn. Leave it out."
-        for text in texts
-        for token in control_tokens(tokenizer)
-        if token in text
-    ]
-
-
-def has_control_tokens(tokenizer: PreTrainedTokenizerBase, context: Context) -> bool:
-    """Whether a message of a context would open or close turns."""
-    tokens = control_tokens(tokenizer)
-    return any(token in message.content for message in (*context.turns, *context.asked) for token in tokens)
+def fakes_turns(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing) -> bool:
+    """Whether a text of a context would be read as several turns, or as something else that it does not say."""
+    try:
+        for one in [question, None] if context.asked else [question]:
+            encode(tokenizer, context, one, phrasing)
+    except UnfitText:
+        return True
+    return False
 
 
 def keep_usable(
     tokenizer: PreTrainedTokenizerBase, contexts: Sequence[Context], question: str, phrasing: Phrasing, limit: int
 ) -> list[Context]:
-    """Leave out contexts of more than ``limit`` tokens (cutting them would break the chat template) or with control tokens.
+    """Leave out contexts of more than ``limit`` tokens (cutting them would break the chat template), or that fake turns.
 
-    A user message with ``<|im_end|>`` in it would be several turns, and could plant the answer.
+    A user message with ``<|im_end|>`` in it would be several turns, and could plant the answer. A context that asks a
+    question of its own is looked at as a whole.
     """
-    return [
-        context
-        for context in contexts
-        if not has_control_tokens(tokenizer, context)
-        and len(encode(tokenizer, context, question, phrasing).context_ids) <= limit
-    ]
+    usable = []
+    for context in contexts:
+        asked = [question, None] if context.asked else [question]
+        try:
+            lengths = [len(encode(tokenizer, context, one, phrasing).context_ids) for one in asked]
+        except UnfitText:
+            continue
+        if max(lengths) <= limit:
+            usable.append(context)
+    return usable
 
 
 def repeated_questions(train: Sequence[str], heldout: Sequence[str]) -> list[str]:

@@ -12,14 +12,17 @@ from torch.utils.data import DataLoader
 from introspection_lit import leaks
 from introspection_lit.adapters import read_adapter
 from introspection_lit.batch_size import DEFAULT, settle
-from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrialBatch
+from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrainingLoader, TrialBatch
 from introspection_lit.contexts import BUILTIN
 from introspection_lit.conversations import Phrasing
+from introspection_lit.diverged import require_finite_norms
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.given_paths import given_path
 from introspection_lit.grid import Grid
 from introspection_lit.manifest import ManifestPlan
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.preparation import DEFAULT_VECTORS, Prepared, prepare
+from introspection_lit.replay import Replayed
 from introspection_lit.reuse import Prefills, Reuse
 from introspection_lit.strategies import one_loads_for_all
 from introspection_lit.trials import DEFAULT_TEST_SETS, OTHER_QUESTIONS, Trial
@@ -62,6 +65,8 @@ class IntrospectionDataModule(LightningDataModule):
         manifest: Train on the trials of this file instead of drawing them, in its order but for neighbours that are sorted
             by length; an epoch is a pass over it. Needs ``bank``.
         grid: What ``predict`` runs through instead of the test sets: a benchmark (see scripts/baseline_benchmark.py).
+        replay: Trials that ``predict`` scores instead of the test sets, each alone, saying where their numbers stop being
+            finite: ``SPLIT:NUMBER``, such as ``train:12``, or a list of these.
         train_vectors: Random directions to train on; by default 100, or all that a given bank has.
         validation_vectors: Random directions to validate on; by default 50, or all of a given bank.
         heldout_vectors: Random directions to test on; by default 100, or all of a given bank.
@@ -110,6 +115,7 @@ class IntrospectionDataModule(LightningDataModule):
         bank: str | None = None,
         manifest: str | None = None,
         grid: Grid | None = None,
+        replay: str | list[str] | None = None,
         train_vectors: int | None = None,
         validation_vectors: int | None = None,
         heldout_vectors: int | None = None,
@@ -142,9 +148,10 @@ class IntrospectionDataModule(LightningDataModule):
         self.max_context_tokens = max_context_tokens
         self.system_prompt, self.answer_prefix, self.answers, self.info = system_prompt, answer_prefix, answers, info
         self.questions, self.heldout_questions = questions, heldout_questions
-        self.bank_path = Path(bank).expanduser() if bank else None
-        self.manifest_path = Path(manifest).expanduser() if manifest else None
+        self.bank_path = given_path("data.bank", bank) if bank is not None else None
+        self.manifest_path = given_path("data.manifest", manifest) if manifest is not None else None
         self.grid = grid
+        self.replay = [replay] if isinstance(replay, str) else replay
         self.vector_counts: dict[str, int | None] = {
             "train": train_vectors,
             "validation": validation_vectors,
@@ -170,6 +177,7 @@ class IntrospectionDataModule(LightningDataModule):
         self.checkpoint: str | None = None  # what the command line will load: checked with the rest, before the model
         self.splits: dict[str, Split] = {}
         self.bank: VectorBank | None = None
+        self.folder = Path()  # of the run, once it is set up
         self.prepared: Prepared | None = None
 
     @property
@@ -188,6 +196,7 @@ class IntrospectionDataModule(LightningDataModule):
 
         Raises:
             ConfigurationError: Anything is wrong; all problems at once, before the model is loaded.
+            RunError: The model's own activations are not finite.
         """
         if self.bank is None:
             self._set_up()
@@ -204,6 +213,7 @@ class IntrospectionDataModule(LightningDataModule):
         if bank is None:
             components = "concept_pca" in [*self.test_sets, *(self.grid.vectors if self.grid else ())]
             bank = self._make_shared_bank(components) if one_loads_for_all(self.running) else self.make_bank(components)
+            require_finite_norms(bank)
             if adapter is not None:
                 self._check_training(read_adapter(adapter).description, bank)
         problems = leaks.between_splits(bank)
@@ -211,23 +221,25 @@ class IntrospectionDataModule(LightningDataModule):
             raise ConfigurationError(problems)
         self.bank = bank
         log_dir = self.running.log_dir  # asked for on every process: the answer is broadcast
+        self.folder = Path(log_dir or self.running.default_root_dir)
         if self.running.logger is not None and log_dir is not None and self.running.is_global_zero:
             bank.save(Path(log_dir) / "vectors.safetensors")
 
     def training_options(self) -> dict[str, Any]:
         """The options that decide what is trained on and how it is asked, as on the command line.
 
-        Those of contexts that are files are absolute paths. What is at its default because nothing was said is None.
+        Of files there is only the name: whoever reads the description must give them, or lay them beside it. What is at
+        its default because nothing was said is None.
         """
-        source = Path(self.contexts_source).expanduser()
+        source, info = Path(self.contexts_source).expanduser(), Path(self.info)
         options = {
-            "contexts": str(source.resolve()) if source.is_file() else self.contexts_source,
+            "contexts": source.name if source.is_file() else self.contexts_source,
             **self.given_kinds,
             "max_context_tokens": self.max_context_tokens,
             "system_prompt": self.system_prompt,
             "questions": self.questions,
             "heldout_questions": self.heldout_questions,
-            "info": self.info,
+            "info": info.name if info.suffix == ".txt" else self.info,
             "answers": self.answers,
             "answer_prefix": self.answer_prefix,
             "train_vectors": self.vector_counts["train"],
@@ -293,7 +305,10 @@ class IntrospectionDataModule(LightningDataModule):
         sampler = EpochBatches(
             each_epoch, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch if training else 0
         )
-        return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        if not training:
+            return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return TrainingLoader(batches, sampler, lambda: progress.current.ready, self.num_workers)
 
     def train_dataloader(self) -> DataLoader[TrialBatch]:
         """Batches of the split ``train``, new ones in every epoch."""
@@ -308,7 +323,12 @@ class IntrospectionDataModule(LightningDataModule):
         return [self._loader(name, self.eval_batch_size) for name in self.test_sets]
 
     def predict_dataloader(self) -> list[DataLoader[TrialBatch]]:
-        """The test sets again, or the grid: ``predict`` writes down each of their trials."""
+        """The test sets again, the grid, or what is replayed: ``predict`` writes down each of their trials."""
+        if self.replay is not None:
+            assert self.bank is not None and self.prepared is not None  # noqa: PT018
+            trainer, batches = self.running, Replayed(self.prepared.replayed, self.splits, self.bank)
+            sampler = EpochBatches(len(batches), trainer.global_rank, trainer.world_size, lambda: 0)
+            return [DataLoader(batches, batch_size=None, sampler=sampler)]
         names = self.test_sets if self.grid is None else list(self.splits)
         return [self._loader(name, self.eval_batch_size) for name in names]
 

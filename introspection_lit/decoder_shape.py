@@ -84,6 +84,7 @@ def decoder_shape(config: PretrainedConfig) -> Shape:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # transformers 5.0 leaves them untied on this device
     head = model.get_output_embeddings()
     matrices, place = [], re.compile(r"\.(\d+)\..*?([^.]+)$")
     for name, module in model.named_modules():

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# Control characters but for tabs and new lines, marks that turn the direction of writing, halves of surrogate pairs.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""A text of a file as a terminal can be shown it: what would steer the terminal is written out, as in ``\x1b``."""
+    return CONTROLS.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 class IntrospectionError(Exception):
@@ -13,9 +22,9 @@ class IntrospectionError(Exception):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+        self.problems = [visible(str(problem)) for problem in problems]
         plural = "problem" if len(self.problems) == 1 else "problems"
-        super().__init__("\n".join([f"{len(self.problems)} {plural}:", *(f"  - {problem}" for problem in problems)]))
+        super().__init__("\n".join([f"{len(self.problems)} {plural}:", *(f"  - {problem}" for problem in self.problems)]))
 
 
 class ConfigurationError(IntrospectionError, ValueError):

@@ -17,6 +17,11 @@ CLEAN, STEERED, ANOTHER = "#0072B2", "#E69F00", "#009E73"
 PALETTE = (CLEAN, STEERED, ANOTHER, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 
 
+def plain(text: str) -> str:
+    """A text as matplotlib draws it letter by letter: between two dollar signs it would read a formula."""
+    return text.replace("$", r"\$")
+
+
 def log_odds_figure(groups: Mapping[str, tuple[Tensor, Tensor]], threshold: float) -> Figure:
     """Draw histograms of the log-odds of clean and steered trials, one panel for each group.
 
@@ -35,7 +40,7 @@ def log_odds_figure(groups: Mapping[str, tuple[Tensor, Tensor]], threshold: floa
             panel.hist(values[chosen], bins=bins, alpha=0.75, color=colour, label=f"{name} ({chosen.sum()})")
         panel.axvline(threshold, color="black", linewidth=1, linestyle="--")
         panel.set_ylabel("trials")
-        panel.set_title(title, fontsize=9, loc="left")
+        panel.set_title(plain(title), fontsize=9, loc="left")
         panel.legend(fontsize=7, frameon=False, loc="upper center")
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel(f"log-odds, logit(yes) - logit(no); dashed: threshold {threshold:.2f}")

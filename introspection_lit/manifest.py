@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from introspection_lit.contexts import fingerprint
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.files import whole
+from introspection_lit.seals import SEAL, changed
 from introspection_lit.trials import Bands, PairedPlan, Trial, part_of, shuffled
 from introspection_lit.vectors import VectorBank
 
@@ -31,6 +33,11 @@ STRIDE = 1024
 MANY = 20_000
 # So many pairs are read ahead at once; more than a pool of batches has.
 WINDOW = 4096
+REMEDY = "Put it back as it was and resume from the last checkpoint, or start again with the manifest as it is now."
+# No line of ours is longer; what is given in messages is cut off long before.
+LONGEST_LINE, MOST_SHOWN = 1_000_000, 80
+# What stands for the seal while it is computed: as long as the seal itself.
+UNSEALED = "0" * 64
 FIELDS = ("number", "steered", "context", "kind", "begins", "question", "vector", "band", "strength")
 
 
@@ -111,7 +118,7 @@ def write_manifest(
 
     Args:
         path: Where to.
-        header: Its first line; ``format`` is added.
+        header: Its first line; ``format`` and a seal are added.
         rows: The trials.
         check: Reads what was written and says what is wrong with it.
 
@@ -119,10 +126,16 @@ def write_manifest(
         ConfigurationError: Something is.
     """
     with whole(path) as unfinished:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"format": FORMAT, **header}, ensure_ascii=False) + "\n")
+        with unfinished.open("wb") as file:
+            first = json.dumps({"format": FORMAT, SEAL: UNSEALED, **header}, ensure_ascii=False) + "\n"
+            digest = hashlib.sha256(first.encode())
+            file.write(first.encode())
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+                digest.update(line)
+                file.write(line)
+            file.seek(first.encode().index(UNSEALED.encode()))
+            file.write(digest.hexdigest().encode())
         if problems := check(unfinished):
             raise ConfigurationError(problems)
 
@@ -157,11 +170,34 @@ def settings(split: Split, bank: VectorBank, base_model: str, revision: str, see
 def disagreements(header: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """Say where a manifest was made for something else than what is about to be trained."""
     return [
-        f"data.manifest: made with {name} {header.get(name)!r}, the configuration has {value!r}. Leave the setting as it "
-        "was, or run scripts/generate_training_data.py again with this one."
+        f"data.manifest: made with {name} {_short(header.get(name))}, the configuration has {_short(value)}. Leave the "
+        "setting as it was, or run scripts/generate_training_data.py again with this one."
         for name, value in expected.items()
-        if header.get(name) != value
+        if header.get(name) != value or isinstance(header.get(name), bool) != isinstance(value, bool)
     ]
+
+
+def _short(value: object) -> str:
+    """A value of a file as a message can show it, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 4 * MOST_SHOWN else f"{text[: 4 * MOST_SHOWN]}..."
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object, if each is there once: readers of JSON differ in which of two they take.
+
+    Raises:
+        ValueError: One is there twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field is there twice")
+    return fields
+
+
+def _found(numbers: Mapping[str, int], name: object) -> int | None:
+    """The number of a name; None if it is none, or no text at all."""
+    return numbers.get(name) if isinstance(name, str) else None
 
 
 class Manifest:
@@ -176,22 +212,26 @@ class Manifest:
     Attributes:
         header: Its first line.
         total: How many trials the header says there are.
+        places: Where trials 0, ``STRIDE``, 2 ``STRIDE``, ... begin, as far as is known.
+        hashes: Of each ``STRIDE`` trials that have been read: what is read again must be the same.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
             raise ConfigurationError(
                 [f"data.manifest: no such file: {path}. Expected one written by scripts/generate_training_data.py."]
             )
         with path.open("rb") as file:
-            self.header = self._header(file.readline(1_000_000))
-            self.places = [file.tell()]  # where trials 0, STRIDE, 2 STRIDE, ... begin, as far as is known
+            self.first = file.readline(LONGEST_LINE)
+            self.header = self._header(self.first)
+            self.places = [file.tell()]
+        self.hashes: list[bytes] = []
         self.total = int(self.header["n"])
 
     def _header(self, line: bytes) -> dict[str, Any]:
         try:
-            header = json.loads(line)
+            header = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("n"), int):
@@ -199,21 +239,48 @@ class Manifest:
                 [f"data.manifest: {self.path} is not a manifest: its first line is not a header with format {FORMAT!r}."]
             )
         if header["n"] < 2 or header["n"] % 2:
-            raise ConfigurationError([f"data.manifest: {self.path} says that it has {header['n']} trials; expected pairs."])
+            number = _short(header["n"])
+            raise ConfigurationError([f"data.manifest: {self.path} says that it has {number} trials; expected pairs."])
         return header
 
     def lines(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
-        """The trials from number ``start`` on, as they are in the file, with their numbers."""
+        """The trials from number ``start`` on, as they are in the file, with their numbers.
+
+        Raises:
+            RunError: They are not what was read before.
+        """
         block = min(start // STRIDE, len(self.places) - 1)
-        number = block * STRIDE
-        with self.path.open("rb") as file:
-            file.seek(self.places[block])
-            while line := file.readline(1_000_000):
-                if number >= start:
-                    yield number, line
-                number += 1
-                if number == len(self.places) * STRIDE:
-                    self.places.append(file.tell())
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.places[block])
+                while lines := self._block(file, block):
+                    for number, line in enumerate(lines, block * STRIDE):
+                        if number >= start:
+                            yield number, line
+                    block += 1
+        except OSError as error:
+            raise RunError([f"data.manifest: {self.path} can no longer be read ({error.strerror}). {REMEDY}"]) from error
+        if block < len(self.hashes):
+            raise RunError([f"data.manifest: {self.path} has been cut off since it was checked. {REMEDY}"])
+
+    def _block(self, file: BinaryIO, block: int) -> list[bytes]:
+        """The next ``STRIDE`` trials of the file, or those that are left; empty at its end."""
+        lines: list[bytes] = []
+        while len(lines) < STRIDE and (line := file.readline(LONGEST_LINE)):
+            lines.append(line)
+        if not lines:
+            return lines
+        digest = hashlib.sha256(b"".join(lines)).digest()
+        if block == len(self.hashes):
+            self.hashes.append(digest)
+            self.places.append(file.tell())
+        elif self.hashes[block] != digest:
+            first = block * STRIDE + 2
+            last = first + len(lines) - 1
+            raise RunError(
+                [f"data.manifest: lines {first} to {last} of {self.path} have changed since they were checked. {REMEDY}"]
+            )
+        return lines
 
 
 class ManifestPlan(PairedPlan):
@@ -234,7 +301,8 @@ class ManifestPlan(PairedPlan):
         self.strengths = split.plan.strengths
         self._context = {context.key: number for number, context in enumerate(split.contexts)}
         self._question = {question: number for number, question in enumerate(split.questions)}
-        self._own = {number for number, context in enumerate(split.contexts) if context.asked}
+        own = [number for number, context in enumerate(split.contexts) if split.question(number, 0) is None]
+        self._own = {number: split.asked(Trial(split.name, 0, number, 0, steered=False)) for number in own}
         self._vector = {name: number for number, name in enumerate(bank.names[split.source.vectors][: self.vectors])}
         self._pairs: dict[int, tuple[Trial, Trial]] = {}
         self._window = WINDOW
@@ -244,12 +312,17 @@ class ManifestPlan(PairedPlan):
         """Read the whole file and say what is wrong with it: the first ten problems."""
         found: list[str] = []
         digest = hashlib.sha256()
+        seal = self.manifest.header.get(SEAL)  # older manifests have none
+        plain = isinstance(seal, str) and len(seal) == len(UNSEALED) and seal.isascii()
+        first = self.manifest.first
+        found_seal = hashlib.sha256(first.replace(str(seal).encode(), UNSEALED.encode(), 1) if plain else first)
         expected = 0
         clean: Trial | None = None
         with Seen() as seen:
             for number, line in self.manifest.lines():
                 expected = number + 1
                 digest.update(line)
+                found_seal.update(line)
                 try:
                     trial = self._trial(number, line)
                 except ValueError as error:
@@ -269,6 +342,8 @@ class ManifestPlan(PairedPlan):
         self.fingerprint = digest.hexdigest()[:16]
         if expected != self.manifest.total and len(found) < 10:
             found.append(f"it has {expected} trials or more, its header says {self.manifest.total}: it may be cut off.")
+        if not found and seal is not None and seal != found_seal.hexdigest():
+            found.append(changed(f"{SEAL!r} from its first line") + ".")
         return [f"data.manifest: {self.manifest.path}: {problem}" for problem in found]
 
     def _trial(self, number: int, line: bytes) -> Trial:
@@ -278,37 +353,48 @@ class ManifestPlan(PairedPlan):
             ValueError: It is not a trial of this split.
         """
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error}).") from error
         if not isinstance(row, dict) or set(row) != set(FIELDS):
             raise ValueError(f"expected an object with the fields {', '.join(FIELDS)}.")
         if type(row["number"]) is not int or row["number"] != number or row["steered"] is not bool(number % 2):
             raise ValueError(f"expected number {number}, {'steered' if number % 2 else 'clean'}: trials come in pairs.")
-        context, question = self._context.get(str(row["context"])), self._question.get(str(row["question"]))
+        said = {name: _short(value)[:MOST_SHOWN] for name, value in row.items()}
+        context, question = _found(self._context, row["context"]), _found(self._question, row["question"])
         if context is None:
-            raise ValueError(f"the context {row['context']!r} ({row['begins']!r}) is none of the training split's.")
-        question = 0 if context in self._own else question
+            raise ValueError(f"the context {said['context']} ({said['begins']}) is none of the training split's.")
+        if context in self._own:
+            question = 0 if row["question"] == self._own[context] else None
         if question is None:
-            raise ValueError(f"the question {row['question']!r} is none of data.questions.")
+            raise ValueError(f"the question {said['question']} is none of data.questions, or not the context's own.")
         if not row["steered"]:
+            if any(row[name] is not None for name in ("vector", "band", "strength")):
+                raise ValueError("a clean trial with a vector, a band or a strength. Expected null for each.")
             return Trial(self.split, number, context, question, steered=False)
-        vector, band, strength = self._vector.get(str(row["vector"])), row["band"], row["strength"]
+        vector, band, strength = _found(self._vector, row["vector"]), row["band"], row["strength"]
         if vector is None:
-            raise ValueError(f"the vector {row['vector']!r} is none of the training split's.")
-        if not isinstance(band, list) or band not in [list(known) for known in self.bands]:
-            raise ValueError(f"the band {band} is none of data.bands ({', '.join(str(list(b)) for b in self.bands)}).")
+            raise ValueError(f"the vector {said['vector']} is none of the training split's.")
+        whole_numbers = isinstance(band, list) and all(type(layer) is int for layer in band)
+        if not whole_numbers or tuple(band) not in self.bands:
+            raise ValueError(
+                f"the band {said['band']} is none of data.bands ({', '.join(str(list(b)) for b in self.bands)})."
+            )
         low, high = self.strengths
         if (
             not isinstance(strength, float | int)
             or isinstance(strength, bool)
             or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9)
         ):
-            raise ValueError(f"the strength {strength} is not in data.strengths, {low:g} to {high:g}.")
+            raise ValueError(f"the strength {said['strength']} is not in data.strengths, {low:g} to {high:g}.")
         return Trial(self.split, number, context, question, True, vector, (band[0], band[1]), float(strength))
 
     def _pair(self, pair: int) -> tuple[Trial, Trial]:
-        """Both trials of a pair; those that follow it in the file are kept at hand."""
+        """Both trials of a pair; those that follow it in the file are kept at hand.
+
+        Raises:
+            RunError: The file is no longer what was checked.
+        """
         pair %= self.manifest.total // 2
         if pair not in self._pairs:
             if len(self._pairs) > self._window:

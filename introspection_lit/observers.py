@@ -80,7 +80,7 @@ class Observers:
         groups: Which context each trial has, ``(n,)``.
 
     Raises:
-        ConfigurationError: There are too few contexts to set the penalty by, or one class only.
+        ConfigurationError: There are too few contexts to set the penalty by, one class only, or caches that are not finite.
     """
 
     def __init__(self, features: Features, labels: NDArray[np.bool_], groups: Sequence[Any]) -> None:
@@ -105,6 +105,10 @@ class Observers:
             found = LogisticRegression(max_iter=1000)
             return GridSearchCV(found, {"C": PENALTIES}, cv=folds, scoring="neg_log_loss")
 
+        if broken := int((~_finite(features)).sum()):
+            raise ConfigurationError(
+                [f"data.strengths: the caches of {broken} of {len(labels)} training trials are not finite."]
+            )
         self.trials = len(labels)
         words = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3), max_features=5000)
         self.fitted = {
@@ -114,9 +118,16 @@ class Observers:
         }
 
     def scores(self, features: Features) -> dict[str, NDArray[np.float64]]:
-        """The log-odds that each observer gives to "steered", ``(batch,)``, by the observer's name."""
-        seen = {PROBE: _probed(features), NORMS: features.norms, TEXT: features.texts}
-        return {name: np.asarray(model.decision_function(seen[name])) for name, model in self.fitted.items()}
+        """The log-odds that each observer gives to "steered", ``(batch,)``, by name; nan where a cache is not finite."""
+        fine = _finite(features)
+        means, norms = (np.where(fine[:, None], part, 0) for part in (features.means, features.norms))
+        seen = {PROBE: _probed(Features(means, norms, features.texts)), NORMS: norms, TEXT: features.texts}
+        return {name: np.where(fine, model.decision_function(seen[name]), np.nan) for name, model in self.fitted.items()}
+
+
+def _finite(features: Features) -> NDArray[np.bool_]:
+    """The trials whose caches are, ``(batch,)``."""
+    return np.asarray(np.isfinite(features.means).all(axis=1) & np.isfinite(features.norms).all(axis=1))
 
 
 def _probed(features: Features) -> NDArray[np.float32]:

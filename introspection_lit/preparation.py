@@ -7,25 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit import checks, leaks
 from introspection_lit.adapters import adapter_problems
 from introspection_lit.answers import PROBE
 from introspection_lit.batch_size import step_problems
 from introspection_lit.batches import Split
+from introspection_lit.checkpoint_contents import LOOPS
 from introspection_lit.collector import Evidence
 from introspection_lit.contexts import BUILTIN, Context, Message, load_contexts, split_contexts
-from introspection_lit.conversations import control_tokens_in, encode, has_control_tokens, keep_usable
+from introspection_lit.conversations import control_tokens_in, encode, fakes_turns, keep_usable
 from introspection_lit.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
 from introspection_lit.manifest import Manifest, ManifestPlan, disagreements, settings
 from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.odd_text import ODD, odd
 from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, info_text, own_questions
+from introspection_lit.replay import chosen_trials
 from introspection_lit.seeds import generator
 from introspection_lit.strategies import is_sharded, strategy_problems
-from introspection_lit.trials import SOURCES, Bands, OncePlan, Source, TrialPlan
-from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank
+from introspection_lit.trials import SOURCES, Bands, OncePlan, Source, Trial, TrialPlan
+from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank, name_problem, shown
 from introspection_lit.wording import Wording, find_wording
 
 if TYPE_CHECKING:
@@ -42,12 +44,14 @@ class Prepared(NamedTuple):
         bank: The bank, if one was given.
         wording: What is asked, and how.
         norm_contexts: Clean contexts, tokenised, on which residual norms can be measured.
+        replayed: The trials that ``data.replay`` names.
     """
 
     splits: dict[str, Split]
     bank: VectorBank | None
     wording: Wording
     norm_contexts: list[list[int]]
+    replayed: list[Trial]
 
 
 # Clean contexts on which the residual norms are measured.
@@ -91,10 +95,12 @@ def prepare(data: IntrospectionDataModule) -> Prepared:
         if data.manifest_path and bank:
             _take_manifest(data, splits, bank, found)
     found.raise_if_any()
+    replayed = found.attempt(chosen_trials, data.replay, splits) if data.replay is not None else []
+    found.raise_if_any()
     source = usable.get("train") or usable["all"]
     norm_contexts = spread(source, NORM_CONTEXTS)
     clean = [encode(words.tokenizer, c, words.questions["train"][0], words.phrasing) for c in norm_contexts]
-    return Prepared(splits, bank, words, [encoded.context_ids for encoded in clean])
+    return Prepared(splits, bank, words, [encoded.context_ids for encoded in clean], replayed or [])
 
 
 def spread(contexts: Sequence[Context], n: int) -> list[Context]:
@@ -141,7 +147,7 @@ DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
 def _deal_contexts(data: IntrospectionDataModule, found: checks.Problems) -> dict[str, list[Context]] | None:
     """Contexts by split; in a grid, conversations of the user's own are all taken, as ``all``."""
     contexts = found.attempt(load_contexts, data.contexts_source)
-    tests = found.attempt(load_contexts, data.test_contexts) if data.test_contexts else None
+    tests = found.attempt(load_contexts, data.test_contexts) if data.test_contexts is not None else None
     if not contexts or data.seed < 0:
         return None
     dealt = found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
@@ -163,21 +169,33 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
     sizes |= {f"test_trials.{name}": data.trials[name] for name in data.test_sets}
     found.add(checks.count_problems(counts, sizes, data.test_sets))
     found.add(checks.strength_problems("strengths", data.strengths))
-    if not data.test_doses or any(not 0 < dose < float("inf") for dose in data.test_doses):
-        found.add([f"data.test_doses: got {data.test_doses}. Expected some strengths, each above 0."])
+    if not data.test_doses or any(checks.strength_problems("test_doses", (dose, dose)) for dose in data.test_doses):
+        expected = f"Expected some strengths, each above 0, from {checks.LEAST_STRENGTH:g} to {checks.MOST_STRENGTH:g}"
+        found.add([f"data.test_doses: got {data.test_doses}. {expected}."])
     if data.test_strengths != data.strengths:
         found.add(checks.strength_problems("test_strengths", data.test_strengths))
     if data.grid is not None:
         found.add(data.grid.problems())
     found.add(data.reuse.problems())
+    if data.replay is not None and (data.grid is not None or data.running.state.fn not in (None, "predict")):
+        found.add([f"data.replay: got {data.replay}. Expected it with predict alone, and without data.grid."])
     trainer = data.running
     world, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     if trainer.state.fn in (None, "fit"):
         found.add(step_problems(data.given_batch_size, data.effective_batch, world, accumulated))
     if data.seed < 0 or data.num_workers < 0:
         found.add([f"data.seed, data.num_workers: got {data.seed} and {data.num_workers}. Expected 0 or more."])
+    limits = {"num_workers": checks.MOST_WORKERS, "eval_batch_size": checks.MOST_ROWS, "batch_size": checks.MOST_ROWS}
+    found.add(
+        f"data.{option}: got {getattr(data, option)}. Expected at most {most}."
+        for option, most in limits.items()
+        if getattr(data, option) > most
+    )
+    if data.grid is not None and trainer.state.fn not in (None, "predict"):
+        rank_zero_warn("data.grid: only predict runs through it.")
     if any(not concept.strip() for concept in data.concepts):
         found.add(["data.concepts: got an empty one. Expected words or phrases."])
+    found.add(f"data.concepts: {shown(c)!r}: {problem}" for c in data.concepts if c and (problem := name_problem(c)))
     if len(data.concepts) < 3 or len(set(data.concepts)) < len(data.concepts):
         wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
         found.add([f"data.concepts: got {data.concepts}. {wanted}."])
@@ -189,11 +207,13 @@ def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
     """Optimiser, precision, the checkpoint to be loaded and the folder to be written."""
     trainer, module = data.running, data.module
     found.add(module.problems())
+    found.add(checks.trainer_problems(trainer))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evidence) and trainer.state.fn in ("fit", "test"):
             found.add(callback.problems())
     found.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision)))
-    found.add(checks.checkpoint_problems(data.checkpoint, module.identity()))
+    loops = {name: getattr(trainer, name).state_dict() for name in LOOPS.values()} if data.checkpoint else None
+    found.add(checks.checkpoint_problems(data.checkpoint, module.identity(), trainer.state.fn or "fit", loops))
     if module.adapter is not None:
         found.add(adapter_problems(module.adapter, module.base, data.checkpoint, trainer.state.fn == "fit"))
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -212,6 +232,8 @@ def _check_model(
     if bank:
         misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
         found.add(misfits or leaks.between_splits(bank))
+        bank = None if misfits else bank  # what does not fit cannot be looked into
+    if bank:
         found.add(checks.bank_size_problems(bank, data.vector_counts))
     wanted = [SOURCES[name].vectors for name in data.test_sets if name in SOURCES]
     wanted += data.grid.vectors if data.grid is not None else []
@@ -238,7 +260,7 @@ def _check_model(
 def _leave_out(
     data: IntrospectionDataModule, dealt: dict[str, list[Context]], words: Wording, found: checks.Problems
 ) -> dict[str, list[Context]]:
-    """Contexts by split without those that are too long or hold control tokens; of a grid, the ones that it runs in."""
+    """Contexts by split without those that are too long or would fake turns; of a grid, the ones that it runs in."""
     in_grid = data.grid is not None and data.running.state.fn == "predict"
     first = words.questions["train"][0]
     parts = {name: group for name, group in dealt.items() if in_grid == (name == "all")}
@@ -249,10 +271,9 @@ def _leave_out(
     before, after = (sum(len(part) for name, part in groups.items() if name != "odd") for groups in (parts, usable))
     if after < before:
         given = [context for name, group in parts.items() if name != "odd" for context in group]
-        controlled = sum(has_control_tokens(words.tokenizer, context) for context in given)
-        reason = (
-            f"{before - after - controlled} longer than {data.max_context_tokens} tokens, {controlled} with control tokens"
-        )
+        controlled = sum(fakes_turns(words.tokenizer, context, first, words.phrasing) for context in given)
+        long = f"{before - after - controlled} longer than {data.max_context_tokens} tokens"
+        reason = f"{long}, {controlled} with control tokens or other text that the chat template would not leave as text"
         rank_zero_info(f"left out: {before - after} of {before} contexts ({reason})")
     for source in SOURCES.values():
         if "+" in source.contexts and not in_grid:
@@ -316,9 +337,12 @@ def _build_grid(
         )
     controls = own_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
     questions = [*detection, *controls]
+    controls_of = "data.grid.true_questions, data.grid.false_questions"
+    found.add(control_tokens_in(words.tokenizer, controls, controls_of))
+    found.raise_if_any()
     for info in grid.info:
         text = found.attempt(info_text, info, words.tokenizer) or ""
-        found.add(control_tokens_in(words.tokenizer, [text]))
+        found.add(control_tokens_in(words.tokenizer, [text], "data.grid.info"))
         phrasing = replace(words.phrasing, info=text)
         longest = max(len(encode(words.tokenizer, PROBE, question, phrasing).question_ids) for question in questions)
         found.add(checks.window_problems(data.max_context_tokens, longest, load_config(data.module.base)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.given_paths import given_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,8 @@ INFO_CHOICES = ("none", "explained", "neutral")
 
 def worded(questions: Sequence[str], answers: tuple[str, str]) -> list[str]:
     """Put the answer words where questions have ``{yes}`` and ``{no}``: the word for "steered" (or "true"), the other."""
-    return [question.replace("{yes}", answers[0]).replace("{no}", answers[1]) for question in questions]
+    words = {"{yes}": answers[0], "{no}": answers[1]}  # in one go: an answer may look like one of these itself
+    return [re.sub(r"\{(yes|no)\}", lambda match: words[match[0]], question) for question in questions]
 
 
 def own_questions(questions: Sequence[str], answers: tuple[str, str]) -> list[str]:
@@ -63,9 +65,11 @@ def info_text(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if choice == "none":
         return ""
     if choice not in INFO_CHOICES:
-        path = Path(choice).expanduser()
+        path = given_path("data.info", choice)
         try:
-            return path.read_text(encoding="utf-8").strip()
+            if path.exists() and not path.is_file():
+                raise OSError("it is no file")
+            return path.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             expected = f"Expected {', '.join(INFO_CHOICES)}, or a text file"
             raise ConfigurationError([f"data.info: {choice!r} cannot be read ({error}). {expected}."]) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.report.reading import read
 from introspection_lit.report.verdict import worst_unseen
 
 Results = Mapping[str, Any]
@@ -104,21 +104,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             hurry()
     process.wait()
-
-
-def read(file: Path) -> dict[str, Any]:
-    """Read a results file.
-
-    Raises:
-        ConfigurationError: It is none.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError([f"{file}: cannot be read ({error}). Expected the results of a run."]) from error
-    if not isinstance(found, dict) or not isinstance(found.get("sets"), dict):
-        raise ConfigurationError([f"{file}: JSON, but no results: 'sets' is missing. Expected the results of a run."])
-    return found
 
 
 def spread(values: Mapping[int, float | None], highest_is_worst: bool) -> Row:

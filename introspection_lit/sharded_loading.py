@@ -83,6 +83,7 @@ def _without_weights(base: BaseModel) -> PreTrainedModel:
                 attn_implementation=base.attention,
                 trust_remote_code=base.trust_remote_code,
             )
+        model.tie_weights()  # transformers 5.0 leaves them untied on this device
         quantization = quantization_config(base)
         if quantization is not None:
             model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)

@@ -122,7 +122,8 @@ def perplexity(
         ``nats``: the mean cross-entropy of a token, in float32; ``perplexity``: exp of it, 1 at best; ``tokens``: how many.
 
     Raises:
-        ConfigurationError: There is nothing to predict, or a loss is not finite.
+        ConfigurationError: There is nothing to predict.
+        RunError: A loss is not finite.
     """
     rows = [row for row in _tokens(tokenizer, texts) if len(row) > 1]
     if not rows:
@@ -165,7 +166,7 @@ def fact_scores(
         Log-odds in nats and mass in [0, 1], both ``(facts,)`` float32 on the CPU.
 
     Raises:
-        ConfigurationError: A score is not finite.
+        RunError: A score is not finite.
     """
     rows = _tokens(tokenizer, [fact_prompt(tokenizer, phrasing, fact.question) for fact in facts])
     answers = torch.as_tensor(answer_ids)
@@ -252,7 +253,8 @@ def side_effects(
         off (``lost``) or on (``gained``). ``facts`` and ``texts``: how many.
 
     Raises:
-        ConfigurationError: There is nothing to measure on, or a number is not finite.
+        ConfigurationError: There is nothing to measure on.
+        RunError: A number is not finite.
     """
     available = load_facts()
     if not (2 <= n_facts <= len(available) and n_facts % 2 == 0 and n_texts > 0 and contexts):

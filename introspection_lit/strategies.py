@@ -217,6 +217,14 @@ def one_loads_for_all(trainer: Trainer) -> bool:
     return is_sharded(trainer) and trainer.world_size > 1
 
 
+def adapter_shapes(module: IntrospectionModule) -> Mapping[str, torch.Size]:
+    """The shapes of the adapter's tensors, whole, by the names that they have in one process."""
+    strategy = module.trainer.strategy
+    if isinstance(strategy, ShardedStrategy) and strategy.shapes:
+        return strategy.shapes
+    return {plain_name(name): tensor.shape for name, tensor in module.named_parameters() if "lora_" in name}
+
+
 def through_wrapper(trainer: Trainer, function: Callable[[], T]) -> T:
     """Run something that calls the module, inside the forward of what the strategy has wrapped around the module.
 

@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from introspection_lit.answers import PROBE, settle
 from introspection_lit.checks import Problems, question_problems, window_problems
 from introspection_lit.contexts import Context
-from introspection_lit.conversations import Phrasing, control_tokens_in, encode
+from introspection_lit.conversations import Phrasing, control_tokens_in, encode, fakes_turns
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.questions import (
     FALSE_QUESTIONS,
@@ -94,15 +94,33 @@ def find_wording(
     for question in [*(data.questions or ()), *(data.heldout_questions or ())]:
         if any(word.casefold() not in worded([question], answers)[0].casefold() for word in answers):
             rank_zero_warn(f"the question {question!r} does not name both answers, {answers}: the mass may be small.")
-    texts = [*questions["train"], *questions["heldout"], phrasing.system, phrasing.answer_prefix, phrasing.info]
-    found.add(control_tokens_in(tokenizer, texts))
-    tokens = found.attempt(encode, tokenizer, PROBE, questions["train"][0], phrasing)
-    if tokens:
-        found.add(window_problems(data.max_context_tokens, len(tokens.question_ids), config))
+    texts = {
+        "data.questions": questions["train"],
+        "data.heldout_questions": questions["heldout"],
+        "data.system_prompt": [phrasing.system],
+        "data.answer_prefix": [phrasing.answer_prefix],
+        "data.info": [phrasing.info],
+        "data.answers": phrasing.answers,
+        "data.concepts": data.concepts,
+    }
+    unfit = [problem for option, given in texts.items() for problem in control_tokens_in(tokenizer, given, option)]
+    found.add(unfit)
+    if unfit:
+        return None
+    asked = [*questions["train"], *questions["heldout"]]
+    lengths = []
+    for question in asked:
+        tokens = found.attempt(encode, tokenizer, PROBE, question, phrasing)
+        if tokens is None:
+            return None
+        lengths.append(len(tokens.question_ids))
+    found.add(window_problems(data.max_context_tokens, max(lengths), config))
+    # Those that would fake turns are left out, later.
+    contexts = [c for c in contexts if not c.asked or not fakes_turns(tokenizer, c, asked[0], phrasing)]
     own = [found.attempt(encode, tokenizer, context, None, phrasing) for context in contexts if context.asked]
     lengths = [len(one.question_ids) for one in own if one and len(one.context_ids) <= data.max_context_tokens]
     found.add(window_problems(data.max_context_tokens, max(lengths, default=0), config))
-    if data.questions and all(context.asked for context in contexts):
+    if data.questions and contexts and all(context.asked for context in contexts):
         rank_zero_warn("data.questions: the conversations ask questions of their own, so these are not asked.")
     settled = found.attempt(settle, tokenizer, contexts, questions["train"], phrasing)
     return Wording(tokenizer, settled[0], settled[1], questions) if settled else None

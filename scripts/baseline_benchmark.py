@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from introspection_lit import baseline, baseline_figures, option_types, pipeline
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import save_figure, whole, write_whole
 from introspection_lit.provenance import grid_protocol, provenance
+from introspection_lit.terminal import PlainConsole
 
 ROOT = Path(__file__).resolve().parent.parent
 # Bands and unit of the strength: as published for the 32B, the same third and a relative dose for others.
@@ -103,7 +102,7 @@ def benchmark(steps: pipeline.Steps) -> None:
         print("no vector bank yet: one is made for this run (generate_vectors.py makes one to keep)")
     if any(word.startswith(("--data.strength_unit", "--data.grid")) for word in steps.chosen):
         raise ConfigurationError(["--data.strength_unit, --data.grid: use --unit, --strengths, --bands and --n-contexts."])
-    adapter = [*pipeline.as_trained(options.adapter), *pipeline.as_arguments({"model.adapter": options.adapter})]
+    adapter = [*pipeline.as_trained(options.adapter, steps), *pipeline.as_arguments({"model.adapter": options.adapter})]
     arguments = steps.command([*bank, "--data.eval_batch_size", "40"], [*adapter, *grid_arguments(options)])
     print(pipeline.same_as("predict", arguments))
     cli = run(["predict", *arguments])
@@ -121,7 +120,7 @@ def benchmark(steps: pipeline.Steps) -> None:
         copied.write_bytes(b"".join(path.read_bytes() for path in rows))
     write_whole(steps.folder / f"{name}.json", text + "\n")
     save_figure(steps.folder / f"{name}.png", figure)
-    console = Console()
+    console = PlainConsole()
     console.print(baseline.direction_table(compared, summary))
     console.print(baseline.control_table(summary))
     console.print(f"every direction: {steps.folder / name}.json, .png; every trial: .jsonl", soft_wrap=True)

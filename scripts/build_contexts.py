@@ -21,7 +21,6 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +34,7 @@ from introspection_lit.larger_contexts.sources import NEW, UNSEEN, fill, repetit
 from introspection_lit.larger_contexts.written import REQUESTS, SUBJECTS, written
 from introspection_lit.model import EMBEDDED, BaseModel, load_model, load_tokenizer
 from introspection_lit.questions import QUESTION
+from introspection_lit.terminal import PlainConsole
 
 PACKAGES = ("numpy", "sympy", "tokenizers", "torch", "transformers")
 
@@ -135,7 +135,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--model", default=EMBEDDED, help="whose tokenizer counts (default: the embedded SmolLM2)")
     parser.add_argument("--model-written", type=int, default=0, help="replies that the model writes itself (default: 0)")
     options = parser.parse_args(args)
-    console = Console()
+    console = PlainConsole()
     try:
         _check(options)
         base = BaseModel(options.model)

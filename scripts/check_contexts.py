@@ -14,13 +14,13 @@ import statistics
 import sys
 from collections import defaultdict
 
-from rich.console import Console
 from rich.table import Table
 
 from introspection_lit.contexts import BUILTIN, fingerprint, load_contexts
 from introspection_lit.conversations import Phrasing, encode
 from introspection_lit.model import EMBEDDED, BaseModel, load_tokenizer
 from introspection_lit.questions import QUESTION
+from introspection_lit.terminal import PlainConsole
 
 
 def main(args: list[str] | None = None) -> None:
@@ -55,7 +55,7 @@ def main(args: list[str] | None = None) -> None:
         fitting = sum(count <= options.limit for count in counts)
         numbers = (len(counts), min(counts), round(statistics.median(counts)), max(counts), fitting)
         table.add_row(kind, *map(str, numbers))
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     shared = [sorted(kinds) for kinds in owners.values() if len(kinds) > 1]
     console.print(f"user messages that several kinds share: {len(shared)} {shared[:5] if shared else ''}")

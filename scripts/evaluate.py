@@ -16,11 +16,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from introspection_lit import option_types, pipeline, rungs
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.provenance import protocol, provenance
+from introspection_lit.terminal import PlainConsole
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,7 +50,7 @@ def evaluate(steps: pipeline.Steps) -> None:
         "model.threshold": options.threshold,
         "data.train_vectors": options.n_train_vectors,
     }
-    settled = [*pipeline.as_trained(options.adapter), *pipeline.as_arguments(settings)]
+    settled = [*pipeline.as_trained(options.adapter, steps), *pipeline.as_arguments(settings)]
     arguments = steps.command(["--data.bank", str(steps.bank)], settled)
     print(pipeline.same_as("test", arguments))
     cli = attach(arguments)
@@ -64,7 +63,7 @@ def evaluate(steps: pipeline.Steps) -> None:
     results = {**described, "verdicts": verdicts, "ways": ways}
     write_whole(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     save_figure(folder / "ladder.png", ladder.figure(ways))
-    console = Console()
+    console = PlainConsole()
     console.print(ladder.table(ways))
     console.print(ladder.answer_table(ways))
     limits = f"AUROC >= {rungs.LOWEST_AUROC}, TPR >= {rungs.LOWEST_TPR}, FPR <= {rungs.HIGHEST_FPR}"

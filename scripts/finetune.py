@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from introspection_lit import option_types, pipeline
-from introspection_lit.descriptions import believed
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.export import check_replaceable, copy_adapter
 from introspection_lit.manifest import Manifest
@@ -60,7 +59,7 @@ def finetune(steps: pipeline.Steps) -> None:
     if path is not None:
         manifest = Manifest(path.expanduser())
         settled = [
-            *pipeline.as_arguments(believed(manifest.header.get("options", {}), f"data.manifest: {path}")),
+            *pipeline.settings_of(manifest.header.get("options", {}), manifest.path, steps),
             "--data.manifest",
             str(manifest.path),
             *settled,

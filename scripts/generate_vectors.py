@@ -15,13 +15,14 @@ import re
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from introspection_lit import option_types, pipeline, vector_files, vector_report
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import save_figure, write_whole
 from introspection_lit.model import load_config
 from introspection_lit.provenance import provenance
+from introspection_lit.terminal import PlainConsole
+from introspection_lit.vectors import repeated
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +72,11 @@ def generate(steps: pipeline.Steps) -> None:
         if twice := sorted(set(more) & set(imported)):
             raise ConfigurationError([f"--import: {twice} are in {path} and in another file. Rename one of the files."])
         imported |= more
+    if imported and (copies := repeated(vector_files.unit(imported)[0])):
+        first, again = (list(imported)[number] for number in copies)
+        raise ConfigurationError(
+            [f"--import: {first!r} and {again!r} are the same direction, up to its sign. Leave one out."]
+        )
     cli.datamodule.setup("predict")
     bank = cli.datamodule.bank
     if imported:
@@ -87,7 +93,7 @@ def generate(steps: pipeline.Steps) -> None:
             plain = re.sub(r"[^\w-]+", "-", name)
             path = folder / "exported" / f"{plain}{options.export_as}"
             vector_files.write_direction(path, direction, config.model_type)
-    console = Console()
+    console = PlainConsole()
     for table in vector_report.tables(described):
         console.print(table)
     console.print(

@@ -128,6 +128,21 @@ def few_contexts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def some_contexts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options for a twentieth of the built-in contexts: reading them all is most of what a run takes."""
+    wanted = dict.fromkeys(("chat", "python", "french", "email"), 12) | {"csv": 6, "rust": 8}
+    lines = []
+    for context in load_contexts(BUILTIN):
+        if wanted.get(context.kind, 0):
+            wanted[context.kind] -= 1
+            user, assistant = (turn.content for turn in context.turns if turn.role != "system")
+            lines.append(json.dumps({"kind": context.kind, "user": user, "assistant": assistant}))
+    path = tmp_path_factory.mktemp("contexts") / "some.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return ["--data.contexts", str(path), "--data.validation_kinds", "[csv]", "--data.test_kinds", "[rust]"]
+
+
+@pytest.fixture(scope="session")
 def steps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The five scripts, run once on the tiny model: their folder, and the options they share."""
     from stepping import all_steps

@@ -70,7 +70,7 @@ def test_file_and_companion(
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["sha256"] == hashlib.sha256(text).hexdigest()
     assert facts["counts"]["rust"] == {"builtin": 44, "added": 2}
-    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # the rest names the build
     assert "filling rust" in capsys.readouterr().out
     assert [path.name for path in sorted(out.parent.iterdir())] == ["large.json", "large.jsonl"]
 

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
+from packaging.version import Version
 from stepping import SCRIPTS
 
 from introspection_lit.cli import IntrospectionCLI, main
@@ -22,6 +24,9 @@ NOT_FOR_OPTIONS = {
     *("transformers.modeling_utils", "tensorboard.backend.event_processing.event_accumulator"),
 }
 NOT_FOR_REPORTS = NOT_FOR_OPTIONS | {"torch", "lightning", "transformers", "torchmetrics"}
+LEAN = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="older transformers import much of it by themselves"
+)
 # Ends as the command line ends, and says on stderr what has been imported by then.
 COMMAND_LINE = """
 import atexit, runpy, sys
@@ -51,6 +56,7 @@ def started(program: str, *words: str) -> tuple[str, set[str]]:
     return done.stdout, set(imported.group(1).split())
 
 
+@LEAN
 def test_help_of_a_subcommand_imports_what_it_reads_options_from() -> None:
     """And no more: nothing that loads, adapts or evaluates a model. It says all the same what it always said."""
     text, modules = started(COMMAND_LINE, "fit", "--help")
@@ -68,6 +74,7 @@ def test_list_of_subcommands_and_reports_need_no_model(words: list[str]) -> None
     assert not modules & NOT_FOR_REPORTS
 
 
+@LEAN
 def test_help_of_scripts_comes_without_lightning() -> None:
     """All of them in one process."""
     text, modules = started(ALL_SCRIPTS, *(f"scripts/{name}.py" for name in (*SCRIPTS, "several_seeds", "controls")))

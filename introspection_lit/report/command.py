@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,14 +12,15 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import whole, write_whole
+from introspection_lit.errors import ConfigurationError, IntrospectionError
+from introspection_lit.files import write_whole
 from introspection_lit.report.compare import compare
 from introspection_lit.report.curves import curves, rocs
 from introspection_lit.report.drawing import histograms, png
 from introspection_lit.report.heatmaps import heat_maps
 from introspection_lit.report.kinds import kind_figures
 from introspection_lit.report.parts import FigureOfReport, Page, Section, Table, part
+from introspection_lit.report.reading import RESULTS, WRITER, read
 from introspection_lit.report.tables import (
     controls_table,
     factual_table,
@@ -40,8 +39,7 @@ from introspection_lit.report.tiles import tiles
 from introspection_lit.report.training import learning_curves, lens
 from introspection_lit.report.verdict import sentences
 
-RESULTS, SEEDS, CONTROLS = "results.json", "seeds.json", "controls.json"
-WRITER = "python -m introspection_lit test --config FILE"
+SEEDS, CONTROLS = "seeds.json", "controls.json"
 
 
 class Run(NamedTuple):
@@ -85,8 +83,8 @@ def main(args: Sequence[str]) -> None:
     try:
         runs = [load(path) for path in given.run]
         written = _write(runs, given.out or _default_place(given.run[0], runs))
-    except (ConfigurationError, OSError) as error:
-        problems = error.problems if isinstance(error, ConfigurationError) else [str(error)]
+    except (IntrospectionError, OSError) as error:
+        problems = error.problems if isinstance(error, IntrospectionError) else [str(error)]
         sys.stderr.write(f"error: {' '.join(problems)}\n")
         raise SystemExit(2) from error
     sys.stdout.write(f"{written}\n")
@@ -136,33 +134,14 @@ def load(path: Path) -> Run:
         raise ConfigurationError([f"--run {path}: no {RESULTS} in it. '{WRITER} --ckpt_path FILE' writes one."])
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if path.is_dir() and config.is_file() else None
-    several = _read(seeds, "seeds") if path.is_dir() and seeds.exists() else {}
-    results = _read(file, "sets") if file.exists() else {}
+    several = read(seeds, "seeds") if path.is_dir() and seeds.exists() else {}
+    results = read(file) if file.exists() else {}
     more = folder / CONTROLS
     if path.is_dir() and results and more.is_file():
         evidence = results.get("evidence") or {}
-        rows = [*_read(more, "rows")["rows"], *(evidence.get("controls") or [])]
+        rows = [*read(more, "rows")["rows"], *(evidence.get("controls") or [])]
         results = results | {"evidence": evidence | {"controls": rows}}
     return Run(file, results, several, text)
-
-
-def _read(file: Path, needed: str) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ConfigurationError(
-            [f"{file}: not whole JSON ({error.msg}, {where}). Was it cut? '{WRITER}' writes it again."]
-        ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ConfigurationError([f"{file}: not JSON. Expected {RESULTS} as '{WRITER}' writes it."]) from error
-    if not isinstance(found, dict) or not isinstance(found.get(needed), dict | list):
-        raise ConfigurationError([f"{file}: JSON, but no results: {needed!r} is missing. Expected what '{WRITER}' writes."])
-    return found
-
-
-def _finite(text: str) -> float | None:
-    return value if math.isfinite(value := float(text)) else None
 
 
 def page(run: Run) -> Page:
@@ -253,14 +232,13 @@ def _write(runs: Sequence[Run], out: Path) -> Path:
         )
         shown = shown._replace(sections=[section._replace(figures=_named(section.figures)) for section in shown.sections])
         pictures = {name: png(made.figure) for name, made in shown.figures.items()}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         files = ", ".join(str(run.path) for run in runs)
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ConfigurationError([f"{files}: results of another form than '{WRITER}' writes ({reason})."]) from error
     folder = out.parent / ("figures" if out.name == "report.html" else f"{out.stem}-figures")
     for name, picture in pictures.items():
-        with whole(folder / f"{name}.png") as unfinished:
-            unfinished.write_bytes(picture)
+        write_whole(folder / f"{name}.png", picture)
     write_whole(out, render(shown, pictures))
     return out
 

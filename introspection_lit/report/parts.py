@@ -146,9 +146,10 @@ def layers(band: Sequence[int]) -> str:
 
 
 def short(text: str, most: int = 24) -> str:
-    """A label that fits beside a figure; the middle is left out of a longer one."""
+    """A label that fits beside a figure; the middle is left out of a longer one. Dollar signs are no formulas."""
     text = " ".join(str(text).split())
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}...{text[-(most - most // 2 - 2) :]}"
+    text = text if len(text) <= most else f"{text[: most // 2 - 1]}...{text[-(most - most // 2 - 2) :]}"
+    return text.replace("$", r"\$")
 
 
 def part(results: Mapping[str, Any], *keys: str) -> Any:

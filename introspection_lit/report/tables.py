@@ -194,7 +194,7 @@ def seeds_tables(seeds: Results) -> list[Table]:
     rows = [
         (f"{RUNGS.get(name, name)}: {METRICS.get(metric, metric)}", *_spread(found, rate))
         for name, metrics in (seeds.get("sets") or {}).items()
-        for metric, found in metrics.items()
+        for metric, found in (metrics or {}).items()
         if found and isinstance(found, Mapping)
     ]
     strengths = [

@@ -1,0 +1,203 @@
+"""What a results file must look like: every number that a report shows or draws, with its type and its range.
+
+A report says what a file says. So a rate of 7, a negative count or "0.9" for a number is an error, not something to draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from introspection_lit.rungs import RUNGS
+
+# Says what is wrong with a value at a place; null always is fine: it means that nobody measured it.
+Check = Callable[[Any, str], Iterator[str]]
+# More numbers or rows than any test has; figures and tables of them would fill the machine.
+MOST, LARGEST = 10_000, 1e9
+
+
+def number(low: float = -LARGEST, high: float = LARGEST, whole: bool = False) -> Check:
+    """A number in a range, both ends included."""
+    wanted = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}"
+
+    def check(value: Any, place: str) -> Iterator[str]:
+        kinds = int if whole else int | float
+        fine = value is None or (isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high)
+        if not fine or (isinstance(value, float) and not math.isfinite(value)):
+            yield _wrong(value, place, wanted)
+
+    return check
+
+
+def one_of(kind: type, wanted: str) -> Check:
+    """A value of a type."""
+
+    def check(value: Any, place: str) -> Iterator[str]:
+        if value is not None and not isinstance(value, kind):
+            yield _wrong(value, place, wanted)
+
+    return check
+
+
+def listed(item: Check, length: int | None = None) -> Check:
+    """A list, of a length if one is given."""
+    wanted = "a list" if length is None else f"a list of {length}"
+
+    def check(value: Any, place: str) -> Iterator[str]:
+        if value is None:
+            return
+        if not isinstance(value, list) or length not in (None, len(value)) or len(value) > MOST:
+            yield _wrong(value, place, wanted)
+            return
+        for number, inner in enumerate(value):
+            yield from item(inner, f"{place}[{number}]")
+
+    return check
+
+
+def named(item: Check) -> Check:
+    """An object with any names."""
+
+    def check(value: Any, place: str) -> Iterator[str]:
+        if value is None:
+            return
+        if not isinstance(value, dict) or len(value) > MOST:
+            yield _wrong(value, place, "an object")
+            return
+        for name, inner in value.items():
+            shown = name[:60] if name.isprintable() else ascii(name[:60])
+            yield from item(inner, f"{place}.{shown}" if place else shown)
+
+    return check
+
+
+def fields(needed: str = "", equally_long: str = "", /, **known: Check) -> Check:
+    """An object with fields that are known, and maybe others.
+
+    Args:
+        needed: Names of those that must be there and not null.
+        equally_long: Names of lists that go together.
+        known: What each must look like.
+    """
+
+    def check(value: Any, place: str) -> Iterator[str]:
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            yield _wrong(value, place, "an object")
+            return
+        found = []
+        for name, inner in known.items():
+            found += list(inner(value.get(name), f"{place}.{name}" if place else name))
+        found += [f"{place}.{name} is missing" for name in needed.split() if value.get(name) is None]
+        lengths = {name: len(value[name]) for name in equally_long.split() if isinstance(value.get(name), list)}
+        if len(set(lengths.values())) > 1:
+            found.append(f"{place} has lists of different lengths: {lengths}")
+        yield from found
+
+    return check
+
+
+def _wrong(value: Any, place: str, wanted: str) -> str:
+    shown = f"a {type(value).__name__} of {len(value)}" if isinstance(value, list | dict) else repr(value)[:60]
+    return f"{place} is {shown}, expected {wanted}"
+
+
+NUMBER, SHARE, COUNT = number(), number(0, 1), number(0, whole=True)
+STRENGTH, LAYER = number(0), number(0, 100_000, whole=True)
+TEXT, FLAG, BAND = one_of(str, "a text"), one_of(bool, "true or false"), listed(LAYER, 2)
+SHARES, NUMBERS, ENDS = listed(SHARE), listed(NUMBER), listed(SHARE, 2)
+RATES = dict.fromkeys(("auroc", "accuracy", "tpr", "fpr", "tpr_at_1pct_fpr", "mass", "recalibrated"), SHARE)
+RATES |= {f"{name}_interval": ENDS for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
+RATES |= dict.fromkeys(("n", "n_clean", "n_steered", "n_clean_distinct", "alarms"), COUNT)
+WORDS = dict.fromkeys(("kind", "vectors", "observer", "set", "name", "what", "expected", "question"), TEXT)
+ROW = WORDS | RATES | {"seen": FLAG, "held": FLAG, "band": BAND, "strength": STRENGTH}
+FIT = {"share": SHARE, "strength": STRENGTH, "interval": listed(STRENGTH, 2), "lapse": SHARE, "guess": SHARE}
+FIT |= {"location": NUMBER, "width": number(0)}
+TESTED = RATES | {"dprime": NUMBER, "threshold": NUMBER, "p_yes_clean": SHARE, "p_yes_steered": SHARE}
+KIND = fields("kind seen", **ROW)
+CELL = fields("vectors band", **ROW)
+LINES = fields("mean", "mean low high", mean=NUMBERS, low=NUMBERS, high=NUMBERS)
+SAID = dict.fromkeys(("p_yes_clean", "p_yes_steered", "said_yes_clean", "said_yes_steered"), SHARE)
+FACTS = fields(**RATES, said_yes=SHARE, yes=SHARE, log_odds=NUMBER)
+LANGUAGE = fields(nats=NUMBER, perplexity=NUMBER)
+
+
+def test_sets(value: Any, place: str) -> Iterator[str]:
+    """Numbers of each test set; those of the ladder's rungs must be there, for they are compared with its limits."""
+    yield from named(fields(**TESTED))(value, place)
+    for name, row in value.items() if isinstance(value, dict) else ():
+        if row is None:
+            yield f"{place}.{name[:60]} is null"
+        elif name in RUNGS:
+            yield from fields("auroc tpr fpr")(row, f"{place}.{name}")
+
+
+def histogram(value: Any, place: str) -> Iterator[str]:
+    """Counts, and one edge more than there are of them."""
+    counts = listed(COUNT)
+    found = list(fields("edges clean steered", "clean steered", edges=NUMBERS, clean=counts, steered=counts)(value, place))
+    yield from found
+    if value and not found and (value["edges"] != sorted(value["edges"]) or len(value["edges"]) != len(value["clean"]) + 1):
+        yield f"{place}.edges do not ascend, or are not one more than the counts"
+
+
+EVIDENCE = fields(
+    max_fpr_threshold=NUMBER,
+    curves=named(named(listed(fields(**ROW)))),
+    detection_strength=named(fields(**FIT, bands=named(fields(**FIT)))),
+    grid=listed(CELL),
+    kind_grid=listed(fields("vectors kind seen", **ROW)),
+    kinds=listed(KIND),
+    worst=fields(fpr=KIND, tpr=KIND, cell=fields("vectors band strength n", **ROW)),
+    roc=named(named(listed(SHARES, 2))),
+    references=listed(fields("observer set", **ROW, information=NUMBER, share=NUMBER)),
+    controls=listed(fields("name", **ROW)),
+    factual=listed(fields("question", **ROW, **SAID, clean=NUMBER, steered=NUMBER, shift=NUMBER)),
+    odd=listed(fields("kind", **ROW)),
+    lens=fields("", layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
+    side_effects=fields(
+        perplexity=fields(off=LANGUAGE, on=LANGUAGE, change=NUMBER),
+        factual=fields(off=FACTS, on=FACTS),
+        facts=COUNT,
+        texts=COUNT,
+    ),
+    leaks=fields(
+        vectors=named(SHARE),
+        shared_messages=COUNT,
+        unseen_kinds_in_training=listed(TEXT),
+        shared_questions=COUNT,
+        distinct_clean=named(COUNT),
+    ),
+    histograms=named(histogram),
+    training=fields(
+        "",
+        "steps auroc tpr fpr mass threshold",
+        **dict.fromkeys(("auroc", "tpr", "fpr", "mass"), SHARES),
+        **{name: listed(COUNT) for name in ("steps", "loss_steps")},
+        threshold=NUMBERS,
+        loss=NUMBERS,
+    ),
+)
+WHOLE = fields(
+    "sets",
+    sets=test_sets,
+    evidence=EVIDENCE,
+    threshold=NUMBER,
+    n_clean_distinct_total=COUNT,
+    strengths=listed(STRENGTH, 2),
+    kinds=named(listed(TEXT)),
+    strength_unit=TEXT,
+    command=TEXT,
+    base_model=TEXT,
+    checkpoint=TEXT,
+    adapter=TEXT,
+)
+SPREAD = fields(mean=NUMBER, sd=number(0), worst=NUMBER, worst_seed=NUMBER, values=NUMBERS)
+# By the field that a file must have: results, several seeds, control adapters.
+SHAPES: Mapping[str, Check] = {
+    "sets": WHOLE,
+    "seeds": fields("seeds", seeds=listed(NUMBER), sets=named(named(SPREAD)), detection_strength=named(SPREAD)),
+    "rows": fields("rows", rows=listed(fields("name", **ROW))),
+}
