@@ -90,9 +90,7 @@ FORMS: dict[Callable[[object], bool], str] = {
     _by_name: "rank_pattern alpha_pattern lambda_pattern n_frequency_pattern block_size_pattern target_svd_config",
     _plain: "eva_config",
     _start: "init_lora_weights init_ia3_weights init_weights",
-    _word: (
-        "variant decomposition_method config_A_B config_C config_D_E act_fn wavelet_family ab_svd_init psoft_svd"
-    ),
+    _word: ("variant decomposition_method config_A_B config_C config_D_E act_fn wavelet_family ab_svd_init psoft_svd"),
     flag: (
         "inference_mode fan_in_fan_out use_rslora use_dora lora_bias ensure_weight_tying use_effective_conv2d "
         "decompose_both rank_dropout_scale coft block_share use_cayley_neumann apply_GS save_projection sparse "

@@ -22,6 +22,7 @@ from rich.table import Table
 from introspection_lit import report
 from introspection_lit.checkpoint_files import read_checkpoint
 from introspection_lit.collector import Evidence, data_of, module_of
+from introspection_lit.descriptions import belonging
 from introspection_lit.errors import RunError
 from introspection_lit.export import export_adapter
 from introspection_lit.figures import log_odds_figure
@@ -165,13 +166,14 @@ class BestCheckpoint(ModelCheckpoint):
             self.kth_best_model_path = choose(self.best_k_models, key=lambda path: self.best_k_models[path])
             self.kth_value = self.best_k_models[self.kth_best_model_path]
         if Path(str(self.dirpath)) == self.resumed_from:  # the same folder: go on with the same last.ckpt
-            self.last_model_path = str(self.resumed_from / Path(state_dict["last_model_path"]).name)
+            last = self.resumed_from / Path(state_dict["last_model_path"]).name
+            self.last_model_path = str(last) if last.is_file() and belonging([last], self.resumed_from) else ""
 
     def _take_over(self, path: str, folder: Path) -> str:
         """Copy a checkpoint of the run that is resumed into this one's folder; empty if there is none."""
         assert self.dirpath is not None
         source, own = folder / Path(path).name, Path(self.dirpath) / Path(path).name
-        if not source.is_file():
+        if not source.is_file() or not belonging([source], folder):
             return ""
         if self.writes and source.resolve() != own.resolve():
             with whole(own) as unfinished:

@@ -172,7 +172,7 @@ def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str |
         places = find_texts(text, found, [message.content for message in messages])
     if isinstance(places, int):
         raise UnfitText(sources[places], messages[places].content, "is changed by the model's chat template")
-    seam = 2 + found.seam + sum(end - beginning for beginning, end in places[:steered])
+    seam = found.seam + sum(end - beginning for beginning, end in places[:steered])
     messages, sources = [*messages, start], [*sources, "data.answer_prefix"]
     places = [*places, (len(text), len(text) + len(start.content))]
     text += start.content

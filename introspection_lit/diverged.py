@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,13 +22,14 @@ from torch.nn.utils import get_total_norm
 
 from introspection_lit.collector import data_of
 from introspection_lit.errors import RunError
-from introspection_lit.metrics import NotFinite
+from introspection_lit.metrics import NotFinite, require_finite
 from introspection_lit.replay import in_words, loss_and_gradients
 from introspection_lit.shards import plain_name
 from introspection_lit.strategies import is_sharded
 from introspection_lit.trials import Trial
 
 if TYPE_CHECKING:
+    from introspection_lit.batches import TrialBatch
     from introspection_lit.data import IntrospectionDataModule
     from introspection_lit.module import IntrospectionModule
     from introspection_lit.vectors import VectorBank
@@ -183,6 +185,45 @@ def broken_scores(module: IntrospectionModule, error: NotFinite, trials: Sequenc
     when = f" after {trainer.global_step} steps" if trainer.state.fn == "fit" else ""
     what = f"{first.split}{when}: {error.problems[0]} First {in_words(data, first)}."
     return RunError([_told(data, what, first, advice="")])
+
+
+@dataclass
+class Predictions:
+    """What a run of ``predict`` has scored, for its check.
+
+    Attributes:
+        trials: How many trials, in this process.
+        broken: Those whose scores are not finite.
+    """
+
+    trials: int = 0
+    broken: list[Trial] = field(default_factory=list)
+
+    def check(self, module: IntrospectionModule, batch: TrialBatch, scores: Tensor, masses: Tensor) -> None:
+        """Check a batch; what only fills up the last one does not count.
+
+        Raises:
+            RunError: A score, or a mass, is not finite; among several processes see :meth:`check_all`.
+        """
+        wanted = [row for row, trial in enumerate(batch.trials) if batch.total is None or trial.number < batch.total]
+        self.trials += len(wanted)
+        try:
+            require_finite(scores[wanted], masses[wanted])
+        except NotFinite as error:
+            self.broken += [batch.trials[wanted[row]] for row in error.rows]
+            if module.trainer.world_size == 1:
+                raise broken_scores(module, error, self.broken) from error
+
+    def check_all(self, module: IntrospectionModule) -> None:
+        """Check what all processes have scored, so that none ends well while another does not.
+
+        Raises:
+            RunError: A score is not finite.
+        """
+        broken = [trial for part in _gathered(module.trainer, self.broken) for trial in part]
+        if broken:
+            error = NotFinite(list(range(len(broken))), sum(_gathered(module.trainer, self.trials)))
+            raise broken_scores(module, error, broken)
 
 
 def _told(data: IntrospectionDataModule, what: str, trial: Trial, advice: str = ADVICE) -> str:

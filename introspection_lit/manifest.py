@@ -35,7 +35,7 @@ MANY = 20_000
 WINDOW = 4096
 REMEDY = "Put it back as it was and resume from the last checkpoint, or start again with the manifest as it is now."
 # No line of ours is longer; what is given in messages is cut off long before.
-LONGEST_LINE, MOST_SHOWN = 1_000_000, 80
+LONGEST_LINE, MOST_SHOWN = 1_000_000, 160
 # What stands for the seal while it is computed: as long as the seal itself.
 UNSEALED = "0" * 64
 FIELDS = ("number", "steered", "context", "kind", "begins", "question", "vector", "band", "strength")
@@ -177,10 +177,10 @@ def disagreements(header: dict[str, Any], expected: dict[str, Any]) -> list[str]
     ]
 
 
-def _short(value: object) -> str:
+def _short(value: object, most: int = MOST_SHOWN) -> str:
     """A value of a file as a message can show it, however long it is."""
     text = repr(value)
-    return text if len(text) <= 4 * MOST_SHOWN else f"{text[: 4 * MOST_SHOWN]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -360,25 +360,26 @@ class ManifestPlan(PairedPlan):
             raise ValueError(f"expected an object with the fields {', '.join(FIELDS)}.")
         if type(row["number"]) is not int or row["number"] != number or row["steered"] is not bool(number % 2):
             raise ValueError(f"expected number {number}, {'steered' if number % 2 else 'clean'}: trials come in pairs.")
-        said = {name: _short(value)[:MOST_SHOWN] for name, value in row.items()}
         context, question = _found(self._context, row["context"]), _found(self._question, row["question"])
         if context is None:
-            raise ValueError(f"the context {said['context']} ({said['begins']}) is none of the training split's.")
+            raise ValueError(
+                f"the context {_short(row['context'])} ({_short(row['begins'])}) is none of the training split's."
+            )
         if context in self._own:
             question = 0 if row["question"] == self._own[context] else None
         if question is None:
-            raise ValueError(f"the question {said['question']} is none of data.questions, or not the context's own.")
+            raise ValueError(f"the question {_short(row['question'])} is none of data.questions, or not the context's own.")
         if not row["steered"]:
             if any(row[name] is not None for name in ("vector", "band", "strength")):
                 raise ValueError("a clean trial with a vector, a band or a strength. Expected null for each.")
             return Trial(self.split, number, context, question, steered=False)
         vector, band, strength = _found(self._vector, row["vector"]), row["band"], row["strength"]
         if vector is None:
-            raise ValueError(f"the vector {said['vector']} is none of the training split's.")
+            raise ValueError(f"the vector {_short(row['vector'])} is none of the training split's.")
         whole_numbers = isinstance(band, list) and all(type(layer) is int for layer in band)
         if not whole_numbers or tuple(band) not in self.bands:
             raise ValueError(
-                f"the band {said['band']} is none of data.bands ({', '.join(str(list(b)) for b in self.bands)})."
+                f"the band {_short(band)} is none of data.bands ({', '.join(str(list(known)) for known in self.bands)})."
             )
         low, high = self.strengths
         if (
@@ -386,7 +387,7 @@ class ManifestPlan(PairedPlan):
             or isinstance(strength, bool)
             or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9)
         ):
-            raise ValueError(f"the strength {said['strength']} is not in data.strengths, {low:g} to {high:g}.")
+            raise ValueError(f"the strength {_short(row['strength'])} is not in data.strengths, {low:g} to {high:g}.")
         return Trial(self.split, number, context, question, True, vector, (band[0], band[1]), float(strength))
 
     def _pair(self, pair: int) -> tuple[Trial, Trial]:

@@ -16,9 +16,9 @@ from introspection_lit.adapters import read_adapter, shape_of, weight_names
 from introspection_lit.batches import TrialBatch
 from introspection_lit.checks import identity_problems
 from introspection_lit.collector import data_of
-from introspection_lit.diverged import Scored, broken_scores, check_step
+from introspection_lit.diverged import Predictions, Scored, broken_scores, check_step
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.metrics import DetectionMetrics, NotFinite, chosen_threshold, require_finite
+from introspection_lit.metrics import DetectionMetrics, NotFinite, chosen_threshold
 from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
 from introspection_lit.prefill import fork, no_logits, position_ids
 from introspection_lit.recompute import recomputed
@@ -78,6 +78,7 @@ class IntrospectionModule(LightningModule):
         self.metrics_of("validation").max_fpr = max_fpr
         self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
         self.scored: list[Scored] = []  # the batches of the step that is being made
+        self.predictions = Predictions()
         self.shape = {
             "r": lora.r,
             "alpha": lora.alpha,
@@ -241,15 +242,25 @@ class IntrospectionModule(LightningModule):
             ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
 
         Raises:
-            RunError: A score is not finite; unless trials are replayed, to look at just that.
+            RunError: A score is not finite; unless trials are replayed, to look at just that. Several processes stop
+                together, once all trials are scored.
         """
         _, scores, masses = self._step(batch, gather=False)
         if data_of(self.trainer).replay is None:
-            try:
-                require_finite(scores, masses)
-            except NotFinite as error:
-                raise broken_scores(self, error, [batch.trials[row] for row in error.rows]) from error
+            self.predictions.check(self, batch, scores, masses)
         return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
+
+    def on_predict_start(self) -> None:
+        """Nothing is predicted yet."""
+        self.predictions = Predictions()
+
+    def on_predict_epoch_end(self) -> None:
+        """Stop, if any process has scores that are not finite.
+
+        Raises:
+            RunError: One has.
+        """
+        self.predictions.check_all(self)
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the training trials since the last time, decided at 0."""

@@ -28,6 +28,7 @@ OPTIONAL_SPLITS = ("concept_pca", "imported")
 # Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
+KNOWN = {"base_model", "revision", "seed", "layer"}  # what the metadata says beyond names, norms and seals
 # A name is printed in tables and messages, and written to manifests and results.
 LONGEST_NAME = 200
 REMEDY = "Make one for this model with scripts/generate_vectors.py, or leave data.bank out to have one made for the run."
@@ -136,7 +137,7 @@ class VectorBank:
                 problems.append(f"the lengths of {shown(split)!r} are not all float32 numbers of 0 or more")
         if extra := {*self.directions, *self.names} - {*RANDOM_SPLITS, "concept", *OPTIONAL_SPLITS}:
             problems.append(f"it has splits that are not known: {sorted(map(shown, extra))[:5]}")
-        for split in (*RANDOM_SPLITS, "concept", *(s for s in OPTIONAL_SPLITS if s in self.directions)):
+        for split in (*RANDOM_SPLITS, "concept", *(s for s in OPTIONAL_SPLITS if s in {*self.directions, *self.names})):
             rows, names = self.directions.get(split, torch.empty(0)), self.names.get(split, [])
             n = len(rows) if rows.dim() else 0
             shapes = [(n, n_layers, hidden)] + [(n, hidden)] * (split in RANDOM_SPLITS)
@@ -157,6 +158,8 @@ class VectorBank:
             elif twice := repeated(rows):
                 first, again = (shown(names[number]) for number in twice)
                 problems.append(f"{first!r} and {again!r} of {split!r} are the same direction, up to its sign")
+        if unknown := set(self.metadata) - KNOWN:  # a seal whose name is damaged is no seal, and would be passed over
+            problems.append(f"its metadata has fields that are not known: {sorted(map(shown, unknown))[:5]}")
         made_for = tuple(str(self.metadata.get(name, ""))[:200] for name in ("base_model", "revision"))
         if made_for != (base_model, revision):
             problems.append(

@@ -158,7 +158,7 @@ def other_tensors(draw: st.DrawFn, weights: dict[str, Tensor]) -> dict[str, Tens
         name = draw(st.sampled_from(sorted(made))) if made else "a"
         how = draw(st.sampled_from(("dtype", "number", "shape", "remove", "rename", "add", "turn", "empty")))
         tensor = made.get(name, torch.zeros(2))
-        if how == "dtype":
+        if how == "dtype" and not tensor.is_complex():
             made[name] = tensor.to(draw(st.sampled_from(DTYPES)))
         elif how == "number" and tensor.is_floating_point() and tensor.numel():
             made[name] = tensor.clone()

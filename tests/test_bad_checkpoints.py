@@ -271,7 +271,7 @@ def put(value: Any, *way: Any) -> Callable[[dict[str, Any]], None]:
         (put("x", "lr_schedulers", 0, "step"), "schedule is not one of ours"),
         (without("lr_schedulers", 0, "lr_lambdas"), "schedule is not one of ours"),
         (without("callbacks", "BestCheckpoint{'monitor': 'x'}", "best_model_path"), "not made of paths and scores"),
-        (without("callbacks", "BestCheckpoint{'monitor': 'x'}", "best_model_score"), "best checkpoint so far is not a number"),
+        (without("callbacks", "BestCheckpoint{'monitor': 'x'}", "best_model_score"), "best checkpoint so far is not"),
         (put(torch.ones(2), "callbacks", "BestCheckpoint{'monitor': 'x'}", "dirpath"), "not made of paths and scores"),
         (put(torch.ones(2), "global_step"), "expected a whole number"),
         (put(torch.ones(2), "introspection", "lora", "r"), "the checkpoint has lora"),

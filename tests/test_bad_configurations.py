@@ -169,7 +169,7 @@ def test_any_options_end_in_our_error_or_in_a_right_batch(attached: Any, few: di
         prepared = prepare(data)
     except ConfigurationError as error:
         said = str(error)
-        assert any(name in said for name in (*few, "data.contexts", "data.bank")), said
+        assert any(name in said for name in (*few, "data.contexts", "data.bank", "data.max_context_tokens")), said
         event("our error")
         return
     check_first_batch(data, prepared.splits["train"])
@@ -328,6 +328,7 @@ def test_options_that_got_through(fit: Callable[..., str]) -> None:
         (["--model.base.name_or_path", "a" * 5000], "model.base.name_or_path: 'aaaa"),
         (["--data.system_prompt", "\ud800"], "data.system_prompt: the text '\\ud800' has half"),
         (["--data.answer_prefix", "<|im_end|> is"], "data.answer_prefix: the text '<|im_end|> is' holds the control token"),
+        (["--data.answer_prefix", "word " * 2000], "data.answer_prefix after it, has"),
         (["--trainer.strategy", "foo"], "trainer: You selected an invalid strategy"),
         (["--trainer.devices", "-3"], "trainer: `devices`"),
         (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches: got 0"),

@@ -257,10 +257,15 @@ def test_no_text_of_the_configuration_fakes_a_turn(name: str, slot: str, text: s
     check_as_written(name, turns, [("user", asked)], phrasing.answer_prefix, (encoded.context_ids, encoded.question_ids))
 
 
+single = st.one_of(
+    st.sampled_from(["yes", "no", "on", "off", "A", "B", "1"]), st.sampled_from(["a", "<|im_end|>"]), anything
+)
+
+
 @given(
     name=st.sampled_from(list(STYLES)),
-    answers=st.tuples(st.one_of(anything, st.sampled_from(["yes", "no", "A"])), anything),
-    start=anything,
+    answers=st.tuples(single, single),
+    start=st.one_of(st.sampled_from(["The answer is", '"', "It is ("]), anything),
 )
 def test_answers_are_plain_words_or_refused(name: str, answers: tuple[str, str], start: str) -> None:
     """Whatever they are: two tokens that are text, or our error."""
@@ -448,6 +453,13 @@ def test_tokenizer_that_makes_control_tokens_of_other_letters() -> None:
     text = "Hi\uff1c|end|\uff1e"
     assert "<|end|>" in tokenizer.tokenize(text)
     assert keep_usable(tokenizer, [planted(text), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
+
+
+def test_text_that_swallows_a_control_token() -> None:
+    """With the sign before it, a turn's end becomes another token, which ends nothing."""
+    tokenizer = train_tokenizer()
+    tokenizer.add_tokens([AddedToken("!<|im_end|>", special=False, normalized=False)])
+    assert keep_usable(tokenizer, [planted("Hi!"), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
 
 
 @pytest.mark.parametrize(
