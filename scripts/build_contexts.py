@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 import introspection_lit
 from introspection_lit.contexts import BUILTIN, Context, fingerprint, load_contexts
 from introspection_lit.conversations import Phrasing, encode
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.files import write_whole
 from introspection_lit.larger_contexts.passages import licence_files
 from introspection_lit.larger_contexts.sources import NEW, UNSEEN, fill, repetition
@@ -166,7 +166,7 @@ def main(args: list[str] | None = None) -> None:
         companion = options.out.with_suffix(".json")
         facts = _facts(options, builtin, added, text)
         write_whole(companion, json.dumps(facts, indent=2) + "\n")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from error
     console.print(table(builtin, added, lengths))

@@ -119,7 +119,7 @@ def test_not_a_model(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no installed package 'nosuch'" in refused(base="package:nosuch/model.gguf")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{oops")
-    assert "could not be loaded as a model" in refused(base=tmp_path / "broken")
+    assert "cannot be read as JSON fields" in refused(base=tmp_path / "broken")
 
 
 def test_broken_gguf(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

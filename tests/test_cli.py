@@ -290,7 +290,7 @@ def test_test_unlike_training_warns(run: Callable[..., IntrospectionCLI], fitted
     ("command", "message"),
     [
         (["fit", "--model.learning_rate", "1e30"], "diverged"),
-        (["test", "--data.strengths", "[1e38, 1e38]"], "gave no finite score"),
+        (["test", "--data.strengths", "[1e38, 1e38]"], "data.strengths: got [1e+38, 1e+38]"),
     ],
 )
 def test_numbers_that_mean_nothing_are_not_reported(

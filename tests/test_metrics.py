@@ -8,7 +8,7 @@ import torch
 from statsmodels.stats.proportion import proportion_confint
 
 from introspection_lit import metrics, statistics
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.errors import RunError
 from introspection_lit.statistics import best_threshold
 
 
@@ -80,7 +80,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     metric.update(
         torch.tensor([0.0, torch.nan]), torch.tensor([True, False]), torch.ones(2), torch.arange(2), torch.arange(2)
     )
-    with pytest.raises(ConfigurationError, match="1 of 2 trials gave no finite score"):
+    with pytest.raises(RunError, match="1 of 2 trials gave no finite score"):
         metric.compute()
 
 

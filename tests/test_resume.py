@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from introspection_lit.cli import IntrospectionCLI, main
+from introspection_lit.interruption import SIGNALS
 from introspection_lit.module import IntrospectionModule
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
@@ -122,6 +123,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     step: int,
 ) -> None:
     """SIGTERM and Ctrl-C finish the step and leave a checkpoint, from which the rest follows bit by bit."""
+    before = [signal.getsignal(each) for each in SIGNALS]
     with monkeypatch.context() as patched:
         signal_at(patched, hook, number, sent)
         path, reached = stopped(fit, options, 128 + sent)
@@ -129,7 +131,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     said = capsys.readouterr().err
     assert f"stopped by {sent.name} after step {step}; go on with --ckpt_path" in said
     assert str(path) in said
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(each) for each in SIGNALS] == before
     assert_same(end(fit(*options, "--ckpt_path", str(path))), whole(options))
 
 

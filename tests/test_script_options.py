@@ -11,7 +11,7 @@ import pytest
 import yaml
 from stepping import CONFIG, GRID, SCRIPTS, options, script
 
-from introspection_lit import vectors
+from introspection_lit import files
 from introspection_lit.batches import Split
 from introspection_lit.callbacks import PredictionWriter
 from introspection_lit.export import DESCRIPTION
@@ -59,7 +59,7 @@ def test_manifest_of_another_model_is_refused(
 
 # Where each script is interrupted: in the middle of what takes long.
 INTERRUPTED: dict[str, tuple[Any, str, list[str], str]] = {
-    "generate_vectors": (vectors, "save_file", ["--n-random", "8"], "vectors.safetensors"),
+    "generate_vectors": (files, "sync", ["--n-random", "8"], "vectors.safetensors"),
     "baseline_benchmark": (PredictionWriter, "on_predict_batch_end", GRID, "baseline.json"),
     "generate_training_data": (Split, "asked", ["--n-examples", "24"], "train.jsonl"),
     "finetune": (IntrospectionModule, "training_step", [], f"checkpoints/best/{DESCRIPTION}"),

@@ -8,8 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy
 import statsmodels.api
 import torch
+from packaging.version import Version
 from scipy import stats
 from scipy.integrate import quad
 from scipy.optimize import differential_evolution
@@ -20,6 +22,7 @@ from introspection_lit import psychometric, statistics
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.psychometric import Psychometric
 
+NEW_NAMES = Version(scipy.__version__) >= Version("1.15")  # the first with rng=
 STRENGTHS = np.array([0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28])
 
 
@@ -146,8 +149,9 @@ def test_one_trial_per_cluster_is_the_ordinary_bootstrap() -> None:
     def interval(seed: int, level: float = 0.9) -> tuple[float, float]:
         return statistics.clustered_bootstrap(lambda w: float(w @ values / w.sum()), [range(60)], 4000, level, seed)
 
+    seeded = {"rng" if NEW_NAMES else "random_state": 1}
     expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=4000, confidence_level=0.9, method="percentile", rng=1
+        (values,), np.mean, n_resamples=4000, confidence_level=0.9, method="percentile", **seeded
     ).confidence_interval
     assert interval(0) == pytest.approx(tuple(expected), abs=(expected.high - expected.low) / 20)
     assert interval(0) == interval(0) != interval(1)
@@ -229,7 +233,8 @@ def test_fit_recovers_what_data_were_drawn_from(truth: Psychometric, seed: int) 
         curve = Psychometric(truth.guess, lapse, location, width)
         return -float(stats.binom.logpmf(hits, 1000, curve.probability(STRENGTHS)).sum())
 
-    best = differential_evolution(loss, [(0, 0.1), (-2, 1), (0.05, 2)], rng=0, tol=1e-8)  # another way to the top
+    seeded = {"rng" if NEW_NAMES else "seed": 0}
+    best = differential_evolution(loss, [(0, 0.1), (-2, 1), (0.05, 2)], tol=1e-8, **seeded)  # another way to the top
     assert loss(np.array(found[1:])) == pytest.approx(best.fun, abs=1e-3)
 
 
