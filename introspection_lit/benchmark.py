@@ -9,7 +9,6 @@ the plain path over the time, for every row alike: what is reused shows up as a 
 
 from __future__ import annotations
 
-import gc
 import logging
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from introspection_lit.allocation_errors import free_unused, give_back, is_out_of_memory
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.hardware import matmul_ceiling, matrix_weights
 from introspection_lit.measurement import (
@@ -171,7 +171,10 @@ def measure(
         measurement = Measurement(data, module, left, amount, reuse, told)
         try:
             _fit(cli, measurement)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            give_back(error)
             too_large.add(measurement.current)
         finally:
             if measurement.tokens is not None:
@@ -208,9 +211,7 @@ def forget(module: IntrospectionModule) -> None:
     """Give back what a fit that ran out of memory has left."""
     module.zero_grad(set_to_none=True)
     module.trainer = None
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_unused()
 
 
 def largest(fits: Callable[[int], bool], start: int, most: int) -> int:

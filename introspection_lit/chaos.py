@@ -233,6 +233,7 @@ class Runs:
             if self.processes > 1:
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
                 os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.processes)}
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what is in the background ignore it
             passed = armed(fault, rank)
             cli.main(words)
             if rank == 0:

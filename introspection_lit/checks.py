@@ -239,7 +239,8 @@ def window_problems(context: int, question: int, config: PretrainedConfig) -> li
     if window is None or context + question <= window:
         return []
     if question >= window:
-        return [f"data.questions: a question, with what is said before it, has {question} tokens; the model has {window}."]
+        parts = "a question, with data.info before it and data.answer_prefix after it"
+        return [f"data.questions, data.heldout_questions: {parts}, has {question} tokens; the model has {window}."]
     return [
         f"data.max_context_tokens: {context}, and {question} for the question, are more than the {window} positions of the "
         f"model. Expected at most {window - question}."

@@ -38,6 +38,7 @@ from introspection_lit.given_options import checkpoint_name_problems, empty_opti
 from introspection_lit.given_paths import given_path
 from introspection_lit.interruption import Interruption
 from introspection_lit.module import IntrospectionModule
+from introspection_lit.out_of_memory import OutOfMemory, explained_memory
 from introspection_lit.replay import ReplayReport
 from introspection_lit.watch import Watch
 from introspection_lit.without_lightning import answer
@@ -215,7 +216,7 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
     if isinstance(words, list):
         answer(words)
     try:
-        with explained_elsewhere():
+        with explained_elsewhere(), explained_memory():
             return _cli(args, run=True)
     except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"error: the configuration cannot work. {error}\n")
@@ -274,6 +275,7 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
                 ReportWriter(),
                 PredictionWriter(),
                 ReplayReport(),
+                OutOfMemory(),
             ],
             "logger": {
                 "class_path": "lightning.pytorch.loggers.TensorBoardLogger",

@@ -249,6 +249,13 @@ def guarded(action: Callable[[], None]) -> None:
         stop(str(error), 1)
     except (ConfigurationError, OSError) as error:
         stop(str(error))
+    except (RuntimeError, MemoryError) as error:
+        from introspection_lit.out_of_memory import run_error  # with the whole of the project: not for --help
+
+        found = run_error(error)
+        if found is None:
+            raise
+        stop(str(found), 1)
     except (KeyboardInterrupt, SystemExit) as error:
         status = 130 if isinstance(error, KeyboardInterrupt) else error.code
         if isinstance(status, int) and status > 128:

@@ -1,0 +1,454 @@
+"""Memory that is not enough: what is said, that the finder of batches recovers, and that what is advised works."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import threading
+import weakref
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from introspection_lit import batch_size, benchmark, pipeline
+from introspection_lit.allocation_errors import give_back, is_out_of_memory
+from introspection_lit.batch_size import fits, largest_part, smallest_of_all, step_problems
+from introspection_lit.cli import IntrospectionCLI, attach, main
+from introspection_lit.data import IntrospectionDataModule
+from introspection_lit.decoder_shape import decoder_shape
+from introspection_lit.errors import RunError
+from introspection_lit.footprint import hooks
+from introspection_lit.geometries import geometry
+from introspection_lit.measurement import ONE_AT_A_TIME, PLAIN, Amount, Setting
+from introspection_lit.memory import Load, estimate
+from introspection_lit.memory_advice import Situation, changes
+from introspection_lit.memory_taken import parts
+from introspection_lit.model import BaseModel, Lora
+from introspection_lit.module import IntrospectionModule
+from introspection_lit.out_of_memory import explained_memory
+from introspection_lit.reuse import Reuse
+
+CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+
+
+def cuda(*_: Any) -> Any:
+    """As a GPU says it."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.39 GiB")
+
+
+def host(*_: Any) -> Any:
+    """The CPU's allocator itself: a million GiB."""
+    return torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def python(*_: Any) -> Any:
+    """Python's own."""
+    return bytearray(1 << 60)
+
+
+def caught(action: Callable[[], Any]) -> BaseException:
+    """What an action raises."""
+    try:
+        action()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.parametrize("cause", [cuda, host, python])
+def test_errors_of_memory_are_known(cause: Callable[[], Any]) -> None:
+    """Whoever raises them."""
+    assert is_out_of_memory(caught(cause))
+
+
+def test_other_errors_are_none_of_memory() -> None:
+    """A shape that does not fit, Ctrl-C, an index; and what we have made of one already."""
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    for error in (RuntimeError("shape '[2]' is invalid"), KeyboardInterrupt(), ValueError("CUDA out of memory")):
+        assert not is_out_of_memory(error)
+    assert not is_out_of_memory(RunError([f"it said: {caught(cuda)}"]))
+
+
+def test_what_an_error_holds_is_given_back() -> None:
+    """Also of the error that was being handled when it came, and though somebody keeps them."""
+    seen = []
+
+    def inner() -> None:
+        large = torch.zeros(10)
+        seen.append(weakref.ref(large))
+        host()
+
+    def outer() -> None:
+        other = torch.zeros(10)
+        seen.append(weakref.ref(other))
+        try:
+            inner()
+        finally:
+            cuda()
+
+    error = caught(outer)
+    assert all(reference() is not None for reference in seen)
+    give_back(error)
+    assert [reference() for reference in seen] == [None, None]
+    assert isinstance(error, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize("cause", [host, cuda])
+def test_scripts_say_it_too(cause: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no trainer was running: a sentence, and 1."""
+    with pytest.raises(SystemExit) as stop:
+        pipeline.guarded(cause)
+    assert stop.value.code == 1
+    assert "memory was not enough" in capsys.readouterr().err
+
+
+def test_other_errors_of_scripts_pass() -> None:
+    """With their traceback: they are faults of ours."""
+    with pytest.raises(RuntimeError, match="shape"):
+        pipeline.guarded(lambda: (_ for _ in ()).throw(RuntimeError("shape")))
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulated", "world", "auto"), list(product((2, 4, 6, 16), (1, 3), (1, 2), (False, True)))
+)
+def test_smaller_batches_keep_the_step(size: int, accumulated: int, world: int, auto: bool) -> None:
+    """As typed, they are accepted, are smaller, and make steps of as many trials."""
+    now = Situation(batch_size=size, parts=accumulated, world=world, auto=auto, last="last.ckpt")
+    advised = [change.typed for change in changes(now) if change.typed.startswith("--data.batch_size")]
+    smaller = largest_part(size * accumulated, lambda part: part < size)
+    assert len(advised) == (not auto and size > 2) + bool(smaller)
+    for typed in advised:
+        words = shlex.split(typed)
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        value = given["--data.batch_size"]
+        assert int(given["--data.effective_batch"]) == size * accumulated * world
+        assert step_problems(value if value == "auto" else int(value), size * accumulated * world, world, 1) == []
+        assert value == "auto" or int(value) == smaller < size
+        assert given["--ckpt_path"] == "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("now", "first", "never"),
+    [
+        (Situation(), "--data.batch_size auto", "eval_batch_size"),
+        (Situation(batch_size=2), "--model.recompute true", "data.batch_size"),
+        (Situation(recompute=True, batch_size=2, context_tokens=128), "--data.max_context_tokens 64", "recompute"),
+        (Situation(host=True, kept_gib=8.0), "--data.reuse.gib 4", "fsdp"),
+        (Situation(step=False), "--data.eval_batch_size 16", "recompute"),
+        (Situation(fitting=False, step=False, last="x.ckpt"), "--data.eval_batch_size 16", "ckpt_path"),
+        (Situation(step=False, standing=True, unquantised=True), "--model.base.quantization nf4", "batch_size"),
+        (Situation(step=False, standing=True, cuda=False, float32=True, unquantised=True), "--model.base.dtype", "nf4"),
+        (Situation(step=False, standing=True, sharded=True), "more GPUs", "fsdp.yaml"),
+        (Situation(step=False, fitting=False, evidence=True, eval_batch_size=2), "--evidence.enabled false", "eval_batch"),
+        (Situation(batch_size=2, recompute=True, gaps=0.3), "PYTORCH_CUDA_ALLOC_CONF", "recompute"),
+    ],
+)
+def test_advice_is_what_applies(now: Situation, first: str, never: str) -> None:
+    """The most useful first; nothing that cannot help."""
+    advised = [change.typed for change in changes(now)]
+    assert advised[0].startswith(first)
+    assert not any(never in typed for typed in advised)
+
+
+@pytest.mark.parametrize("strategy", ["one", "ddp", "fsdp"])
+def test_parts_add_up(strategy: Any) -> None:
+    """To the peak that the estimate has, whatever is the largest; without a step to less."""
+    shape = decoder_shape(geometry("smollm2-135m"))
+    for batch, context, question, recompute in product((2, 64), (8, 2000), (8, 200), (False, True)):
+        load = Load(batch, context, question, strategy=strategy, world_size=2, recompute=recompute, kept_contexts=3)
+        memory = estimate(shape, BaseModel(), Lora(), load)
+        assert sum(parts(memory, fitting=True, step=True).values()) == memory.device
+        assert sum(parts(memory, fitting=False, step=False).values()) < memory.device
+
+
+@pytest.fixture
+def ready(tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IntrospectionCLI:
+    """Everything set up, nothing trained; with dropout."""
+    monkeypatch.chdir(tmp_path)
+    return prepared(tiny, few_contexts)
+
+
+def words(tiny: Path, few_contexts: str) -> list[str]:
+    """A tiny experiment: three steps of four trials in an epoch, a test of eight."""
+    contexts = ["--data.contexts", few_contexts, "--data.validation_kinds", "[csv]", "--data.test_trials", "{heldout: 8}"]
+    return ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.enable_progress_bar", "false", *contexts]
+
+
+def prepared(tiny: Path, few_contexts: str) -> IntrospectionCLI:
+    """The command line, set up for a fit."""
+    cli = attach([*words(tiny, few_contexts), "--model.lora.dropout", "0.5"])
+    cli.datamodule.setup("fit")
+    return cli
+
+
+def in_prefill(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
+    """In the last layer of the prefill, the hooks of steering hung."""
+
+    def hook(module: nn.Module, args: Any) -> None:
+        if not torch.is_grad_enabled():
+            action()
+
+    return data.module.layers[-1].register_forward_pre_hook(hook)
+
+
+def in_forward(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
+    """In the last layer of the detection pass."""
+
+    def hook(module: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled():
+            action()
+
+    return data.module.layers[-1].register_forward_pre_hook(hook)
+
+
+def in_backward(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
+    """Once the gradients of half of the adapter are there."""
+    trained = [parameter for parameter in data.module.parameters() if parameter.requires_grad]
+    return trained[len(trained) // 2].register_hook(lambda _: action())
+
+
+@pytest.mark.parametrize("cause", [cuda, host, python])
+@pytest.mark.parametrize("place", [in_prefill, in_forward, in_backward])
+def test_a_try_that_fails_leaves_no_trace(ready: IntrospectionCLI, place: Callable, cause: Callable) -> None:
+    """Adapter, gradients, randomness, modes, hooks and kept caches are as before; no tensor of the try is left."""
+    data, module = ready.datamodule, ready.model
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)  # of a fit before
+    data.prefill.kept = kept = object()  # type: ignore[assignment]
+    before = [(parameter.clone(), parameter.grad) for parameter in trained]
+    modes, random = [each.training for each in module.modules()], torch.get_rng_state()
+    errors: list[BaseException] = []
+
+    def action() -> None:
+        large = torch.zeros(10)  # noqa: F841 - held by the traceback alone
+        try:
+            cause()
+        except BaseException as error:
+            errors.append(error)  # somebody keeps it, with its traceback
+            raise
+
+    handle = place(data, action)
+    gc.collect()
+    hung = sum(map(len, hooks(module)))
+    there = {id(thing) for thing in gc.get_objects() if issubclass(type(thing), Tensor)}
+    assert not fits(data, 4)
+    assert errors
+    gc.collect()
+    left = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and id(thing) not in there]
+    assert [tuple(tensor.shape) for tensor in left if tensor is not random] == []
+    assert sum(map(len, hooks(module))) == hung
+    assert [each.training for each in module.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert data.prefill.kept is kept
+    for parameter, (value, gradient) in zip(trained, before, strict=True):
+        assert torch.equal(parameter, value)
+        assert parameter.grad is gradient
+    handle.remove()
+    assert fits(data, 4)
+
+
+def test_another_error_in_a_try_is_no_lack_of_memory(ready: IntrospectionCLI) -> None:
+    """It is raised, and all is as before."""
+
+    def wrong() -> None:
+        raise RuntimeError("shape '[2]' is invalid")
+
+    state = torch.get_rng_state()
+    with in_forward(ready.datamodule, wrong), pytest.raises(RuntimeError, match="shape"):
+        fits(ready.datamodule, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in ready.model.parameters())
+
+
+def together(monkeypatch: pytest.MonkeyPatch, finders: list[Callable[[], int]]) -> list[Any]:
+    """Let processes look for a size, threads in their place; what each returns or raises. None waits for more than 20 s."""
+    meeting, sizes = threading.Barrier(len(finders), timeout=20), [0] * len(finders)
+    rank, found = threading.local(), [None] * len(finders)
+
+    def gather(all_sizes: list[Any], size: int) -> None:
+        sizes[rank.number] = size
+        meeting.wait()
+        all_sizes[:] = sizes
+
+    process = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_world_size=lambda: len(finders),
+        all_gather_object=gather,
+    )
+    monkeypatch.setattr(batch_size, "dist", process)
+
+    def run(number: int) -> None:
+        rank.number = number
+        try:
+            found[number] = smallest_of_all(finders[number])
+        except BaseException as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(finders))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_the_smallest_of_all_processes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if one finds none at all: then all stop."""
+    assert together(monkeypatch, [lambda: 8, lambda: 4, lambda: 16]) == [4, 4, 4]
+    assert together(monkeypatch, [lambda: 8, lambda: 0]) == [0, 0]
+
+
+def test_a_process_that_fails_leaves_none_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises its own error, the others say which it was."""
+    own, other = together(monkeypatch, [lambda: [][1], lambda: 4])
+    assert isinstance(own, IndexError)
+    assert isinstance(other, RunError)
+    assert "process 0 has failed" in str(other)
+
+
+def test_auto_recovers_and_trains(tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With memory for six trials, twelve are trained on in two parts, by trying; and the training runs."""
+    monkeypatch.chdir(tmp_path)
+    answer, tried = IntrospectionModule.answer_logits, []
+
+    def narrow(self: IntrospectionModule, batch: Any) -> Tensor:
+        tried.append(len(batch.trials))
+        if len(batch.trials) > 7:
+            host()
+        return answer(self, batch)
+
+    def by_trying(data: IntrospectionDataModule, share: int) -> int:
+        return largest_part(share, lambda size: fits(data, size))
+
+    monkeypatch.setattr(IntrospectionModule, "answer_logits", narrow)
+    monkeypatch.setattr(batch_size, "_largest", by_trying)
+    more = ["--data.batch_size", "auto", "--data.effective_batch", "12", "--data.eval_batch_size", "4"]
+    cli = main(["fit", *words(tiny, few_contexts), *more])
+    assert (cli.datamodule.batch_size, cli.trainer.accumulate_grad_batches) == (6, 2)
+    assert tried[:3] == [12, 6, 6]
+    assert cli.trainer.global_step == 2
+
+
+def told(cli: IntrospectionCLI, function: str, **options: Any) -> str:
+    """What is said of a run that has no memory."""
+    trainer = cli.instantiate_trainer(logger=False, **options)
+    run = getattr(trainer, function)
+    with pytest.raises(RunError) as stop, explained_memory():
+        run(cli.model, datamodule=cli.datamodule)
+    assert is_out_of_memory(stop.value.__cause__)  # type: ignore[arg-type]
+    return str(stop.value)
+
+
+def test_message_says_where(ready: IntrospectionCLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which part of the run, which pass, which batch; with what was tried and what to change."""
+    data, module = ready.datamodule, ready.model
+    data.reuse = Reuse(clean=False)
+    calls: list[int] = []
+
+    def third() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            host()
+
+    with in_forward(data, third):
+        said = told(ready, "fit")
+    assert "memory was not enough in training, epoch 0, after 2 steps, batch 3 of 3, during the detection pass" in said
+    assert "can't allocate memory: you tried to allocate 1125899906842624 bytes" in said
+    assert "tried: data.batch_size 4, 1 process: steps of 4 trials; 4 trials of train" in said
+    for part in ("weights", "activations", "together", "the machine has", "--data.batch_size 2 --data.effective_batch 4"):
+        assert part in said
+    assert "no checkpoint has been written yet" in said
+    with in_backward(data, cuda):
+        assert "during the backward pass" in told(ready, "fit")
+    with in_prefill(data, python):
+        assert "during reading the contexts (prefill)" in told(ready, "fit")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.adam, "adam", host)
+        assert "during the optimiser's step" in told(ready, "fit")
+    with monkeypatch.context() as patch:
+        patch.setattr(IntrospectionModule, "validation_step", host)
+        said = told(ready, "fit", accumulate_grad_batches=1)
+        assert "in a validation of training, batch 1 of 2" in said
+        assert "--data.eval_batch_size 4" in said
+        assert "in validation, batch 1 of 2" in told(ready, "validate")
+        patch.setattr(IntrospectionModule, "test_step", host)
+        said = told(ready, "test")
+        assert "in the test, batch 1 of 1" in said
+        assert "optimiser" not in said
+        patch.setattr(IntrospectionModule, "predict_step", host)
+        assert "in predictions, batch 1 of 1" in told(ready, "predict")
+    assert sum(map(len, hooks(module))) == 0
+
+
+def test_message_of_a_model_that_does_not_fit(
+    tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line ends with 1; what is said is about the weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("introspection_lit.module.load_model", host)
+    with pytest.raises(SystemExit) as stop:
+        main(["test", *words(tiny, few_contexts)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "memory was not enough in the test, during loading the model" in said
+    assert "--model.base.dtype bfloat16" in said
+    assert "activations" not in said
+
+
+def adapter_of(cli: IntrospectionCLI) -> dict[str, Tensor]:
+    """The adapter at the end of a run."""
+    return torch.load(Path(cli.trainer.log_dir) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_advice_followed_as_typed_ends_where_the_run_would_have(
+    tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory is not enough in the second epoch; in smaller parts, the run goes on and learns the same."""
+    monkeypatch.chdir(tmp_path)
+    command = ["fit", *words(tiny, few_contexts), "--model.lora.dropout", "0.0"]
+    whole = main(command)
+    step = IntrospectionModule.training_step
+
+    def late(self: IntrospectionModule, batch: Any, batch_idx: int) -> Tensor:
+        if len(batch.trials) > 2 and self.current_epoch == 1 and batch_idx == 1:
+            host()
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(IntrospectionModule, "training_step", late)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert "the checkpoints so far are good; the last one is" in said
+    typed = next(line for line in said.splitlines() if line.strip().startswith("--data.batch_size 2"))
+    again = main([*command, *shlex.split(typed)])
+    assert again.trainer.global_step == whole.trainer.global_step
+    for name, tensor in adapter_of(again).items():
+        torch.testing.assert_close(tensor, adapter_of(whole)[name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cause", [cuda, host])
+def test_benchmark_goes_on_without_what_does_not_fit(cause: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator's error of a CPU counts as a GPU's."""
+    ran = []
+
+    def fit(cli: Any, measurement: Any) -> None:
+        while measurement.queue:
+            if measurement.current.batch > 8:
+                cause()
+            ran.append(measurement.queue.pop(0))
+
+    monkeypatch.setattr(benchmark, "_fit", fit)
+    cli = SimpleNamespace(model=nn.Module(), datamodule=SimpleNamespace(reuse=Reuse(), trials={}))
+    settings = [Setting(PLAIN, 4), Setting(PLAIN, 16), Setting(ONE_AT_A_TIME, 1), Setting(PLAIN, 8)]
+    assert benchmark.measure(cli, settings, Amount(), Reuse())[1] == {Setting(PLAIN, 16)}  # type: ignore[arg-type]
+    assert ran == [Setting(PLAIN, 4), Setting(ONE_AT_A_TIME, 1), Setting(PLAIN, 8)]
