@@ -39,7 +39,7 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 	$(STEP) evaluate.py $(SMALL) --adapter ../checkpoints/best --n-train-vectors 100 \
 	  --data.test_trials '{seen: 48, heldout: 48, concept: 52, concept_pca: 52, newkinds: 64}'
 
-test: $(INSTALLED)  ## Run the tests: seven to nine minutes on two cores, no network, no GPU
+test: $(INSTALLED)  ## Run the tests: some fifteen minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
 newest:  ## Run the tests with the newest versions of today, in .venv-newest

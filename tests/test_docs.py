@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 from collections import defaultdict
 from pathlib import Path
 
@@ -275,3 +276,30 @@ def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
             fitted = row["batch"] / (found.overhead + row["batch"] * operations / found.rate)
             measured = f"{row['trials_per_second']:.2f} | {row['lowest']:.2f}-{row['highest']:.2f}"
             assert f"| {path} | {row['batch']} | {measured} | {fitted:.2f} |" in page
+
+
+def test_tables_of_the_reliability_page_are_those_of_the_runs() -> None:
+    """Of the ended runs, the generated cases and the soak; nothing was lost."""
+    page, folder = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), ROOT / "docs" / "results" / "reliability"
+    for path in folder.glob("chaos-*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert f"`{found['commit']}`" in page
+        for number in (9, 15, 2):
+            mine = [outcome for outcome in found["outcomes"] if outcome["fault"]["signal"] == number]
+            assert all(outcome["identical"] for outcome in mine)
+            ended = sum(any(outcome["statuses"]) for outcome in mine)
+            name = signal.Signals(number).name
+            assert f"| {found['processes']} | {name} | {len(mine)} | {ended} | {len(mine)} | {len(mine)} |" in page
+    soak = json.loads((folder / "soak.json").read_text(encoding="utf-8"))
+    assert f"`{soak['commit']}`" in page
+    for check in soak["checks"]:
+        assert check["passed"]
+        assert f"| {check['name']} | {check['found']} | {check['limit']} |" in page
+    generated = json.loads((folder / "bad-input.json").read_text(encoding="utf-8"))
+    assert f"`{generated['commit']}`" in page
+    files = {name.split("::")[0].split("/")[-1] for name in generated["properties"]}
+    for file in files:
+        rows = [row for name, row in generated["properties"].items() if f"{file}::" in name]
+        tried, right, refused, lost = (sum(row[key] for row in rows) for key in ("tried", "right", "refused", "failed"))
+        assert lost == 0
+        assert f"| {len(rows)} | {tried} | {right} | {refused} | 0 |" in page

@@ -371,9 +371,6 @@ def test_message_says_where(ready: IntrospectionCLI, tmp_path: Path, monkeypatch
     with in_prefill(data, python):
         assert "during reading the contexts (prefill)" in told(ready, "fit")
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.adam, "adam", host)
-        assert "during the optimiser's step" in told(ready, "fit")
-    with monkeypatch.context() as patch:
         patch.setattr(IntrospectionModule, "validation_step", host)
         said = told(ready, "fit", accumulate_grad_batches=1)
         assert "in a validation of training, batch 1 of 2" in said
