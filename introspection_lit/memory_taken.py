@@ -49,7 +49,7 @@ def parts(memory: Memory, fitting: bool, step: bool) -> dict[str, int]:
     found = {
         "weights": memory.weights,
         "layers that are gathered (FSDP)": memory.gathered,
-        "adapter, gradients and optimiser": memory.adapter + memory.gradients + memory.optimizer,
+        "adapter, gradients and optimiser" if fitting else "adapter": memory.adapter + memory.gradients + memory.optimizer,
         "caches of the contexts": memory.cache,
     }
     passing = {

@@ -12,14 +12,18 @@ import gc
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from introspection_lit import preparation
 from introspection_lit.callbacks import run_folder
 from introspection_lit.collector import data_of
 from introspection_lit.footprint import Footprint, footprint, most_encoded, most_remembered
+from introspection_lit.model import load_tokenizer
 from introspection_lit.pipeline import as_arguments
 
 if TYPE_CHECKING:
@@ -166,13 +170,27 @@ def soak(
     gc.collect()
     gc.freeze()  # what is there by now, some half a million objects, is not looked through again at every sample
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), one_tokenizer():
             warnings.filterwarnings("ignore", ".*dirpath has changed.*|.*number of training batches.*")
             ours = ENDLESS | {"trainer.logger.init_args.save_dir": folder}
             _run([*as_arguments(SETTINGS), *arguments, *as_arguments(ours)], recorder, seconds)
     finally:
         gc.unfreeze()
     return Soak(recorder.samples, recorder.most_encoded, most_remembered())
+
+
+@contextmanager
+def one_tokenizer() -> Iterator[None]:
+    """Let all set-ups share a tokenizer.
+
+    tokenizers 0.23 keeps the words that it has cached for a tokenizer which is gone as long as the thread lives: 12 MiB for
+    a life with the built-in contexts, which would hide what is ours. A usual run has one tokenizer.
+    """
+    setattr(preparation, "load_tokenizer", lru_cache(load_tokenizer))  # noqa: B010 - another type, for mypy
+    try:
+        yield
+    finally:
+        setattr(preparation, "load_tokenizer", load_tokenizer)  # noqa: B010
 
 
 def _run(words: Sequence[str], recorder: Recorder, seconds: float) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import shlex
+import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,7 @@ def cuda(*_: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.39 GiB")
 
 
-def host(*_: Any) -> Any:
+def host(*_: Any, **__: Any) -> Any:
     """The CPU's allocator itself: a million GiB."""
     return torch.empty(1 << 50, dtype=torch.uint8)
 
@@ -93,10 +94,12 @@ def test_what_an_error_holds_is_given_back() -> None:
             cuda()
 
     error = caught(outer)
+    traceback = error.__traceback__  # as debuggers and loggers keep it
     assert all(reference() is not None for reference in seen)
     give_back(error)
     assert [reference() for reference in seen] == [None, None]
     assert isinstance(error, torch.OutOfMemoryError)
+    assert traceback is not None
 
 
 @pytest.mark.parametrize("cause", [host, cuda])
@@ -167,24 +170,23 @@ def test_parts_add_up(strategy: Any) -> None:
         assert sum(parts(memory, fitting=False, step=False).values()) < memory.device
 
 
-@pytest.fixture
-def ready(tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IntrospectionCLI:
-    """Everything set up, nothing trained; with dropout."""
-    monkeypatch.chdir(tmp_path)
-    return prepared(tiny, few_contexts)
+@pytest.fixture(scope="module")
+def ready(tiny: Path, few_contexts: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IntrospectionCLI]:
+    """Everything set up once, nothing trained; with dropout. What fails leaves no trace: several tests can use it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("ready"))
+        cli = attach([*words(tiny, few_contexts), "--model.lora.dropout", "0.5"])
+        cli.datamodule.setup("fit")
+        gc.collect()
+        gc.freeze()  # half a million objects need not be looked through
+        yield cli
+        gc.unfreeze()
 
 
 def words(tiny: Path, few_contexts: str) -> list[str]:
     """A tiny experiment: three steps of four trials in an epoch, a test of eight."""
     contexts = ["--data.contexts", few_contexts, "--data.validation_kinds", "[csv]", "--data.test_trials", "{heldout: 8}"]
     return ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.enable_progress_bar", "false", *contexts]
-
-
-def prepared(tiny: Path, few_contexts: str) -> IntrospectionCLI:
-    """The command line, set up for a fit."""
-    cli = attach([*words(tiny, few_contexts), "--model.lora.dropout", "0.5"])
-    cli.datamodule.setup("fit")
-    return cli
 
 
 def in_prefill(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
@@ -213,15 +215,25 @@ def in_backward(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any
     return trained[len(trained) // 2].register_hook(lambda _: action())
 
 
-@pytest.mark.parametrize("cause", [cuda, host, python])
-@pytest.mark.parametrize("place", [in_prefill, in_forward, in_backward])
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [
+        (in_prefill, host),
+        (in_forward, cuda),
+        (in_forward, host),
+        (in_forward, python),
+        (in_backward, cuda),
+        (in_backward, host),
+    ],
+)
 def test_a_try_that_fails_leaves_no_trace(ready: IntrospectionCLI, place: Callable, cause: Callable) -> None:
     """Adapter, gradients, randomness, modes, hooks and kept caches are as before; no tensor of the try is left."""
     data, module = ready.datamodule, ready.model
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)  # of a fit before
-    data.prefill.kept = kept = object()  # type: ignore[assignment]
+    kept: Any = object()
+    data.prefill.kept = kept
     before = [(parameter.clone(), parameter.grad) for parameter in trained]
     modes, random = [each.training for each in module.modules()], torch.get_rng_state()
     errors: list[BaseException] = []
@@ -252,6 +264,8 @@ def test_a_try_that_fails_leaves_no_trace(ready: IntrospectionCLI, place: Callab
         assert parameter.grad is gradient
     handle.remove()
     assert fits(data, 4)
+    data.prefill.kept = None
+    module.zero_grad()
 
 
 def test_another_error_in_a_try_is_no_lack_of_memory(ready: IntrospectionCLI) -> None:
@@ -347,7 +361,7 @@ def told(cli: IntrospectionCLI, function: str, **options: Any) -> str:
     return str(stop.value)
 
 
-def test_message_says_where(ready: IntrospectionCLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_says_where(ready: IntrospectionCLI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which part of the run, which pass, which batch; with what was tried and what to change."""
     data, module = ready.datamodule, ready.model
     data.reuse = Reuse(clean=False)
@@ -370,6 +384,9 @@ def test_message_says_where(ready: IntrospectionCLI, tmp_path: Path, monkeypatch
         assert "during the backward pass" in told(ready, "fit")
     with in_prefill(data, python):
         assert "during reading the contexts (prefill)" in told(ready, "fit")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["torch.optim.adam"], "adam", host)  # torch.optim has a function of its module's name
+        assert "during the optimiser's step" in told(ready, "fit")
     with monkeypatch.context() as patch:
         patch.setattr(IntrospectionModule, "validation_step", host)
         said = told(ready, "fit", accumulate_grad_batches=1)
