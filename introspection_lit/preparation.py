@@ -211,7 +211,7 @@ def _check_run(data: IntrospectionDataModule, found: checks.Problems) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Evidence) and trainer.state.fn in ("fit", "test"):
             found.add(callback.problems())
-    found.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision)))
+    found.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision), trainer.world_size))
     loops = {name: getattr(trainer, name).state_dict() for name in LOOPS.values()} if data.checkpoint else None
     found.add(checks.checkpoint_problems(data.checkpoint, module.identity(), trainer.state.fn or "fit", loops))
     if module.adapter is not None:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The first torch whose FSDP can write flat weights back that are not sharded (pytorch pull request 154369).
+ALONE = "2.9"
+
 
 class ShardedPrecision(FSDPPrecision):
     """The precisions of one process, in each process of FSDP.
@@ -272,13 +275,14 @@ def leave_base_alone(module: LightningModule) -> None:
     module._ddp_params_and_buffers_to_ignore = [*frozen, *buffers]  # type: ignore[assignment]
 
 
-def strategy_problems(strategy: Strategy, base: BaseModel, precision: str) -> list[str]:
+def strategy_problems(strategy: Strategy, base: BaseModel, precision: str, world_size: int) -> list[str]:
     """Check that a strategy can train this model in this precision.
 
     Args:
         strategy: The trainer's.
         base: The model.
         precision: The trainer's, such as ``bf16-mixed``.
+        world_size: Processes.
     """
     expected = f"Expected auto, ddp or {ShardedStrategy.strategy_name}."
     if isinstance(strategy, ModelParallelStrategy) and base.quantization == "nf4":
@@ -294,5 +298,10 @@ def strategy_problems(strategy: Strategy, base: BaseModel, precision: str) -> li
         return [
             f"trainer.strategy: Lightning's {type(strategy).__name__} cannot clip gradients by norm and gathers the whole "
             f"base model for every checkpoint. {expected}"
+        ]
+    if sharded and world_size == 1 and torch.__version__ < ALONE:
+        return [
+            f"trainer.strategy: FSDP of one process fails before torch {ALONE} (pytorch issue 151223); this is "
+            f"{torch.__version__}. Use trainer.strategy auto, which is the same with one process, or a newer torch."
         ]
     return precision_problems(base, precision, sharded)

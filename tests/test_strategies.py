@@ -24,12 +24,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.torch_version import TorchVersion
 from two_processes import run_together
 
 from introspection_lit.cli import main
 from introspection_lit.model import BaseModel
 from introspection_lit.shards import dtype_problems
 from introspection_lit.strategies import (
+    ALONE,
     ShardedPrecision,
     ShardedStrategy,
     strategy_problems,
@@ -99,7 +101,8 @@ def runs(
     keeping += ["--data.reuse.group", "2", "--data.reuse.gib", KEPT_GIB]
     keeping += ["--data.test_trials", "{heldout: 12}", "--data.trials_per_epoch", "24"]
     main([*fit("kept, one", "float32", None), *keeping])
-    main([*fit("kept, fsdp of one", "float32", None), *keeping, "--trainer.strategy", FSDP])
+    if torch.__version__ >= ALONE:
+        main([*fit("kept, fsdp of one", "float32", None), *keeping, "--trainer.strategy", FSDP])
     main(fit("one", "float32", None, *observed))
     main(fit("one16", "bfloat16", None))
     together = [
@@ -166,10 +169,23 @@ def test_kept_caches_neither_hang_nor_change_anything(runs: Callable[[str], Path
     assert all(0 < number < 10 for number in kept)
 
 
+@pytest.mark.skipif(torch.__version__ < ALONE, reason="refused before this version of torch")
 def test_fsdp_of_one_process(runs: Callable[[str], Path]) -> None:
     """One GPU and the overlay for many: the same training, clean caches kept."""
     found, expected = runs("kept, fsdp of one"), runs("kept, one")
     torch.testing.assert_close(curve(found, "train/loss"), curve(expected, "train/loss"), rtol=FLOAT32.loss, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("version", "world_size", "refused"), [("2.8.0", 1, True), ("2.8.0", 2, False), ("2.9.0", 1, False)]
+)
+def test_fsdp_of_one_process_with_an_older_torch(
+    version: str, world_size: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fail at the first prefill; of several processes it works."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    problems = strategy_problems(ShardedStrategy(), BaseModel(), "32-true", world_size)
+    assert [("pytorch issue 151223" in problem) for problem in problems] == [True] * refused
 
 
 def test_fsdp_resumed_is_bit_for_bit_fsdp_uninterrupted(runs: Callable[[str], Path]) -> None:
@@ -289,7 +305,7 @@ SHARDED, NF4_BASE = ShardedStrategy(), {"quantization": "nf4", "dtype": "bfloat1
 )
 def test_what_cannot_be_trained_is_refused(strategy: Any, base: dict[str, Any], precision: str, message: str) -> None:
     """Packed bytes that a strategy or a precision would change or cannot shard."""
-    (problem,) = strategy_problems(strategy, BaseModel(**base), precision)
+    (problem,) = strategy_problems(strategy, BaseModel(**base), precision, 2)
     assert message in problem
 
 
@@ -308,13 +324,13 @@ def test_what_cannot_be_trained_is_refused(strategy: Any, base: dict[str, Any], 
 )
 def test_what_can_be_trained_is_not(strategy: Any, base: dict[str, Any], precision: str) -> None:
     """The combinations that the documentation names."""
-    assert strategy_problems(strategy, BaseModel(**base), precision) == []
+    assert strategy_problems(strategy, BaseModel(**base), precision, 2) == []
 
 
 def test_deepspeed_is_refused() -> None:
     """It has no idea of packed weights; its constructor needs the package, which is not installed here."""
     strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)
-    assert "DeepSpeedStrategy would shard nothing" in strategy_problems(strategy, BaseModel(), "32-true")[0]
+    assert "DeepSpeedStrategy would shard nothing" in strategy_problems(strategy, BaseModel(), "32-true", 2)[0]
 
 
 def test_refused_before_a_model_is_loaded(
