@@ -245,7 +245,7 @@ def through_wrapper(trainer: Trainer, function: Callable[[], T]) -> T:
         return function()
     forward, found, failures = module.forward, list[T](), list[Exception]()
 
-    def once() -> None:
+    def once(_: None) -> None:
         module.forward = forward  # type: ignore[method-assign]
         try:
             found.append(function())
@@ -254,7 +254,7 @@ def through_wrapper(trainer: Trainer, function: Callable[[], T]) -> T:
 
     module.forward = once  # type: ignore[method-assign]
     try:
-        wrapper()
+        wrapper(None)  # torch 2.6 cannot do without an argument
     finally:
         module.forward = forward  # type: ignore[method-assign]
     if failures:
@@ -299,9 +299,10 @@ def strategy_problems(strategy: Strategy, base: BaseModel, precision: str, world
             f"trainer.strategy: Lightning's {type(strategy).__name__} cannot clip gradients by norm and gathers the whole "
             f"base model for every checkpoint. {expected}"
         ]
+    problems = precision_problems(base, precision, sharded)
     if sharded and world_size == 1 and torch.__version__ < ALONE:
-        return [
+        problems.append(
             f"trainer.strategy: FSDP of one process fails before torch {ALONE} (pytorch issue 151223); this is "
             f"{torch.__version__}. Use trainer.strategy auto, which is the same with one process, or a newer torch."
-        ]
-    return precision_problems(base, precision, sharded)
+        )
+    return problems

@@ -43,9 +43,12 @@ FSDP = ShardedStrategy.strategy_name
 CLIP, STEPS = 0.05, 4
 KEPT_GIB = "0.001"  # room for some of the ten training contexts
 # Of the same numbers summed in another order. Seen: losses 4e-7, adapters 5e-6, scores 5e-6.
-FLOAT32 = SimpleNamespace(loss=1e-5, adapter=1e-4, score=1e-4)
-# A number that is rounded otherwise to bfloat16 changes by 1/256. Seen: 1e-3 and 4e-3; in other batches, 5e-3 and 6e-2.
-BFLOAT16 = SimpleNamespace(loss=1e-2, adapter=2e-2, loss_of_one=2e-2, adapter_of_one=0.15)
+# With torch 2.6, whose attention over padding differs with the padding: adapters 3e-4.
+OLD = torch.__version__ < ALONE
+FLOAT32 = SimpleNamespace(loss=1e-5, adapter=1e-3 if OLD else 1e-4, score=1e-4)
+# A number that is rounded otherwise to bfloat16 changes by 1/256. Seen: 1e-3 and 4e-3; in other batches, 5e-3 and 6e-2
+# (with torch 2.6, 2e-1).
+BFLOAT16 = SimpleNamespace(loss=1e-2, adapter=2e-2, loss_of_one=2e-2, adapter_of_one=0.3 if OLD else 0.15)
 EVIDENCE = {"enabled": "true", "report": "false", "info_trials": "2", "lens_trials": "6", "probe_trials": "32"}
 EVIDENCE |= {"sets": "[heldout]", "texts": "3", "facts": "4"}
 NF4 = ["--model.base.quantization", "nf4"]
@@ -101,7 +104,7 @@ def runs(
     keeping += ["--data.reuse.group", "2", "--data.reuse.gib", KEPT_GIB]
     keeping += ["--data.test_trials", "{heldout: 12}", "--data.trials_per_epoch", "24"]
     main([*fit("kept, one", "float32", None), *keeping])
-    if torch.__version__ >= ALONE:
+    if not OLD:
         main([*fit("kept, fsdp of one", "float32", None), *keeping, "--trainer.strategy", FSDP])
     main(fit("one", "float32", None, *observed))
     main(fit("one16", "bfloat16", None))
@@ -169,7 +172,7 @@ def test_kept_caches_neither_hang_nor_change_anything(runs: Callable[[str], Path
     assert all(0 < number < 10 for number in kept)
 
 
-@pytest.mark.skipif(torch.__version__ < ALONE, reason="refused before this version of torch")
+@pytest.mark.skipif(OLD, reason="refused before this version of torch")
 def test_fsdp_of_one_process(runs: Callable[[str], Path]) -> None:
     """One GPU and the overlay for many: the same training, clean caches kept."""
     found, expected = runs("kept, fsdp of one"), runs("kept, one")
@@ -388,9 +391,9 @@ def test_through_wrapper() -> None:
             super().__init__()
             self.module, self.inside = module, False
 
-        def forward(self) -> None:
+        def forward(self, *inputs: Any) -> None:
             self.inside = True
-            self.module()
+            self.module(*inputs)
             self.inside = False
 
     module = Module()
