@@ -23,10 +23,11 @@ from introspection_lit import report
 from introspection_lit.checkpoint_files import read_checkpoint
 from introspection_lit.collector import Evidence, data_of, module_of
 from introspection_lit.descriptions import belonging
-from introspection_lit.errors import RunError
+from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.export import export_adapter
 from introspection_lit.figures import log_odds_figure
 from introspection_lit.files import explained, save_figure, whole, write_whole
+from introspection_lit.interruption import validation_is_due
 from introspection_lit.provenance import protocol, provenance
 from introspection_lit.seals import write_json
 from introspection_lit.trial_table import USUAL_SETS
@@ -95,11 +96,21 @@ class BestCheckpoint(ModelCheckpoint):
     after the resume would count as the best, whatever came before. And it writes ``last.ckpt`` only where a best one is
     written too: a run that is stopped would go on from its best epoch, not from its last. Here a resumed run copies the
     best checkpoints so far from the folder that it goes on from, which stays as it was; and no checkpoint is removed before
-    the last one that knows of its successor is there.
+    the last one that knows of its successor is there. With ``every_n_train_steps``, Lightning would save the best by the
+    score of an earlier validation, or none at all: here it is the last checkpoint that is saved so often, at the end of
+    steps, and the best one after validations as ever.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        if self._train_time_interval is not None:
+            raise ConfigurationError(
+                ["checkpoint.train_time_interval: cannot be exact by the clock. Use checkpoint.every_n_train_steps."]
+            )
+        self.by_validation = str(self.monitor).startswith("validation/")
+        if self._every_n_train_steps and self.by_validation:
+            self._every_n_epochs = 1
+        self.save_last = bool(self.save_last)  # a link would be one to another step's
         self.outdated: list[str] = []
         self.resumed_from: Path | None = None
         self.writes = False
@@ -112,8 +123,14 @@ class BestCheckpoint(ModelCheckpoint):
         self.writes = trainer.is_global_zero
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **options: Any) -> None:
-        """Save what is to be saved every so many steps."""
-        super().on_train_batch_end(trainer, *args, **options)
+        """Save what is to be saved every so many steps; which is the best, only a validation says."""
+        steps = self._every_n_train_steps
+        if not steps or trainer.global_step % steps or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        if not self.by_validation:
+            super().on_train_batch_end(trainer, *args, **options)
+        elif not validation_is_due(trainer):  # it saves both
+            self._keep_last(trainer)
         self._remove_outdated(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,6 +168,10 @@ class BestCheckpoint(ModelCheckpoint):
         """
         if self.resumed_from is None:  # a test
             return
+        own = Path(str(self.dirpath))
+        if own.resolve() == self.resumed_from.resolve():  # the same folder: go on with its last.ckpt
+            last = own / Path(state_dict["last_model_path"]).name  # spelled as Lightning will, which compares texts
+            self.last_model_path = str(last) if last.is_file() and belonging([last], own) else ""
         known = {*state_dict["best_k_models"], state_dict["best_model_path"]} - {""}
         taken = {path: self._take_over(path, self.resumed_from) for path in known}
         best = taken.get(state_dict["best_model_path"], "")
@@ -165,9 +186,6 @@ class BestCheckpoint(ModelCheckpoint):
             choose = min if self.mode == "max" else max
             self.kth_best_model_path = choose(self.best_k_models, key=lambda path: self.best_k_models[path])
             self.kth_value = self.best_k_models[self.kth_best_model_path]
-        if Path(str(self.dirpath)) == self.resumed_from:  # the same folder: go on with the same last.ckpt
-            last = self.resumed_from / Path(state_dict["last_model_path"]).name
-            self.last_model_path = str(last) if last.is_file() and belonging([last], self.resumed_from) else ""
 
     def _take_over(self, path: str, folder: Path) -> str:
         """Copy a checkpoint of the run that is resumed into this one's folder; empty if there is none."""

@@ -7,7 +7,6 @@ computed nothing, so that a run costs its own seconds only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -20,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import Strategy
 from peft import LoraConfig
 
 from introspection_lit import cli
+from introspection_lit.checkpoint_files import read_checkpoint
+from introspection_lit.content_hash import content_hash
 from introspection_lit.module import IntrospectionModule
+from introspection_lit.seals import hash_of
 from introspection_lit.seeds import generator
 
 # At any moment instead of at a place; the number is then a thousandth of the time that a whole run takes.
@@ -184,7 +185,7 @@ class Runs:
         folder = self.folder / f"{fault.signal.name.lower()}-{number}"
         statuses = self._run(folder, fault)
         last = newest(folder)
-        step = torch.load(last, weights_only=True)["global_step"] if last else None
+        step = read_checkpoint(last)["global_step"] if last else None
         resumed = not any(self._run(folder, None, last))
         return Outcome(fault, statuses, step, resumed, resumed and made(folder) == self.wanted)
 
@@ -280,28 +281,11 @@ def made(folder: Path) -> str:
     last = newest(folder)
     if not adapters or last is None:
         return "nothing"
-    digest = hashlib.sha256((adapters[-1] / "adapter_model.safetensors").read_bytes())
+    weights = hash_of(adapters[-1] / "adapter_model.safetensors")
     description = json.loads((adapters[-1] / "introspection.json").read_text(encoding="utf-8"))
-    checkpoint = torch.load(last, weights_only=True)
-    parts = [description, *(checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"))]
-    for part in parts:
-        _add(digest, part)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, content: Any) -> None:
-    """Add nested values to a hash."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            digest.update(f"{key}:".encode())
-            _add(digest, value)
-    elif isinstance(content, list | tuple):
-        for value in content:
-            _add(digest, value)
-    elif isinstance(content, torch.Tensor):
-        digest.update(content.contiguous().view(torch.uint8).numpy().tobytes() if content.dim() else str(content).encode())
-    else:
-        digest.update(f"{content!r};".encode())
+    checkpoint = read_checkpoint(last)
+    kept = [checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")]
+    return content_hash([weights, description, *kept])
 
 
 def free_port() -> int:

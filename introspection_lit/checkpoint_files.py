@@ -19,6 +19,9 @@ from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.files import whole
 from introspection_lit.seals import SEAL, changed
 
+# What the weights of a training that has diverged are called, in the run's folder of checkpoints; not to be gone on from.
+DIVERGED = "diverged.ckpt"
+
 
 class CheckpointFiles(TorchCheckpointIO):
     """How Lightning's trainer keeps checkpoints here.
@@ -48,7 +51,8 @@ class CheckpointFiles(TorchCheckpointIO):
             with whole(path) as unfinished:
                 unfinished.write_bytes(content.getbuffer())
         except RunError as error:
-            good = max(path.parent.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, default=None)
+            there = (file for file in path.parent.glob("*.ckpt") if file.name != DIVERGED)
+            good = max(there, key=lambda file: file.stat().st_mtime, default=None)
             advice = f"Go on from the newest checkpoint with ckpt_path: {good}" if good else "There is no checkpoint yet."
             raise RunError([f"{problem} {advice}" for problem in error.problems]) from error
 

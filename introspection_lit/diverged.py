@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from introspection_lit.checkpoint_files import DIVERGED
 from introspection_lit.collector import data_of
 from introspection_lit.errors import RunError
 from introspection_lit.metrics import NotFinite, require_finite
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What the weights of that moment are called, in the run's folder of checkpoints; not to be gone on from.
-FILE = "diverged.ckpt"
 # A loss scaled for float16 begins at 2**16 and is halved whenever gradients overflow: 32 times in a row is no bad luck.
 SMALLEST_SCALE = 2.0**-16
 ADVICE = "Lower model.learning_rate or data.strengths, or use another trainer.precision (32-true is the safest)."
@@ -257,7 +256,7 @@ def _keep_weights(trainer: Trainer) -> Path | str:
     saver = trainer.checkpoint_callback
     if not isinstance(saver, ModelCheckpoint) or saver.dirpath is None or getattr(trainer, "fast_dev_run", False):
         return "checkpoints are switched off"
-    path = Path(saver.dirpath) / FILE
+    path = Path(saver.dirpath) / DIVERGED
     try:
         trainer.save_checkpoint(path, weights_only=True)
     except (OSError, RuntimeError, ValueError) as error:  # a full disk must not hide what went wrong first

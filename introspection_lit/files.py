@@ -215,6 +215,7 @@ def folder_problems(folder: Path, option: str) -> list[str]:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what processes of this machine left unfinished in a folder when they were killed; once for each folder."""
+    folder = folder.resolve()  # however it is called: what this process has begun there is not to be cleared
     if folder in _cleared:
         return
     _cleared.add(folder)

@@ -47,7 +47,9 @@ class Interruption(Callback):
             self._answer(leave)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A signal ends the run."""
+        """A signal ends the run, also one that came when a fit before had no step left to finish."""
+        if number := _any_process(self.received, trainer):
+            leave(number)
         self._answer(leave)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,7 +69,7 @@ class Interruption(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Leave, if a signal has come and the step is complete: gradients that are being accumulated are not saved."""
         if not trainer.fit_loop.epoch_loop._should_accumulate():
-            self._stop_if_told(trainer, unvalidated=_validation_is_due(trainer))
+            self._stop_if_told(trainer, unvalidated=validation_is_due(trainer))
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Leave, if a signal has come while a fit is validating: the validation is made again after the resume."""
@@ -82,6 +84,7 @@ class Interruption(Callback):
         place = "nothing was saved: checkpoints are switched off"
         if isinstance(saver, ModelCheckpoint) and not getattr(trainer, "fast_dev_run", False):
             self._unvalidated = unvalidated
+            saver.save_last, saver.save_weights_only = True, False  # whatever was asked for: this one is to go on from
             saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
             self._unvalidated = False
             place = f"go on with --ckpt_path {saver.last_model_path}"
@@ -96,7 +99,7 @@ class Interruption(Callback):
             return
         progress = loops["epoch_loop.batch_progress"]["total"]
         after_batch = progress["completed"] < progress["processed"]  # it is written at the end of a batch
-        if self._unvalidated or (after_batch and _validation_is_due(trainer)):
+        if self._unvalidated or (after_batch and validation_is_due(trainer)):
             validation_first(loops)
 
 
@@ -109,7 +112,7 @@ def leave(number: int, frame: FrameType | None = None) -> None:
     raise SystemExit(128 + number)
 
 
-def _validation_is_due(trainer: Trainer) -> bool:
+def validation_is_due(trainer: Trainer) -> bool:
     """Whether a validation comes right after the batch that has just ended."""
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None

@@ -281,11 +281,14 @@ def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
 def test_tables_of_the_reliability_page_are_those_of_the_runs() -> None:
     """Of the ended runs, the generated cases and the soak; nothing was lost."""
     page, folder = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), ROOT / "docs" / "results" / "reliability"
-    for path in folder.glob("chaos-*.json"):
+    paths = sorted(folder.glob("chaos-*.json"))
+    assert [path.stem for path in paths] == ["chaos-1", "chaos-2"]
+    for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
         assert f"`{found['commit']}`" in page
         for number in (9, 15, 2):
             mine = [outcome for outcome in found["outcomes"] if outcome["fault"]["signal"] == number]
+            assert mine
             assert all(outcome["identical"] for outcome in mine)
             ended = sum(any(outcome["statuses"]) for outcome in mine)
             name = signal.Signals(number).name

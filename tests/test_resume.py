@@ -151,6 +151,52 @@ def test_every_checkpoint_of_a_run_is_exact(
         assert_same(again["optimizer_states"], wanted["optimizer_states"])
 
 
+def test_the_last_checkpoint_so_often_and_the_best_as_ever(
+    fit: Callable[..., IntrospectionCLI], whole: Callable[[list[str]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every step the last one is saved, also before there is a validation; the best is the one of a validation."""
+    often = ["--checkpoint.every_n_train_steps", "1"]
+    with monkeypatch.context() as patched:
+        signal_at(patched, "training_step", 6, signal.SIGINT, signal.SIGINT)  # nothing is saved by the second one
+        path, reached = stopped(fit, [*STEPS, *often], 130)
+    assert reached == 2
+    assert_same(end(fit(*STEPS, *often, "--ckpt_path", str(path))), whole(STEPS))
+
+
+def test_a_signal_leaves_a_checkpoint_whatever_is_saved_else(
+    fit: Callable[..., IntrospectionCLI], whole: Callable[[list[str]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No last checkpoint was asked for; going on in the same folder, there is one and no other."""
+    here = ["--trainer.logger.init_args.version", "version_0"]
+    with monkeypatch.context() as patched:
+        signal_at(patched, "training_step", 3, signal.SIGTERM)
+        path, reached = stopped(fit, [*STEPS, *here, "--checkpoint.save_last", "false"], 143)
+    assert reached == 2
+    resumed = fit(*STEPS, *here, "--ckpt_path", str(path.resolve()))
+    assert_same(end(resumed), whole(STEPS))
+    assert [file.name for file in path.parent.glob("last*")] == ["last.ckpt"]
+
+
+def test_a_signal_after_the_last_step_ends_the_test_after_it(
+    fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to be finished but the fit itself."""
+    signal_at(monkeypatch, "on_train_epoch_end", 2, signal.SIGTERM)
+    _, reached = stopped(fit, [*STEPS, "--test_after_fit", "true"], 143)
+    assert reached == 8
+    assert not list(Path().rglob("results.json"))
+
+
+def test_checkpoints_by_the_clock_are_refused(
+    fit: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would come between the batches of a step."""
+    with pytest.raises(SystemExit) as left:
+        fit("--checkpoint.train_time_interval", "0:01:00")
+    assert left.value.code == 2
+    assert "checkpoint.every_n_train_steps" in capsys.readouterr().err
+
+
 def test_a_second_signal_does_not_wait(fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:
     """No checkpoint is left; who sends two is in a hurry."""
     signal_at(monkeypatch, "training_step", 2, signal.SIGINT, signal.SIGINT)
