@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from introspection_lit.errors import RunError
 SAYINGS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
+    "Cannot allocate memory",  # torch, of a file in memory
     "CUDA out of memory",
     "CUDA error: out of memory",
     "cudaErrorMemoryAllocation",
@@ -25,7 +27,7 @@ SAYINGS = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not enough: of a GPU, of the host, or Python's own."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _no_process(error):
         return True
     other = not isinstance(error, RuntimeError) or isinstance(error, RunError)  # one of ours tells what another has said
     return not other and any(saying in str(error) for saying in SAYINGS)
@@ -33,7 +35,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def on_host(error: BaseException) -> bool:
     """Whether it was the host's memory that was not enough."""
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    said = any(saying in str(error) for saying in ("DefaultCPUAllocator", "Cannot allocate memory"))
+    return isinstance(error, MemoryError) or said or _no_process(error)
+
+
+def _no_process(error: BaseException) -> bool:
+    """Whether the system had no room for another process, such as a worker of a data loader."""
+    return isinstance(error, OSError) and error.errno == errno.ENOMEM
 
 
 def give_back(error: BaseException) -> None:

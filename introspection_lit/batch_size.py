@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +24,7 @@ from introspection_lit.scoring import detection_loss
 from introspection_lit.strategies import is_sharded
 
 if TYPE_CHECKING:
-    from introspection_lit.batches import TrialBatch
+    from introspection_lit.batches import Split, TrialBatch
     from introspection_lit.data import IntrospectionDataModule
     from introspection_lit.decoder_shape import Shape
 
@@ -137,7 +139,7 @@ def ballast(device: torch.device) -> Tensor:
 
 def longest(data: IntrospectionDataModule, size: int) -> TrialBatch:
     """The training batch that takes the most memory: each trial with its own cache, the longest contexts and question."""
-    split, bank = data.splits["train"], data.bank
+    split, bank = _largest_split(data), data.bank
     assert bank is not None
     lengths = split.lengths()
     asked = {
@@ -154,9 +156,14 @@ def longest(data: IntrospectionDataModule, size: int) -> TrialBatch:
     return split.collate(trials, bank)
 
 
+def _largest_split(data: IntrospectionDataModule) -> Split:
+    """What is trained on; in a benchmark, which trains nothing, one of its grids."""
+    return data.splits.get("train") or next(iter(data.splits.values()))
+
+
 def needed(data: IntrospectionDataModule, size: int) -> tuple[Shape, Load]:
     """What the memory of a step with micro-batches of a size is computed from."""
-    trainer, split, module = data.running, data.splits["train"], data.module
+    trainer, split, module = data.running, _largest_split(data), data.module
     strategy: Strategy = "one" if trainer.world_size == 1 else "ddp"
     if is_sharded(trainer):
         strategy = "fsdp"
@@ -189,6 +196,9 @@ def free_memory(device: torch.device) -> int:
     """Bytes of a device that nothing uses."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError):  # with what the system would give up of its cache of files
+        meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
+        return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
     return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
 
-from introspection_lit.batch_size import needed
+from introspection_lit.batch_size import free_memory, needed
 from introspection_lit.collector import data_of, module_of
 from introspection_lit.decoder_shape import decoder_shape
 from introspection_lit.kept_caches import GIB
@@ -76,8 +76,7 @@ def room(trainer: Trainer) -> list[str]:
         return [
             f"the GPU ({name}) has {sizes[0]} GiB: {sizes[1]} free, {sizes[2]} held by torch, {sizes[3]} of them in use"
         ]
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    whole, left = (int(meminfo[name].split()[0]) * 1024 / GIB for name in ("MemTotal", "MemAvailable"))
+    whole, left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, free_memory(device) / GIB
     return [f"the machine has {whole:.2f} GiB: {left:.2f} free; this process may have less (ulimit -v, a container)"]
 
 

@@ -67,7 +67,7 @@ def explained_memory() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         found = run_error(error)
         if found is None:
             raise
@@ -146,7 +146,7 @@ def moment(trainer: Trainer) -> str:
 def _numbered(stage: str, loop: Any, batches: Sequence[float]) -> str:
     """A stage with the number of the batch that had begun, if any had."""
     total, done = sum(batches), loop.batch_progress.current.completed
-    return f"{stage}, batch {done + 1} of {total:.0f}" if total else stage
+    return f"{stage}, batch {done + 1} of {total:.0f}" if done < total else stage
 
 
 def tried(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
@@ -188,7 +188,7 @@ def situation(trainer: Trainer, error: BaseException, where: str | None) -> Situ
         parts=parts_of_step,
         world=trainer.world_size,
         auto=auto,
-        accumulate=parts_of_step > 1 and data.effective_batch is None and not auto,
+        accumulate=data.effective_batch is None and (auto or parts_of_step > 1),
         eval_batch_size=data.eval_batch_size,
         recompute=module.recompute,
         context_tokens=data.max_context_tokens,
@@ -205,7 +205,10 @@ def situation(trainer: Trainer, error: BaseException, where: str | None) -> Situ
 def _kept(now: Situation) -> str:
     if now.last is None:
         return "no checkpoint has been written yet: the run begins anew"
-    return f"the checkpoints so far are good; the last one is {now.last}"
+    return (
+        f"the checkpoints so far are good; the last one is {now.last} (one from the middle of an epoch goes on with the "
+        "same data.batch_size only)"
+    )
 
 
 def _process(trainer: Trainer) -> str:

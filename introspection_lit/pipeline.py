@@ -247,12 +247,14 @@ def guarded(action: Callable[[], None]) -> None:
         action()
     except RunError as error:
         stop(str(error), 1)
-    except (ConfigurationError, OSError) as error:
+    except ConfigurationError as error:
         stop(str(error))
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         from introspection_lit.out_of_memory import run_error  # with the whole of the project: not for --help
 
         found = run_error(error)
+        if found is None and isinstance(error, OSError):
+            stop(str(error))
         if found is None:
             raise
         stop(str(found), 1)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from introspection_lit import preparation
+from introspection_lit.batch_size import largest_part
 from introspection_lit.callbacks import run_folder
 from introspection_lit.collector import data_of
 from introspection_lit.footprint import Footprint, footprint, most_encoded, most_remembered
@@ -225,7 +226,8 @@ def _live(words: Sequence[str], recorder: Recorder, seconds: float) -> None:
     cli = _fit(words, recorder)
     data, last = cli.datamodule, run_folder(cli.trainer) / "checkpoints" / "last.ckpt"
     # The same steps in smaller micro-batches: what is recommended where memory was not enough.
-    data.effective_batch, data.batch_size = data.batch_size, max(2, data.batch_size // 4 * 2)
+    whole = data.batch_size
+    data.effective_batch, data.batch_size = whole, largest_part(whole, lambda size: size < whole) or whole
     again = _put_together(words, recorder)
     recorder.enter(RESUMED, recorder.life, seconds)
     data.checkpoint = str(last)

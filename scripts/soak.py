@@ -62,7 +62,9 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
         ConfigurationError: The time is not above zero, or this is not Linux.
     """
     if options.minutes <= 0 or options.every < 0:
-        raise ConfigurationError([f"--minutes {options.minutes}, --every {options.every}: expected minutes above 0."])
+        raise ConfigurationError(
+            [f"--minutes {options.minutes}, --every {options.every}: expected --minutes above 0 and --every at least 0."]
+        )
     if not Path("/proc/self/statm").is_file():
         raise ConfigurationError(["soak: reads /proc, which is there on Linux only."])
     output = pipeline.writable(options.out / "soak.json")
