@@ -42,7 +42,8 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 test: $(INSTALLED)  ## Run the tests: some fifteen minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
-newest:  ## Run the tests with the newest versions of today, in .venv-newest
+newest:  ## Run the tests with the newest versions of today but of torch, in a new .venv-newest
+	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest VERSIONS=
 
 oldest:  ## Run the tests with the oldest versions that setup.cfg allows, in .venv-oldest (7 GB)

@@ -153,9 +153,10 @@ def misfits(adapter: Adapter, base: BaseModel) -> list[str]:
     from peft import get_peft_model, get_peft_model_state_dict
 
     try:
+        model = outline(base)
         with warnings.catch_warnings(), limited():
             warnings.simplefilter("ignore")  # what matters of it is said when it is loaded
-            fitted = get_peft_model(outline(base), copy.deepcopy(adapter.config), low_cpu_mem_usage=True)
+            fitted = get_peft_model(model, copy.deepcopy(adapter.config), low_cpu_mem_usage=True)
             expected = get_peft_model_state_dict(fitted, save_embedding_layers=False)
     except BeyondLimitError as error:
         return [f"finding the modules that its adapter_config.json names: {error}. Its patterns are not used."]

@@ -117,7 +117,7 @@ def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
 
 def trainer_problems(trainer: Trainer) -> list[str]:
     """Check what Lightning takes without a word, and fails at or leaves out in the middle of a run."""
-    clip, interval = trainer.gradient_clip_val, trainer.val_check_interval
+    clip, interval = trainer.gradient_clip_val, getattr(trainer, "val_check_interval", None)  # of a time there is none
     every = trainer.check_val_every_n_epoch
     problems = []
     if trainer.accumulate_grad_batches < 1:

@@ -131,8 +131,12 @@ def load_contexts(source: str) -> list[Context]:
     return list(contexts.values())
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object: of two with one name, JSON says nothing, and Python would silently drop the first."""
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object: of two with one name, JSON says nothing, and Python would silently drop the first.
+
+    Raises:
+        ValueError: One is there twice.
+    """
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -144,7 +148,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{name}, line {number}", json.loads(line, object_pairs_hook=_once)
+                yield f"{name}, line {number}", json.loads(line, object_pairs_hook=once)
             except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
                 yield f"{name}, line {number}", error
 
@@ -152,7 +156,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
 def _json_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
     """The conversations of a JSON file: one (a list of messages, or an object with ``messages``) or a list of them."""
     try:
-        content = json.loads(text, object_pairs_hook=_once)
+        content = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         return [(name, error)]
     if isinstance(content, dict) and isinstance(content.get("conversations"), list):

@@ -60,9 +60,11 @@ def values(node: yaml.Node | None, counted: dict[int, int | None]) -> int:
     inside = node.value
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen = set[str]()
         for key in keys:
-            if keys.count(key) > 1:
+            if key in seen:
                 raise Misread(f"the key {key!r} comes twice in one place{node.start_mark}. Leave one of them out.")
+            seen.add(key)
         inside = [part for pair in node.value for part in pair]
     total = 1 + sum(values(part, counted) for part in inside)
     if total > MOST_VALUES:

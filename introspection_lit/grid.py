@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from introspection_lit.checks import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS
 from introspection_lit.trials import Bands, Plan, Trial, part_of
 from introspection_lit.vectors import OPTIONAL_SPLITS
@@ -49,8 +50,9 @@ class Grid:
         ):
             given = f"{self.contexts} contexts, {self.random_vectors} random vectors, {self.vectors} and {self.info}"
             problems.append(f"data.grid: got {given}. Expected at least one context, vector, kind of vector and info.")
-        if not self.strengths or not all(1e-6 <= strength <= 1e6 for strength in self.strengths):
-            problems.append(f"data.grid.strengths: got {self.strengths}. Expected some, each above 0, from 1e-06 to 1e+06.")
+        if not self.strengths or not all(LEAST_STRENGTH <= strength <= MOST_STRENGTH for strength in self.strengths):
+            expected = f"Expected some, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
+            problems.append(f"data.grid.strengths: got {self.strengths}. {expected}.")
         known = ("train", "heldout", "concept", *OPTIONAL_SPLITS)
         unknown = [name for name in self.vectors if name not in known]
         return problems + [f"data.grid.vectors: {name!r} is none of {', '.join(known)}." for name in unknown]

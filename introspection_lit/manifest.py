@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from introspection_lit.contexts import fingerprint
+from introspection_lit.contexts import fingerprint, once
 from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.files import whole
 from introspection_lit.seals import SEAL, changed
@@ -183,18 +183,6 @@ def _short(value: object, most: int = MOST_SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object, if each is there once: readers of JSON differ in which of two they take.
-
-    Raises:
-        ValueError: One is there twice.
-    """
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a field is there twice")
-    return fields
-
-
 def _found(numbers: Mapping[str, int], name: object) -> int | None:
     """The number of a name; None if it is none, or no text at all."""
     return numbers.get(name) if isinstance(name, str) else None
@@ -231,7 +219,7 @@ class Manifest:
 
     def _header(self, line: bytes) -> dict[str, Any]:
         try:
-            header = json.loads(line, object_pairs_hook=_once)
+            header = json.loads(line, object_pairs_hook=once)
         except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("n"), int):
@@ -353,7 +341,7 @@ class ManifestPlan(PairedPlan):
             ValueError: It is not a trial of this split.
         """
         try:
-            row = json.loads(line, object_pairs_hook=_once)
+            row = json.loads(line, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error}).") from error
         if not isinstance(row, dict) or set(row) != set(FIELDS):

@@ -90,7 +90,7 @@ def _weights(source: Mapping[str, Any], config: Mapping[str, Any], local: bool) 
 
 def _plain(name: object) -> bool:
     """The name of a safetensors file, without a folder."""
-    return isinstance(name, str) and name.endswith((".safetensors", INDEX)) and not set(name) & set("/\\:\0")
+    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:\0")
 
 
 def _read(path: Path | None) -> dict[str, Any] | None:

@@ -76,5 +76,5 @@ def _word(value: object) -> bool:
     return (
         value is None
         or isinstance(value, int | float)
-        or (isinstance(value, str) and bool(re.fullmatch(r"[\w:-]*", value)))
+        or (isinstance(value, str) and bool(re.fullmatch(r"[\w:,-]*", value)))
     )

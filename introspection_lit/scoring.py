@@ -23,7 +23,7 @@ def log_odds(logits: Tensor, answer_ids: Tensor) -> Tensor:
 
 def mass(logits: Tensor, answer_ids: Tensor) -> Tensor:
     """P(yes) + P(no) under the full softmax, ``(batch,)`` in [0, 1]. Where it is small, the log-odds mean nothing."""
-    return logits.float().softmax(dim=-1)[:, answer_ids].sum(dim=-1)
+    return logits.float().softmax(dim=-1)[:, answer_ids].sum(dim=-1).clamp(max=1)  # rounding may go beyond
 
 
 def detection_loss(logits: Tensor, answer_ids: Tensor, labels: Tensor, kind: str = "full") -> Tensor:

@@ -240,7 +240,7 @@ def test_field_that_is_there_twice(lines: list[dict[str, Any]], train: Split, tm
     made = [json.dumps(line) for line in lines]
     made[2] = made[2].replace('"strength": ', '"strength": 1.0, "strength": ')
     (tmp_path / "m").write_text("\n".join(made))
-    with pytest.raises(ConfigurationError, match=r"line 3: not JSON \(a field is there twice"):
+    with pytest.raises(ConfigurationError, match=r"line 3: not JSON \(an object has the field"):
         take(tmp_path / "m", train)
 
 

@@ -471,8 +471,8 @@ def test_a_runs_own_configuration_names_no_class(name: str, tmp_path: Path, mark
         whole = isinstance(options, str)
         usual[section] = options if whole else usual.get(section, {}) | options
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(usual))
-    (tmp_path / "results.json").write_text(json.dumps({"sets": {"heldout": {}}}))
-    with pytest.raises(IntrospectionError, match=r"could run code or write elsewhere|is not that of a fit|results"):
+    (tmp_path / "results.json").write_text(json.dumps({"sets": {}}))
+    with pytest.raises(IntrospectionError, match="could run code or write elsewhere"):
         script("controls").as_in(tmp_path)
     assert foreign_parts(usual)
 
@@ -481,8 +481,8 @@ def test_yaml_that_grows(tmp_path: Path) -> None:
     """A few lines of aliases are gigabytes once they are written out."""
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
-    (tmp_path / "results.json").write_text(json.dumps({"sets": {"heldout": {}}}))
-    with pytest.raises(IntrospectionError, match=r"aliases|results"):
+    (tmp_path / "results.json").write_text(json.dumps({"sets": {}}))
+    with pytest.raises(IntrospectionError, match="many aliases"):
         script("controls").as_in(tmp_path)
 
 

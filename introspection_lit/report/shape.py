@@ -14,7 +14,7 @@ from introspection_lit.rungs import RUNGS
 # Says what is wrong with a value at a place; null always is fine: it means that nobody measured it.
 Check = Callable[[Any, str], Iterator[str]]
 # More numbers or rows than any test has; figures and tables of them would fill the machine.
-MOST, LARGEST = 10_000, 1e9
+MOST, LARGEST = 1_000_000, 1e9
 
 
 def number(low: float = -LARGEST, high: float = LARGEST, whole: bool = False) -> Check:
@@ -42,7 +42,7 @@ def one_of(kind: type, wanted: str) -> Check:
 
 def listed(item: Check, length: int | None = None) -> Check:
     """A list, of a length if one is given."""
-    wanted = "a list" if length is None else f"a list of {length}"
+    wanted = f"a list of at most {MOST}" if length is None else f"a list of {length}"
 
     def check(value: Any, place: str) -> Iterator[str]:
         if value is None:
@@ -105,6 +105,7 @@ def _wrong(value: Any, place: str, wanted: str) -> str:
 
 
 NUMBER, SHARE, COUNT = number(), number(0, 1), number(0, whole=True)
+SEED = number(0, 2**32 - 1, whole=True)
 STRENGTH, LAYER = number(0), number(0, 100_000, whole=True)
 TEXT, FLAG, BAND = one_of(str, "a text"), one_of(bool, "true or false"), listed(LAYER, 2)
 SHARES, NUMBERS, ENDS = listed(SHARE), listed(NUMBER), listed(SHARE, 2)
@@ -121,7 +122,7 @@ CELL = fields("vectors band", **ROW)
 LINES = fields("mean", "mean low high", mean=NUMBERS, low=NUMBERS, high=NUMBERS)
 SAID = dict.fromkeys(("p_yes_clean", "p_yes_steered", "said_yes_clean", "said_yes_steered"), SHARE)
 FACTS = fields(**RATES, said_yes=SHARE, yes=SHARE, log_odds=NUMBER)
-LANGUAGE = fields(nats=NUMBER, perplexity=NUMBER)
+LANGUAGE = fields(nats=NUMBER, perplexity=number(0, 1e300))  # of a ruined model
 
 
 def test_sets(value: Any, place: str) -> Iterator[str]:
@@ -194,10 +195,10 @@ WHOLE = fields(
     checkpoint=TEXT,
     adapter=TEXT,
 )
-SPREAD = fields(mean=NUMBER, sd=number(0), worst=NUMBER, worst_seed=NUMBER, values=NUMBERS)
+SPREAD = fields(mean=NUMBER, sd=number(0), worst=NUMBER, worst_seed=SEED, values=NUMBERS)
 # By the field that a file must have: results, several seeds, control adapters.
 SHAPES: Mapping[str, Check] = {
     "sets": WHOLE,
-    "seeds": fields("seeds", seeds=listed(NUMBER), sets=named(named(SPREAD)), detection_strength=named(SPREAD)),
+    "seeds": fields("seeds", seeds=listed(SEED), sets=named(named(SPREAD)), detection_strength=named(SPREAD)),
     "rows": fields("rows", rows=listed(fields("name", **ROW))),
 }
