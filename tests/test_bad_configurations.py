@@ -344,7 +344,7 @@ def test_single_options_that_got_through(fit: Callable[..., str], given: list[st
 def test_grid_of_a_fit_is_not_left_out_silently(fit: Callable[..., str]) -> None:
     """Only predict runs through it; fit says so and goes on."""
     with pytest.warns(UserWarning, match=r"data\.grid: only predict"):
-        assert fit("--data.grid", "{}") == ""
+        assert fit("--data.grid", '{"contexts": 3}') == ""
 
 
 def test_contexts_that_fake_turns_are_counted(

@@ -12,6 +12,7 @@ import torch
 from damage import REFUSED, damaged_bytes, mutated, odd
 from hypothesis import event, example, given
 from hypothesis import strategies as st
+from test_manifest import write
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.batches import Split
@@ -23,10 +24,7 @@ from introspection_lit.manifest import (
     Manifest,
     ManifestPlan,
     disagreements,
-    distinct_pairs,
-    row_of,
     settings,
-    write_manifest,
 )
 from introspection_lit.trials import SOURCES, TrialPlan
 from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
@@ -53,17 +51,6 @@ def train(tokenizer: PreTrainedTokenizerFast) -> Split:
     return Split("train", plan, CONTEXTS, QUESTIONS, tokenizer, Phrasing(), (1, 2), "relative", SOURCES["train"])
 
 
-def write(path: Path, split: Split, n: int) -> Path:
-    """A manifest of n trials."""
-    rows = (
-        row_of(2 * number + steered, trial, split, BANK)
-        for number, pair in enumerate(distinct_pairs(split.plan, n // 2))
-        for steered, trial in enumerate(pair)
-    )
-    write_manifest(path, {"n": n, **settings(split, BANK, "m", "", 0)}, rows)
-    return path
-
-
 def take(path: Path, split: Split) -> ManifestPlan:
     """What set-up makes of a manifest.
 
@@ -81,7 +68,7 @@ def take(path: Path, split: Split) -> ManifestPlan:
 @pytest.fixture(scope="module")
 def lines(train: Split, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The lines of a good manifest; the header has no seal, so that what is changed on purpose is read at all."""
-    text = write(tmp_path_factory.mktemp("good") / "m", train, 12).read_text()
+    text = write(tmp_path_factory.mktemp("good") / "m", train, BANK, 12).read_text()
     header, *rows = (json.loads(line) for line in text.splitlines())
     header.pop("sha256", None)
     return [header, *rows]
@@ -183,7 +170,7 @@ def test_manifests_of_damaged_bytes(content: st.DataObject, train: Split, tmp_pa
     """With its seal: the trials that were written, whatever happened to the bytes, or refused."""
     good = tmp_path / "good"
     if not good.is_file():
-        write(good, train, 12)
+        write(good, train, BANK, 12)
     (tmp_path / "m").write_bytes(content.draw(damaged_bytes(good.read_bytes())))
     try:
         plan = take(tmp_path / "m", train)
@@ -213,7 +200,7 @@ def spoil_line(text: bytes) -> bytes:
 )
 def test_file_that_changes_while_it_is_read(change: Any, message: str, train: Split, tmp_path: Path) -> None:
     """Somebody cuts or edits the file while training reads it: the run stops, and no other trial is trained on."""
-    path = write(tmp_path / "m", train, 4 * STRIDE)
+    path = write(tmp_path / "m", train, BANK, 4 * STRIDE)
     plan = take(path, train)
     first = plan.trial(0)
     plan._pairs, plan._window = {}, 10
