@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from contextlib import ExitStack, suppress
@@ -103,17 +104,28 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if self._train_time_interval is not None:
-            raise ConfigurationError(
-                ["checkpoint.train_time_interval: cannot be exact by the clock. Use checkpoint.every_n_train_steps."]
-            )
+        amiss = {"train_time_interval": self._train_time_interval is not None, "save_on_exception": self.save_on_exception}
+        if problems := [
+            f"checkpoint.{option}: would save between the batches of a step, from where nothing goes on as it was. Use "
+            "checkpoint.every_n_train_steps; SIGTERM and Ctrl-C leave a checkpoint anyway."
+            for option, given in amiss.items()
+            if given
+        ]:
+            raise ConfigurationError(problems)
         self.by_validation = str(self.monitor).startswith("validation/")
-        if self._every_n_train_steps and self.by_validation:
+        often = self.by_validation and bool(self._every_n_train_steps)
+        if often:
             self._every_n_epochs = 1
-        self.save_last = bool(self.save_last)  # a link would be one to another step's
+        self.save_last = bool(self.save_last) or often  # a link would be one to another step's
         self.outdated: list[str] = []
         self.resumed_from: Path | None = None
         self.writes = False
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint has the best ones so far: by what they are compared by, not by how often they are saved."""
+        usual = {"every_n_train_steps": 0, "every_n_epochs": 1, "train_time_interval": None}
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode, **usual)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder of the run, and that of the run it goes on from."""
@@ -129,7 +141,7 @@ class BestCheckpoint(ModelCheckpoint):
             return
         if not self.by_validation:
             super().on_train_batch_end(trainer, *args, **options)
-        elif not validation_is_due(trainer):  # it saves both
+        elif not self._saves_after_this(trainer):
             self._keep_last(trainer)
         self._remove_outdated(trainer)
 
@@ -146,6 +158,11 @@ class BestCheckpoint(ModelCheckpoint):
         if not self._should_save_on_train_epoch_end(trainer):
             self._keep_last(trainer)
         self._remove_outdated(trainer)
+
+    def _saves_after_this(self, trainer: Trainer) -> bool:
+        """Whether a batch is followed by a validation whose result is saved, and the last checkpoint with it."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return validation_is_due(trainer) and (last or not self._should_save_on_train_epoch_end(trainer))
 
     def _keep_last(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # as it does where one of this step is there
@@ -168,10 +185,9 @@ class BestCheckpoint(ModelCheckpoint):
         """
         if self.resumed_from is None:  # a test
             return
-        own = Path(str(self.dirpath))
-        if own.resolve() == self.resumed_from.resolve():  # the same folder: go on with its last.ckpt
-            last = own / Path(state_dict["last_model_path"]).name  # spelled as Lightning will, which compares texts
-            self.last_model_path = str(last) if last.is_file() and belonging([last], own) else ""
+        if Path(str(self.dirpath)).resolve() == self.resumed_from.resolve():  # the same folder: go on with its last.ckpt
+            last = self._named(state_dict["last_model_path"])
+            self.last_model_path = last if Path(last).is_file() and belonging([last], self.resumed_from) else ""
         known = {*state_dict["best_k_models"], state_dict["best_model_path"]} - {""}
         taken = {path: self._take_over(path, self.resumed_from) for path in known}
         best = taken.get(state_dict["best_model_path"], "")
@@ -189,14 +205,17 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _take_over(self, path: str, folder: Path) -> str:
         """Copy a checkpoint of the run that is resumed into this one's folder; empty if there is none."""
-        assert self.dirpath is not None
-        source, own = folder / Path(path).name, Path(self.dirpath) / Path(path).name
+        source, own = folder / Path(path).name, Path(self._named(path))
         if not source.is_file() or not belonging([source], folder):
             return ""
         if self.writes and source.resolve() != own.resolve():
             with whole(own) as unfinished:
                 shutil.copyfile(source, unfinished)
-        return str(own)
+        return self._named(path)
+
+    def _named(self, path: str) -> str:
+        """A checkpoint in this run's folder, spelled as Lightning does, which compares texts: ``.`` and ``//`` are kept."""
+        return os.path.join(str(self.dirpath), Path(path).name)
 
 
 class LogOddsFigure(Callback):

@@ -117,14 +117,19 @@ def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
 
 def trainer_problems(trainer: Trainer) -> list[str]:
     """Check what Lightning takes without a word, and fails at or leaves out in the middle of a run."""
-    clip, interval = trainer.gradient_clip_val, getattr(trainer, "val_check_interval", None)  # of a time there is none
+    clip, interval = trainer.gradient_clip_val, getattr(trainer, "val_check_interval", None)
     every = trainer.check_val_every_n_epoch
     problems = []
     if trainer.accumulate_grad_batches < 1:
         problems.append(f"trainer.accumulate_grad_batches: got {trainer.accumulate_grad_batches}. Expected at least 1.")
     if clip is not None and not 0 <= clip < float("inf"):
         problems.append(f"trainer.gradient_clip_val: got {clip}. Expected a number, at least 0 (0: no clipping).")
-    if interval is not None and not interval > 0:
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        problems.append(
+            "trainer.val_check_interval: got a time. Expected batches, or a part of an epoch: by the clock, no two runs "
+            "would be alike, and processes would not agree."
+        )
+    elif interval is not None and not interval > 0:
         problems.append(f"trainer.val_check_interval: got {interval}. Expected a number above 0.")
     if every is not None and every < 1:
         problems.append(f"trainer.check_val_every_n_epoch: got {every}. Expected at least 1.")

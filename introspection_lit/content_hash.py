@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter, OrderedDict
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from introspection_lit.errors import RunError
 
+# What torch reads back without unpickling; a subclass, such as numpy's float or a named tuple, it does not.
 PLAIN = {str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device}
+MAPPINGS, SEQUENCES = {dict, OrderedDict, Counter}, {list, tuple, torch.Size, bytearray}
 
 
 def content_hash(content: Any) -> str:
@@ -31,17 +33,17 @@ def _add(digest: Any, value: Any, place: str) -> None:
         plain = value.detach().cpu().contiguous()
         digest.update(f"tensor {plain.dtype} {tuple(plain.shape)} ".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy())
-    elif isinstance(value, Mapping):
+    elif type(value) in MAPPINGS:
         digest.update(f"mapping {len(value)} ".encode())
         for key, item in value.items():
             _add(digest, key, place)
             _add(digest, item, f"{place}/{key}")
-    elif type(value) in PLAIN:  # a subclass, such as numpy's float, would be unpickled
+    elif type(value) in PLAIN:
         text = value.hex() if isinstance(value, float) else repr(value)
         digest.update(f"{type(value).__name__} {len(text)} {text} ".encode("utf-8", "surrogatepass"))
-    elif isinstance(value, Set):
+    elif type(value) is set and all(type(item) in PLAIN for item in value):
         digest.update(f"set {len(value)} {sorted(map(repr, value))} ".encode("utf-8", "surrogatepass"))
-    elif isinstance(value, Sequence):
+    elif type(value) in SEQUENCES:
         digest.update(f"sequence {len(value)} ".encode())
         for number, item in enumerate(value):
             _add(digest, item, f"{place}/{number}")

@@ -41,6 +41,10 @@ class Interruption(Callback):
         self.received = signal.SIGTERM if trainer.received_sigterm else 0
         self._answer(self._finish_step)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put validations where Lightning has not just put them."""
+        validate_after_steps(trainer)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Outside of a fit, a signal ends the run."""
         if trainer.state.fn != TrainerFn.FITTING:
@@ -110,6 +114,16 @@ def leave(number: int, frame: FrameType | None = None) -> None:
         SystemExit: 128 and the number of the signal.
     """
     raise SystemExit(128 + number)
+
+
+def validate_after_steps(trainer: Trainer) -> None:
+    """Let validations in the middle of an epoch come at the ends of steps; nothing could go on from between their batches.
+
+    So they come after the same steps, whatever the batches that a step is made of.
+    """
+    every, parts = trainer.val_check_batch, trainer.accumulate_grad_batches
+    if isinstance(every, int) and every < trainer.num_training_batches:
+        trainer.val_check_batch = max(parts, every - every % parts)
 
 
 def validation_is_due(trainer: Trainer) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import struct
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -172,11 +174,36 @@ def test_adapters_that_cannot_be(with_seal: bool, name: Any, tensor: Any, messag
         read_checkpoint(tmp_path / "x.ckpt")
 
 
-def test_what_could_not_be_read_back_is_not_written(saved: Path) -> None:
+class Point(NamedTuple):
+    """Two numbers."""
+
+    x: int
+    y: int
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.float64(1), r"numpy\.float64"),
+        (np.str_("x"), r"numpy\.str_"),
+        (Point(1, 2), r"test_checkpoint_files\.Point"),
+        (defaultdict(int, a=1), r"collections\.defaultdict"),
+        (deque([1]), r"collections\.deque"),
+        (frozenset([1]), r"builtins\.frozenset"),
+        (range(3), r"builtins\.range"),
+        ({np.float64(1)}, r"builtins\.set"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_could_not_be_read_back_is_not_written(value: Any, kind: str, saved: Path) -> None:
     """A callback's state with an object in it would make the checkpoint unreadable without unpickling."""
     before = saved.read_bytes()
-    with pytest.raises(RunError, match=r"callbacks/mine/0 is a numpy\.float64"):
-        CheckpointFiles().save_checkpoint(small() | {"callbacks": {"mine": [np.float64(1)]}}, saved)
+    torch.save([value], other := io.BytesIO())
+    other.seek(0)
+    with pytest.raises(UnpicklingError):
+        torch.load(other, weights_only=True)
+    with pytest.raises(RunError, match=f"callbacks/mine/0 is a {kind}"):
+        CheckpointFiles().save_checkpoint(small() | {"callbacks": {"mine": [value]}}, saved)
     assert saved.read_bytes() == before
     assert left_in(saved.parent) == ["small.ckpt"]
 

@@ -20,6 +20,8 @@ CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 STEPS = ["--data.trials_per_epoch", "32", "--trainer.accumulate_grad_batches", "2", "--trainer.deterministic", "true"]
 HALVES = [*STEPS, "--trainer.val_check_interval", "0.5"]
 SELDOM = [*STEPS, "--trainer.check_val_every_n_epoch", "2"]
+# Half of three steps, in batches: between those of the second one.
+ODD = [*HALVES, "--data.trials_per_epoch", "24", "--checkpoint.every_n_train_steps", "1"]
 NUMBERED = [*STEPS, "--trainer.max_epochs", "-1", "--trainer.max_steps", "8"]
 
 
@@ -107,6 +109,7 @@ def stopped(fit: Callable[..., IntrospectionCLI], options: list[str], status: in
         pytest.param(signal.SIGTERM, HALVES, "training_step", 12, 6, id="before a validation in the middle of an epoch"),
         pytest.param(signal.SIGINT, HALVES, "validation_step", 6, 6, id="validation in the middle of an epoch"),
         pytest.param(signal.SIGTERM, HALVES, "on_validation_epoch_end", 1, 3, id="end of that validation"),
+        pytest.param(signal.SIGINT, ODD, "validation_step", 1, 1, id="validation after half of the steps, rounded down"),
         pytest.param(signal.SIGTERM, SELDOM, "training_step", 7, 4, id="last step of an epoch without a validation"),
         pytest.param(signal.SIGTERM, NUMBERED, "training_step", 9, 5, id="steps counted instead of epochs"),
     ],
@@ -163,11 +166,15 @@ def test_the_last_checkpoint_so_often_and_the_best_as_ever(
     assert_same(end(fit(*STEPS, *often, "--ckpt_path", str(path))), whole(STEPS))
 
 
+@pytest.mark.parametrize("folder", ["lightning_logs", ".//lightning_logs"])
 def test_a_signal_leaves_a_checkpoint_whatever_is_saved_else(
-    fit: Callable[..., IntrospectionCLI], whole: Callable[[list[str]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    fit: Callable[..., IntrospectionCLI],
+    whole: Callable[[list[str]], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
 ) -> None:
-    """No last checkpoint was asked for; going on in the same folder, there is one and no other."""
-    here = ["--trainer.logger.init_args.version", "version_0"]
+    """No last checkpoint was asked for; going on in the same folder, however it is called, there is one and no other."""
+    here = ["--trainer.logger.init_args.version", "version_0", "--trainer.logger.init_args.save_dir", folder]
     with monkeypatch.context() as patched:
         signal_at(patched, "training_step", 3, signal.SIGTERM)
         path, reached = stopped(fit, [*STEPS, *here, "--checkpoint.save_last", "false"], 143)
@@ -187,14 +194,48 @@ def test_a_signal_after_the_last_step_ends_the_test_after_it(
     assert not list(Path().rglob("results.json"))
 
 
-def test_checkpoints_by_the_clock_are_refused(
-    fit: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
+def test_the_best_so_far_is_known_however_often_is_saved(
+    fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would come between the batches of a step."""
+    """A run goes on with other checkpoints than it began with: Lightning would not find the state of the older ones."""
+    with monkeypatch.context() as patched:
+        signal_at(patched, "training_step", 11, signal.SIGTERM)
+        path, _ = stopped(fit, STEPS, 143)
+    before = torch.load(path, weights_only=True)["callbacks"]
+    (state,) = (state for state in before.values() if state.get("best_model_path"))
+    resumed = fit(
+        *STEPS, "--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1", "--ckpt_path", str(path)
+    )
+    assert Path(state["best_model_path"]).name in {
+        Path(known).name for known in resumed.trainer.checkpoint_callback.best_k_models
+    }
+
+
+def test_validations_come_after_the_same_steps_in_whatever_batches(fit: Callable[..., IntrospectionCLI]) -> None:
+    """Half of three steps is one step, not one and a half."""
+    whole_steps = [*ODD, "--trainer.accumulate_grad_batches", "1", "--data.batch_size", "8"]
+    for options in (ODD, whole_steps):
+        saver = fit(*options, "--checkpoint.save_top_k", "-1").trainer.checkpoint_callback
+        steps = [torch.load(saved, weights_only=True)["global_step"] for saved in saver.best_k_models]
+        assert sorted(steps) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        (("--checkpoint.train_time_interval", "0:01:00"), "checkpoint.every_n_train_steps"),
+        (("--checkpoint.save_on_exception", "true"), "checkpoint.every_n_train_steps"),
+        (("--trainer.val_check_interval", "00:00:10:00"), "Expected batches, or a part of an epoch"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused(
+    fit: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str], option: tuple[str, str], advice: str
+) -> None:
+    """They would save or validate between the batches of a step."""
     with pytest.raises(SystemExit) as left:
-        fit("--checkpoint.train_time_interval", "0:01:00")
+        fit(*option)
     assert left.value.code == 2
-    assert "checkpoint.every_n_train_steps" in capsys.readouterr().err
+    assert advice in capsys.readouterr().err
 
 
 def test_a_second_signal_does_not_wait(fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:
