@@ -17,7 +17,7 @@ from introspection_lit.descriptions import RECORD, believed, belonging, faults
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.export import DESCRIPTION, changes
 from introspection_lit.given_paths import given_path
-from introspection_lit.limits import BeyondLimitError, limited
+from introspection_lit.limits import BYTES, BeyondLimitError, limited
 from introspection_lit.model import BaseModel, outline
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ def misfits(adapter: Adapter, base: BaseModel) -> list[str]:
 
     try:
         model = outline(base)
-        with warnings.catch_warnings(), limited():
+        memory = BYTES + 8 * (adapter.folder / WEIGHTS).stat().st_size
+        with warnings.catch_warnings(), limited(memory=memory):
             warnings.simplefilter("ignore")  # what matters of it is said when it is loaded
             fitted = get_peft_model(model, copy.deepcopy(adapter.config), low_cpu_mem_usage=True)
             expected = get_peft_model_state_dict(fitted, save_embedding_layers=False)

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -170,10 +171,10 @@ def _marks(tokenizer: PreTrainedTokenizerBase, source: str) -> list[str]:
 
 
 def _usual(tokenizer: PreTrainedTokenizerBase) -> list[Layout]:
-    """Layouts of two exchanges and a third question, with and without a system prompt, as far as the template has them."""
+    """Layouts of one and two exchanges and another question, with and without a system prompt, as far as there are any."""
     layouts = []
-    for system in ([], ["system"]):
-        roles = [*system, "user", "assistant", "user", "assistant", "user"]
+    for system, exchanges in product(([], ["system"]), (1, 2)):
+        roles = [*system, *["user", "assistant"] * exchanges, "user"]
         try:
             one = layout(tokenizer, roles, [True] * len(roles), len(system) + 2)
         except Exception:  # templates raise errors of jinja2 or of their own

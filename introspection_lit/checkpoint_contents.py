@@ -14,6 +14,7 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
+from introspection_lit.checkpoint_files import plain
 from introspection_lit.descriptions import RECORD, faults
 
 RECORD_KEY = "IntrospectionDataModule"
@@ -23,6 +24,7 @@ LOOPS = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop", "p
 SCHEDULE = {"base_lrs", "last_epoch", "_step_count", "_last_lr", "lr_lambdas"}
 FLAGS = ("_is_initial", "_get_lr_called_within_step", "verbose")
 SCHEDULE |= set(FLAGS)
+COUNTS = (torch.int32, torch.int64)
 OLDEST = 2  # Lightning's major version; it would rewrite older checkpoints
 
 
@@ -51,9 +53,10 @@ def whole_number(value: object) -> bool:
 
 
 def finite(value: object) -> bool:
-    """Whether it is a number that is finite, also as a tensor of one."""
+    """Whether it is a number that is finite, also as a plain tensor of one."""
     if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex() and bool(value.isfinite().all())
+        count = type(value) is Tensor and value.dtype in COUNTS and value.layout == torch.strided and value.is_cpu
+        return (plain(value) or count) and value.numel() == 1 and bool(value.isfinite().all())
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
@@ -164,7 +167,7 @@ def _odd_settings(group: Mapping[str, Any]) -> str | None:
 
 
 def _like(mean: object, weights: Tensor) -> bool:
-    return isinstance(mean, Tensor) and mean.shape == weights.shape and bool(mean.float().isfinite().all())
+    return plain(mean) and isinstance(mean, Tensor) and mean.shape == weights.shape and bool(mean.float().isfinite().all())
 
 
 def _schedule(checkpoint: Mapping[str, Any]) -> Iterator[str]:

@@ -17,10 +17,13 @@ from torch import Tensor
 from introspection_lit.content_hash import content_hash
 from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.files import whole
+from introspection_lit.limits import room_for
 from introspection_lit.seals import SEAL, changed
 
 # What the weights of a training that has diverged are called, in the run's folder of checkpoints; not to be gone on from.
 DIVERGED = "diverged.ckpt"
+# Nested values of a checkpoint, each tensor one. Ours have some thousand.
+MOST_VALUES = 10**7
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -85,7 +88,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigurationError([f"ckpt_path: no such file: {path}. {expected}."])
     try:
         problem = _archive_problem(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), room_for(path):
             warnings.simplefilter("ignore")  # of damage, too
             checkpoint = None if problem else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch makes of a file that is damaged, or not one of its own
@@ -96,8 +99,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigurationError(["ckpt_path: the file is a checkpoint, but not one of introspection_lit."])
     seal = checkpoint.pop(SEAL, None)
     try:
-        sound = _parts_are_sound(path) if seal is None else seal == content_hash(checkpoint)
-    except (RuntimeError, TypeError, ValueError):
+        many = _written_out(checkpoint, {}) > MOST_VALUES  # of tensors, the numbers are not counted
+        with room_for(path):
+            sound = not many and (_parts_are_sound(path) if seal is None else seal == content_hash(checkpoint))
+    except (RuntimeError, TypeError, ValueError, MemoryError):  # RecursionError is a RuntimeError
         sound = False  # it holds what none of ours does
     if not sound:
         raise ConfigurationError([f"ckpt_path: {path} does not hold what was written: {changed(f'its entry {SEAL!r}')}."])
@@ -110,6 +115,17 @@ def _archive_problem(path: Path) -> str | None:
     if path.stat().st_size == 0:
         return "it is empty"
     return None if zipfile.is_zipfile(path) else "it is cut off, or no checkpoint at all (no zip archive)"
+
+
+def _written_out(value: Any, counted: dict[int, int]) -> int:
+    """Count nested values, those that are there more than once as often as they are: a few lists can be billions."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = 1  # of one that is inside itself
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        counted[id(value)] += sum(_written_out(part, counted) for part in parts)
+    return counted[id(value)]
 
 
 def _parts_are_sound(path: Path) -> bool:
@@ -136,7 +152,7 @@ def adapter_problems(checkpoint: Mapping[str, Any]) -> list[str]:
     identity, adapter = checkpoint.get("introspection"), checkpoint.get("state_dict")
     if not isinstance(identity, dict):
         return []
-    if not isinstance(adapter, dict) or not all(isinstance(name, str) and _plain(adapter[name]) for name in adapter):
+    if not isinstance(adapter, dict) or not all(isinstance(name, str) and plain(adapter[name]) for name in adapter):
         return ["it has no adapter: 'state_dict' is not made of plain tensors of floating-point numbers"]
     lora = identity.get("lora")
     rank = lora.get("r") if isinstance(lora, dict) and isinstance(lora.get("r"), int) else None
@@ -151,11 +167,13 @@ def adapter_problems(checkpoint: Mapping[str, Any]) -> list[str]:
     return [*problems[:3], *more]
 
 
-def _plain(tensor: Any) -> bool:
+def plain(tensor: Any) -> bool:
+    """Whether it is a tensor of floating-point numbers, each of them there: a file can say that one number is millions."""
     return (
         isinstance(tensor, Tensor)
         and tensor.is_floating_point()
         and not tensor.is_nested
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
     )

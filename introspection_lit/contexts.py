@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -75,7 +75,8 @@ def exchange(kind: str, user: str, assistant: str) -> Context:
 
 def fingerprint(*texts: str) -> str:
     """Hash texts after folding case and white space, as 16 hexadecimal digits."""
-    folded = "\0".join(" ".join(text.casefold().split()) for text in texts)
+    single = (" ".join(text.casefold().split()) for text in texts)
+    folded = "\0".join(text.replace("\1", "\1\1").replace("\0", "\1\2") for text in single)  # no text can hold the seam
     return hashlib.sha256(folded.encode()).hexdigest()[:16]
 
 
@@ -139,8 +140,8 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"an object has the field {name!r} twice")
     return fields
 
 

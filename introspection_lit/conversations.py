@@ -22,6 +22,7 @@ from introspection_lit.chat_templates import (
 )
 from introspection_lit.contexts import Context, Message, unwritable
 from introspection_lit.errors import ConfigurationError
+from introspection_lit.limits import BeyondLimitError
 from introspection_lit.questions import YES_NO
 
 if TYPE_CHECKING:
@@ -163,6 +164,11 @@ def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str |
         )
     try:
         text = template(tokenizer, messages, True)
+    except (BeyondLimitError, MemoryError) as error:
+        reason = str(error) or "there is no memory left"
+        raise ConfigurationError(
+            [f"base.name_or_path: the model's chat template does not end on a text: {reason}."]
+        ) from error
     except Exception as error:  # with words of ours for the texts there was none
         raise UnfitText(sources[steered - 1], messages[steered - 1].content, f"is refused ({error})") from error
     places = find_texts(text, found, [message.content for message in messages])

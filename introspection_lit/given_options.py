@@ -33,7 +33,10 @@ def read_carefully() -> None:
     def careful(stream: str) -> Any:
         if any(sign in stream for sign in "{\n&"):  # else there is neither a key nor an alias
             values(yaml.compose(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), {})
-        return load(stream)
+        try:
+            return load(stream)
+        except (ValueError, LookupError, AttributeError) as error:  # PyYAML's, of tags such as !!int
+            raise Misread(f"a value is not what its tag says ({error}). Leave the tag out.") from error
 
     careful.careful = True  # type: ignore[attr-defined]
     set_loader("yaml", careful, (yaml.YAMLError, RecursionError))

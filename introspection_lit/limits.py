@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
 SECONDS = 20.0
 # What a block may take beyond what the process has.
 BYTES = 2 << 30
+# What reading a file may take: as often its size, and so much beside it.
+TIMES, BESIDE, READING = 3, 1 << 28, 3600.0
 
 
 class BeyondLimitError(Exception):
@@ -50,6 +52,15 @@ def limited(seconds: float | None = None, memory: int | None = None) -> Iterator
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def room_for(path: Path) -> AbstractContextManager[None]:
+    """Limit a block that reads a file to what a file of its size can need: a few bytes can ask for gigabytes.
+
+    Raises:
+        MemoryError: It wanted more, where memory can be limited; torch's own error may come first.
+    """
+    return limited(READING, TIMES * path.stat().st_size + BESIDE)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Others import or fetch what they need by the name that the model's files give.
 QUANTISED_BY = ("bitsandbytes",)
+MOST_LAYERS = 100_000
 
 
 def file_problems(source: Mapping[str, Any]) -> list[str]:
@@ -37,8 +38,16 @@ def file_problems(source: Mapping[str, Any]) -> list[str]:
         return []  # loading it says why it is not there
     if config is None:
         return [f"base.name_or_path: the config.json of {name} cannot be read as JSON fields. Get the model again."]
-    problems = [*_quantisation(config), *_kernels(config), *_weights(source, config, local)]
+    problems = [*_size(config), *_quantisation(config), *_kernels(config), *_weights(source, config, local)]
     return [f"base.name_or_path: {name}: {problem}" for problem in problems]
+
+
+def _size(config: Mapping[str, Any]) -> list[str]:
+    """Transformers makes a list as long as the number of layers before anything is loaded."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    counts = [count for part in parts if isinstance(count := part.get("num_hidden_layers"), int)]
+    most = max(counts, default=0)
+    return [f"its config.json has {most:.0e} layers, more than any model. Get it again."] if most > MOST_LAYERS else []
 
 
 def _quantisation(config: Mapping[str, Any]) -> list[str]:

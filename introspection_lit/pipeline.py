@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -158,7 +159,7 @@ def _named_in(configs: Sequence[str], *place: str) -> str | None:
             for name in place:
                 content = content[name]
             named = content
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
             continue  # it names none, or the command line will say what is wrong with it
     return str(named) if named else None
 
@@ -166,13 +167,19 @@ def _named_in(configs: Sequence[str], *place: str) -> str | None:
 def as_arguments(settings: Mapping[str, Any]) -> list[str]:
     """Settings as arguments for the command line; those that are None are left out.
 
-    Lists are written as YAML on one line with texts quoted, so that a bare ``no`` is not "false".
+    Lists are written as YAML on one line with texts quoted, so that a bare ``no`` is not "false". Signs beyond ASCII are
+    written as YAML escapes them: JSON's pairs of surrogates for the rarer ones it does not read.
     """
     words = []
     for name, value in settings.items():
         if value is not None:
-            words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value, default=str)}")
+            words.append(f"--{name}={value if isinstance(value, str) else _on_one_line(value)}")
     return words
+
+
+def _on_one_line(value: object) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return re.sub(r"[^ -~]", lambda sign: f"\\U{ord(sign[0]):08x}", text)
 
 
 def as_trained(adapter: str | None, steps: Steps) -> list[str]:

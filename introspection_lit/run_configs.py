@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from introspection_lit.given_options import values
+
 SECTIONS = ("trainer", "model", "data", "checkpoint", "evidence")
 PLAIN = ("seed_everything", "test_after_fit", "ckpt_path", "weights_only")
 LOGGERS = ("TensorBoardLogger", "CSVLogger")
@@ -19,15 +21,17 @@ PARTS = {"model": ("base", "lora"), "data": ("grid", "reuse")}
 
 
 def read_plain(text: str) -> Any:
-    """Read YAML without many aliases, by which a few lines can become gigabytes.
+    """Read YAML that is plain values, as many as there can be: by aliases, a few lines can become gigabytes.
 
     Raises:
-        ValueError: There are many.
-        yaml.YAMLError: It is not YAML, or has tags.
+        ValueError: A value is not what its tag says.
+        yaml.YAMLError: It is not YAML, has tags of others, a key twice, too many values, or one that is inside itself.
     """
-    if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)) > 10:
-        raise ValueError("it has many aliases, which no run writes")
-    return yaml.safe_load(text)
+    values(yaml.compose(text, Loader=yaml.SafeLoader), {})
+    try:
+        return yaml.safe_load(text)
+    except (LookupError, AttributeError) as error:  # PyYAML's, of tags such as !!int
+        raise ValueError(f"a value is not what its tag says ({error})") from error
 
 
 def foreign_parts(config: object) -> list[str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.files import whole
+from introspection_lit.limits import room_for
 from introspection_lit.vectors import name_problem, shown
 
 FORMATS = (".gguf", ".pt", ".safetensors")
@@ -66,7 +67,8 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
             [f"import: {path} is none of {', '.join(FORMATS)}, which are the formats that can be read."]
         )
     try:
-        content = readers[path.suffix](path)
+        with room_for(path):
+            content = readers[path.suffix](path)
     except Exception as error:  # each library has errors of its own for a file that is not one of its
         detail = f" ({str(error)[:200]})" if isinstance(error, ValueError) else ""
         nature = (

@@ -17,14 +17,16 @@ import torch
 import yaml
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 
 from introspection_lit import cli, module, preparation
 from introspection_lit.batches import BatchesOfSplit
 from introspection_lit.checks import LEAST_STRENGTH, MOST, MOST_RANK, MOST_ROWS, MOST_STRENGTH, MOST_WORKERS
 from introspection_lit.data import IntrospectionDataModule
 from introspection_lit.errors import ConfigurationError
-from introspection_lit.given_options import Misread, values
+from introspection_lit.given_options import Misread, read_carefully, values
 from introspection_lit.module import IntrospectionModule
+from introspection_lit.pipeline import as_arguments
 from introspection_lit.preparation import prepare
 from introspection_lit.steering import BAND_NAMES
 from introspection_lit.vectors import VectorBank
@@ -339,6 +341,15 @@ def test_options_that_got_through(fit: Callable[..., str]) -> None:
 def test_single_options_that_got_through(fit: Callable[..., str], given: list[str], message: str) -> None:
     """The same, of what is found out on its own."""
     assert message in fit(*given)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3))
+def test_texts_of_scripts_arrive_as_they_are(texts: list[str]) -> None:
+    """What a script hands on to the command line is read there as what it was, emoji and line separators included."""
+    read_carefully()
+    parser = ArgumentParser(parser_mode="yaml")
+    parser.add_argument("--texts", type=list[str])
+    assert parser.parse_args(as_arguments({"texts": texts})).texts == texts
 
 
 def test_grid_of_a_fit_is_not_left_out_silently(fit: Callable[..., str]) -> None:

@@ -169,6 +169,10 @@ def test_other_json(content: Any, tmp_path: Path) -> None:
             '{"sets": {}, "evidence": {"histograms": {"a": {"edges": [2, 1], "clean": [1], "steered": [1]}}}}',
             "do not ascend",
         ),
+        (
+            '{"sets": {}, "evidence": {"histograms": {"a": {"edges": [0, null, 2], "clean": [1, 2], "steered": [0, 0]}}}}',
+            "do not ascend",
+        ),
         ('{"sets": {}, "evidence": {"training": {"steps": [1, 2], "auroc": [0.5]}}}', "lists of different lengths"),
         ('{"sets": {}, "threshold": 1e99}', "threshold is 1e\\+99"),
         ('{"sets": {}, "kinds": {"\\u001b[2J": 3}}', r"kinds\.'\\x1b\[2J' is 3"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,15 @@ def test_wrong_kinds_are_refused(builtin: list[Context], kinds: tuple, message: 
     """A misspelt kind would silently be trained on."""
     with pytest.raises(ConfigurationError, match=message):
         split_contexts(builtin, 0, *kinds)
+
+
+def test_keys_tell_texts_apart() -> None:
+    """Whatever signs they hold; case and white space make no difference."""
+    parts = ["a", "b", "\0", "\1", "\2"]
+    texts = ["".join(text) for length in (1, 2) for text in product(parts, repeat=length)]
+    pairs = [(f"x{first}", f"{second}x") for first, second in product(texts, repeat=2)]
+    assert len({exchange("chat", *pair).key for pair in pairs}) == len(pairs)
+    assert exchange("chat", "A  b", "c").key == exchange("chat", "a b\n", "C").key
 
 
 def test_own_jsonl_in_both_forms(tmp_path: Path) -> None:

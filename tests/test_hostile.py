@@ -26,6 +26,7 @@ from introspection_lit import limits, pipeline, report
 from introspection_lit.adapters import adapter_problems, read_adapter
 from introspection_lit.callbacks import BestCheckpoint
 from introspection_lit.checks import checkpoint_problems
+from introspection_lit.cli import main
 from introspection_lit.descriptions import believed, belonging, followed
 from introspection_lit.errors import ConfigurationError, IntrospectionError, visible
 from introspection_lit.export import DESCRIPTION
@@ -482,8 +483,49 @@ def test_yaml_that_grows(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     (tmp_path / "results.json").write_text(json.dumps({"sets": {}}))
-    with pytest.raises(IntrospectionError, match="many aliases"):
+    with pytest.raises(IntrospectionError, match="Is an alias repeated"):
         script("controls").as_in(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["trainer: {x: &a [*a]}", "a: !!bool x", "a: !!int ''", "a: !!timestamp x", "[" * 3000])
+def test_yaml_that_its_library_fails_at(content: str, tmp_path: Path) -> None:
+    """In a run's folder, and given with --config."""
+    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "results.json").write_text(json.dumps({"sets": {}}))
+    with pytest.raises(IntrospectionError, match=r"config\.yaml cannot be read"):
+        script("controls").as_in(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", str(tmp_path / "config.yaml")])
+    assert left.value.code == 2
+
+
+def test_links_in_a_runs_folder(tmp_path: Path) -> None:
+    """A report shows no file from elsewhere, and writes none there."""
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "secret").write_text("a private key")
+    (folder / "config.yaml").symlink_to("../elsewhere/secret")
+    (folder / "results.json").write_text(json.dumps(example()))
+    assert "a private key" not in report.write(folder).read_text()
+    shutil.rmtree(folder / "figures")
+    (folder / "figures").symlink_to("../elsewhere")
+    with pytest.raises(IntrospectionError, match="a link to a folder elsewhere"):
+        report.write(folder)
+    assert [path.name for path in elsewhere.iterdir()] == ["secret"]
+
+
+def test_run_whose_name_is_no_text(tmp_path: Path) -> None:
+    """A page that compares it with another shows its bytes."""
+    runs = [tmp_path / "a", tmp_path / os.fsdecode(b"r\xff")]
+    for folder in runs:
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps(example()))
+    words = [word for folder in runs for word in ("--run", str(folder))]
+    with pytest.raises(SystemExit) as left:
+        main(["report", *words, "--out", str(tmp_path / "both.html")])
+    assert left.value.code == 0
+    assert r"r\udcff" in (tmp_path / "both.html").read_text()
 
 
 ACTIVE = (

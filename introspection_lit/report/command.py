@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from introspection_lit.errors import ConfigurationError, IntrospectionError
+from introspection_lit.descriptions import belonging
+from introspection_lit.errors import ConfigurationError, IntrospectionError, visible
 from introspection_lit.files import write_whole
 from introspection_lit.report.compare import compare
 from introspection_lit.report.curves import curves, rocs
@@ -133,7 +134,8 @@ def load(path: Path) -> Run:
     if not file.exists() and not seeds.exists():
         raise ConfigurationError([f"--run {path}: no {RESULTS} in it. '{WRITER} --ckpt_path FILE' writes one."])
     config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8", errors="replace") if path.is_dir() and config.is_file() else None
+    own = path.is_dir() and config.is_file() and belonging([config], folder)  # no link to what is not to be shown
+    text = config.read_text(encoding="utf-8", errors="replace") if own else None
     several = read(seeds, "seeds") if path.is_dir() and seeds.exists() else {}
     results = read(file) if file.exists() else {}
     more = folder / CONTROLS
@@ -237,6 +239,8 @@ def _write(runs: Sequence[Run], out: Path) -> Path:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ConfigurationError([f"{files}: results of another form than '{WRITER}' writes ({reason})."]) from error
     folder = out.parent / ("figures" if out.name == "report.html" else f"{out.stem}-figures")
+    if not belonging([folder], out.parent):
+        raise ConfigurationError([f"{folder}: a link to a folder elsewhere. Remove it, or name another place with --out."])
     for name, picture in pictures.items():
         write_whole(folder / f"{name}.png", picture)
     write_whole(out, render(shown, pictures))
@@ -255,7 +259,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
     paths = [run.path.resolve() for run in runs]
     parts = [path.parent.parts if path.name == RESULTS else path.with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(names[-length:]) for names in parts]
+        names = [visible("/".join(names[-length:])) for names in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{number}: {name}" for number, name in enumerate(names, 1)]

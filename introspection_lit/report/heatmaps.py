@@ -11,6 +11,7 @@ from introspection_lit.report.curves import VECTORS
 from introspection_lit.report.drawing import HEIGHT, ROW, blank, styled
 from introspection_lit.report.parts import FigureOfReport, Table, layers, part, rate, short, strength
 
+MOST_CELLS = 100_000  # of a table; ours have some hundred
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -26,6 +27,8 @@ def heat_map(title: str, cells: Mapping[tuple[str, float], float | None], side: 
     """
     names = list(dict.fromkeys(name for name, _ in cells))
     strengths = sorted({level for _, level in cells})
+    if len(names) * len(strengths) > MOST_CELLS:
+        raise ValueError(f"{len(names)} rows by {len(strengths)} strengths are more than a page can show")
     values = np.array([[_number(cells.get((name, level))) for level in strengths] for name in names])
     figure, panel = blank(max(HEIGHT if len(names) > 4 else 2.6, 1.3 + ROW * len(names)))
     panel.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")

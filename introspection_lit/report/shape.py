@@ -140,7 +140,8 @@ def histogram(value: Any, place: str) -> Iterator[str]:
     counts = listed(COUNT)
     found = list(fields("edges clean steered", "clean steered", edges=NUMBERS, clean=counts, steered=counts)(value, place))
     yield from found
-    if value and not found and (value["edges"] != sorted(value["edges"]) or len(value["edges"]) != len(value["clean"]) + 1):
+    edges = value["edges"] if value and not found else []
+    if edges and (None in edges or edges != sorted(edges) or len(edges) != len(value["clean"]) + 1):
         yield f"{place}.edges do not ascend, or are not one more than the counts"
 
 
