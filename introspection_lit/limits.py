@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
@@ -54,6 +55,14 @@ def limited(seconds: float | None = None, memory: int | None = None) -> Iterator
         signal.signal(signal.SIGALRM, before)
 
 
+@lru_cache(maxsize=1)
+def _start_threads() -> None:
+    """Let torch start its threads, whose stacks take memory: one that cannot be started later would end the process."""
+    import torch
+
+    torch.ones(torch.get_num_threads() << 16).sum()
+
+
 def room_for(path: Path) -> AbstractContextManager[None]:
     """Limit a block that reads a file to what a file of its size can need: a few bytes can ask for gigabytes.
 
@@ -71,6 +80,7 @@ def _room(memory: int | None) -> Iterator[None]:
         return
     import resource
 
+    _start_threads()
     taken = int(pages.read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     ends = [end for end in (soft, hard) if end != resource.RLIM_INFINITY]
