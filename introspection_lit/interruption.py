@@ -41,8 +41,8 @@ class Interruption(Callback):
         self.received = signal.SIGTERM if trainer.received_sigterm else 0
         self._answer(self._finish_step)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put validations where Lightning has not just put them."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Put validations right: Lightning sets them anew in each epoch, and one that is gone on with has no start."""
         validate_after_steps(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

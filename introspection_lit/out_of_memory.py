@@ -45,6 +45,7 @@ PLACES = (
     ("", "save_checkpoint", "saving a checkpoint"),
     ("introspection_lit/data.py", "setup", "preparing the data"),
     ("optim/adam.py", "step", "the optimiser's step"),
+    ("optim/adamw.py", "step", "the optimiser's step"),  # of torch 2.6
 )
 LONGEST_SAYING = 300
 
