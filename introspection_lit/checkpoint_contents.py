@@ -14,7 +14,6 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
-from introspection_lit.checkpoint_files import plain
 from introspection_lit.descriptions import RECORD, faults
 
 RECORD_KEY = "IntrospectionDataModule"
@@ -58,6 +57,18 @@ def finite(value: object) -> bool:
         count = type(value) is Tensor and value.dtype in COUNTS and value.layout == torch.strided and value.is_cpu
         return (plain(value) or count) and value.numel() == 1 and bool(value.isfinite().all())
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def plain(tensor: Any) -> bool:
+    """Whether it is a tensor of floating-point numbers, each of them there: a file can say that one number is millions."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and not tensor.is_nested
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
 
 
 def _identity(checkpoint: Mapping[str, Any]) -> Iterator[str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch import Tensor
 
+from introspection_lit.checkpoint_contents import plain
 from introspection_lit.content_hash import content_hash
 from introspection_lit.errors import ConfigurationError, RunError
 from introspection_lit.files import whole
@@ -165,15 +165,3 @@ def adapter_problems(checkpoint: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name} has shape {tuple(tensor.shape)}, which is not of rank {rank}")
     more = [f"it has {len(problems) - 3} more tensors like this"] if len(problems) > 3 else []
     return [*problems[:3], *more]
-
-
-def plain(tensor: Any) -> bool:
-    """Whether it is a tensor of floating-point numbers, each of them there: a file can say that one number is millions."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.is_floating_point()
-        and not tensor.is_nested
-        and tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-    )

@@ -15,7 +15,7 @@ from introspection_lit.conversations import repeated_questions
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.model import SAFE_PRECISIONS, BaseModel, Lora
 from introspection_lit.steering import BAND_NAMES, check_band, named_band
-from introspection_lit.trials import TEST_SETS, Bands
+from introspection_lit.trials import LEAST_STRENGTH, MOST_STRENGTH, TEST_SETS, Bands
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A strength below the least is lost in the rounding of float32; the square of one above the most overflows in a norm.
-LEAST_STRENGTH, MOST_STRENGTH = 1e-6, 1e6
 # More vectors, trials, or rows of a batch than any run has.
 MOST, MOST_ROWS, MOST_WORKERS, MOST_RANK = 10_000_000, 100_000, 256, 65_536
 # What a checkpoint can be chosen by.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from introspection_lit.checks import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS
-from introspection_lit.trials import Bands, Plan, Trial, part_of
+from introspection_lit.trials import LEAST_STRENGTH, MOST_STRENGTH, Bands, Plan, Trial, part_of
 from introspection_lit.vectors import OPTIONAL_SPLITS
 
 # Under what name a question is reported.

@@ -26,7 +26,7 @@ from introspection_lit.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, info_te
 from introspection_lit.replay import chosen_trials
 from introspection_lit.seeds import generator
 from introspection_lit.strategies import is_sharded, strategy_problems
-from introspection_lit.trials import SOURCES, Bands, OncePlan, Source, Trial, TrialPlan
+from introspection_lit.trials import LEAST_STRENGTH, MOST_STRENGTH, SOURCES, Bands, OncePlan, Source, Trial, TrialPlan
 from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank, name_problem, shown
 from introspection_lit.wording import Wording, find_wording
 
@@ -170,7 +170,7 @@ def _check_numbers(data: IntrospectionDataModule, found: checks.Problems) -> Non
     found.add(checks.count_problems(counts, sizes, data.test_sets))
     found.add(checks.strength_problems("strengths", data.strengths))
     if not data.test_doses or any(checks.strength_problems("test_doses", (dose, dose)) for dose in data.test_doses):
-        expected = f"Expected some strengths, each above 0, from {checks.LEAST_STRENGTH:g} to {checks.MOST_STRENGTH:g}"
+        expected = f"Expected some strengths, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
         found.add([f"data.test_doses: got {data.test_doses}. {expected}."])
     if data.test_strengths != data.strengths:
         found.add(checks.strength_problems("test_strengths", data.test_strengths))

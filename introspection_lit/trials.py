@@ -63,6 +63,8 @@ TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validati
 # Where something other than steering is asked about, or in another code: for these the stored threshold means nothing.
 OTHER_QUESTIONS = ("swapped", "factual")
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")
+# A strength below the least is lost in the rounding of float32; the square of one above the most overflows in a norm.
+LEAST_STRENGTH, MOST_STRENGTH = 1e-6, 1e6
 
 
 class Trial(NamedTuple):

@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 
 from introspection_lit import cli, module, preparation
 from introspection_lit.batches import BatchesOfSplit
-from introspection_lit.checks import LEAST_STRENGTH, MOST, MOST_RANK, MOST_ROWS, MOST_STRENGTH, MOST_WORKERS
+from introspection_lit.checks import MOST, MOST_RANK, MOST_ROWS, MOST_WORKERS
 from introspection_lit.data import IntrospectionDataModule
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.given_options import Misread, read_carefully, values
@@ -29,6 +29,7 @@ from introspection_lit.module import IntrospectionModule
 from introspection_lit.pipeline import as_arguments
 from introspection_lit.preparation import prepare
 from introspection_lit.steering import BAND_NAMES
+from introspection_lit.trials import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.vectors import VectorBank
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
