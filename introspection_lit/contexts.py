@@ -21,7 +21,8 @@ from introspection_lit.errors import ConfigurationError
 from introspection_lit.given_paths import given_path
 from introspection_lit.seeds import generator
 
-BUILTIN = "builtin"
+# Sources that are no files: the set that comes with the package, and the one that larger_contexts/build.py makes.
+BUILTIN, LARGE = "builtin", "large"
 # The share of the contexts of each trained kind that goes to each split.
 SHARES = {"train": 0.6, "validation": 0.1, "seen": 0.1, "heldout": 0.1, "concept": 0.1}
 
@@ -96,17 +97,26 @@ def load_contexts(source: str) -> list[Context]:
 
     Raises:
         ConfigurationError: The file does not exist, is empty, or has a row that is not a context; all bad rows are named.
+            Or the source is ``large``, which is made for a tokenizer
+            (:func:`~introspection_lit.larger_contexts.build.large_contexts`).
     """
     rows: Iterable[tuple[str, Any]]
     if source.startswith("hub:"):
         rows = _hub_rows(source.removeprefix("hub:"))
     elif source == BUILTIN:
         rows = _jsonl_rows((files("introspection_lit") / "assets" / "contexts.jsonl").read_text(encoding="utf-8"), BUILTIN)
+    elif source == LARGE:
+        raise ConfigurationError(
+            [
+                "data.contexts: got 'large' where no tokenizer can measure it. Expected 'builtin', 'hub:NAME', "
+                "or a file; scripts/build_contexts.py writes the larger set into one."
+            ]
+        )
     else:
         path = given_path("data.contexts", source)
         if not path.is_file():
             raise ConfigurationError(
-                [f"data.contexts: no such file: {source}. Expected 'builtin', a .jsonl or .json file, or 'hub:NAME'."]
+                [f"data.contexts: no such file: {source}. Expected 'builtin', 'large', 'hub:NAME', a .jsonl or .json file."]
             )
         read = _json_rows if path.suffix.lower() == ".json" else _jsonl_rows
         try:

@@ -13,12 +13,13 @@ from introspection_lit import leaks
 from introspection_lit.adapters import read_adapter
 from introspection_lit.batch_size import DEFAULT, settle
 from introspection_lit.batches import BatchesOfSplit, EpochBatches, Split, TrainingLoader, TrialBatch
-from introspection_lit.contexts import BUILTIN
+from introspection_lit.contexts import BUILTIN, LARGE
 from introspection_lit.conversations import Phrasing
 from introspection_lit.diverged import require_finite_norms
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.given_paths import given_path
 from introspection_lit.grid import Grid
+from introspection_lit.larger_contexts.sources import NEW
 from introspection_lit.manifest import ManifestPlan
 from introspection_lit.measure import CONCEPTS, build_bank
 from introspection_lit.preparation import DEFAULT_VECTORS, Prepared, prepare
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 # Of the contexts that come with the package: kinds that the threshold is set on, and kinds that only the test sees.
 VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
+# By source of the contexts: what validation and test keep for themselves where nobody says so.
+KINDS = {BUILTIN: (VALIDATION_KINDS, TEST_KINDS), LARGE: (VALIDATION_KINDS, (*TEST_KINDS, *NEW))}
 # Doubling from far below to well inside what a detector can notice.
 DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 # Steps of training that are sorted by length together; a validation or test set is sorted as a whole.
@@ -45,11 +48,12 @@ class IntrospectionDataModule(LightningDataModule):
     """Builds trials and their steered KV caches on the fly.
 
     Args:
-        contexts: ``builtin``, a ``.jsonl`` or ``.json`` file, or ``hub:NAME`` (see
-            :func:`~introspection_lit.contexts.load_contexts`).
+        contexts: ``builtin``, ``large`` (the same and 320 of each unseen kind, made on first use: docs/contexts.md), a
+            ``.jsonl`` or ``.json`` file, or ``hub:NAME`` (see :func:`~introspection_lit.contexts.load_contexts`).
         test_contexts: The same; all of it is what every test set uses, instead of its share of ``contexts``.
         validation_kinds: Kinds of context that only validation sees. Default: four kinds of the built-in contexts.
-        test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts.
+        test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts;
+            of ``large`` six more.
         max_context_tokens: Longer contexts are left out.
         system_prompt: The system prompt; empty by default, which is not the same as the template's default.
         questions: What is asked in training and in most tests; ``{yes}`` and ``{no}`` stand for the answers. By default one
@@ -141,10 +145,10 @@ class IntrospectionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.given_kinds = {"validation_kinds": validation_kinds, "test_kinds": test_kinds}
-        builtin = contexts == BUILTIN
+        usual_validation, usual_test = KINDS.get(contexts, ((), ()))
         self.contexts_source, self.test_contexts = contexts, test_contexts
-        self.validation_kinds = list(VALIDATION_KINDS if builtin and validation_kinds is None else validation_kinds or ())
-        self.test_kinds = list(TEST_KINDS if builtin and test_kinds is None else test_kinds or ())
+        self.validation_kinds = list(usual_validation if validation_kinds is None else validation_kinds)
+        self.test_kinds = list(usual_test if test_kinds is None else test_kinds)
         self.max_context_tokens = max_context_tokens
         self.system_prompt, self.answer_prefix, self.answers, self.info = system_prompt, answer_prefix, answers, info
         self.questions, self.heldout_questions = questions, heldout_questions

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from introspection_lit.contexts import BUILTIN, LARGE
 from introspection_lit.errors import ConfigurationError
 from introspection_lit.questions import INFO_CHOICES
 
@@ -58,7 +59,7 @@ def flag(value: object) -> bool:
 
 
 def _contexts(value: object) -> bool:
-    named = isinstance(value, str) and (value == "builtin" or value.startswith("hub:"))
+    named = isinstance(value, str) and (value in (BUILTIN, LARGE) or value.startswith("hub:"))
     return named or (isinstance(value, str) and value.endswith((".json", ".jsonl")))
 
 
@@ -151,7 +152,7 @@ def followed(settings: dict[str, Any], source: Path, given: Collection[str]) -> 
     problems = []
     for name, option in NAMED_BY.items():
         value = kept.get(name)
-        if value is None or value == "builtin" or value in INFO_CHOICES:
+        if value is None or value in (BUILTIN, LARGE) or value in INFO_CHOICES:
             continue
         path = source.parent / value
         beside = ".." not in path.parts and bool(belonging([path], source.parent))

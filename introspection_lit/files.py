@@ -38,6 +38,11 @@ _numbers = itertools.count()
 _cleared: set[Path] = set()
 
 
+def cache_folder() -> Path:
+    """Where things lie that are made once and used by every run: ``$INTROSPECTION_LIT_CACHE``, or below the home folder."""
+    return Path(os.environ.get("INTROSPECTION_LIT_CACHE", "~/.cache/introspection_lit")).expanduser()
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Let a file be written under another name, and give it its own once the block has ended well and it is on the disk.

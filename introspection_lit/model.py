@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from introspection_lit.errors import ConfigurationError, RunError
-from introspection_lit.files import whole_folder
+from introspection_lit.files import cache_folder, whole_folder
 from introspection_lit.geometries import RANDOM, geometry, is_random, random_model
 from introspection_lit.given_paths import given_path
 from introspection_lit.limits import BYTES, BeyondLimitError, limited
@@ -176,10 +176,9 @@ def unpack_gguf(file: Path) -> Path:
     Raises:
         ValueError: The file is not a GGUF model that ``transformers`` can read.
     """
-    cache = Path(os.environ.get("INTROSPECTION_LIT_CACHE", "~/.cache/introspection_lit")).expanduser()
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    folder = cache / f"{file.stem}-{digest}"
+    folder = cache_folder() / f"{file.stem}-{digest}"
     if folder.is_dir():
         return folder
     try:

@@ -16,9 +16,10 @@ from introspection_lit.batch_size import step_problems
 from introspection_lit.batches import Split
 from introspection_lit.checkpoint_contents import LOOPS
 from introspection_lit.collector import Evidence
-from introspection_lit.contexts import BUILTIN, Context, Message, load_contexts, split_contexts
+from introspection_lit.contexts import BUILTIN, LARGE, Context, Message, load_contexts, split_contexts
 from introspection_lit.conversations import control_tokens_in, encode, fakes_turns, keep_usable
 from introspection_lit.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
+from introspection_lit.larger_contexts.build import large_contexts
 from introspection_lit.manifest import Manifest, ManifestPlan, disagreements, settings
 from introspection_lit.model import load_config, load_tokenizer
 from introspection_lit.odd_text import ODD, odd
@@ -31,7 +32,7 @@ from introspection_lit.vectors import OPTIONAL_SPLITS, RANDOM_SPLITS, VectorBank
 from introspection_lit.wording import Wording, find_wording
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from introspection_lit.data import IntrospectionDataModule
 
@@ -71,9 +72,9 @@ def prepare(data: IntrospectionDataModule) -> Prepared:
     _check_numbers(data, found)
     _check_run(data, found)
     bank = found.attempt(VectorBank.load, data.bank_path) if data.bank_path else None
-    dealt = _deal_contexts(data, found)
     config = found.attempt(load_config, base)
     tokenizer = found.attempt(load_tokenizer, base) if config else None
+    dealt = _deal_contexts(data, tokenizer, found)
     bands = _check_model(data, config, bank, found) if config else None
     words = find_wording(data, config, tokenizer, dealt, found) if config and tokenizer and dealt else None
     found.raise_if_any()
@@ -144,10 +145,20 @@ DEFAULT_CONTEXTS = 8
 DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
 
 
-def _deal_contexts(data: IntrospectionDataModule, found: checks.Problems) -> dict[str, list[Context]] | None:
+def _deal_contexts(
+    data: IntrospectionDataModule, tokenizer: PreTrainedTokenizerBase | None, found: checks.Problems
+) -> dict[str, list[Context]] | None:
     """Contexts by split; in a grid, conversations of the user's own are all taken, as ``all``."""
-    contexts = found.attempt(load_contexts, data.contexts_source)
-    tests = found.attempt(load_contexts, data.test_contexts) if data.test_contexts is not None else None
+    if LARGE in (data.contexts_source, data.test_contexts) and (tokenizer is None or found.found):
+        return None  # making it takes a while, and this run cannot start
+
+    def load(source: str) -> list[Context]:
+        if source == LARGE and tokenizer is not None:
+            return large_contexts(tokenizer, data.max_context_tokens, told=data.running.is_global_zero)
+        return load_contexts(source)
+
+    contexts = found.attempt(load, data.contexts_source)
+    tests = found.attempt(load, data.test_contexts) if data.test_contexts is not None else None
     if not contexts or data.seed < 0:
         return None
     dealt = found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
@@ -156,7 +167,7 @@ def _deal_contexts(data: IntrospectionDataModule, found: checks.Problems) -> dic
     if dealt and "odd" in data.test_sets:
         dealt["odd"] = made_odd(dealt["heldout"], data.seed)
     if dealt and data.grid is not None:
-        dealt["all"] = tests or (contexts if data.contexts_source != BUILTIN else dealt["heldout"])
+        dealt["all"] = tests or (contexts if data.contexts_source not in (BUILTIN, LARGE) else dealt["heldout"])
     return dealt
 
 

@@ -1,6 +1,7 @@
 """Looks a set of contexts over before it is trained on.
 
     python scripts/check_contexts.py                                  # the built-in set
+    python scripts/check_contexts.py large                            # what the full experiment on SmolLM2 uses
     python scripts/check_contexts.py mine.jsonl --model Qwen/Qwen2.5-7B-Instruct --limit 128
 
 Prints, for each kind, how many contexts there are, how long they are in tokens of the model (turn 1, template included),
@@ -16,8 +17,9 @@ from collections import defaultdict
 
 from rich.table import Table
 
-from introspection_lit.contexts import BUILTIN, fingerprint, load_contexts
+from introspection_lit.contexts import BUILTIN, LARGE, fingerprint, load_contexts
 from introspection_lit.conversations import Phrasing, encode
+from introspection_lit.larger_contexts.build import large_contexts
 from introspection_lit.model import EMBEDDED, BaseModel, load_tokenizer
 from introspection_lit.questions import QUESTION
 from introspection_lit.terminal import PlainConsole
@@ -33,12 +35,14 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: 2, with the problems on stderr, if contexts or tokenizer cannot be loaded.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contexts", nargs="?", default=BUILTIN, help="builtin, a .jsonl file, or hub:NAME")
+    parser.add_argument("contexts", nargs="?", default=BUILTIN, help="builtin, large, a .jsonl file, or hub:NAME")
     parser.add_argument("--model", default=EMBEDDED, help="whose tokenizer counts (default: the embedded SmolLM2)")
     parser.add_argument("--limit", type=int, default=128, help="data.max_context_tokens of the experiment (default: 128)")
     options = parser.parse_args(args)
     try:
-        contexts, tokenizer = load_contexts(options.contexts), load_tokenizer(BaseModel(options.model))
+        tokenizer = load_tokenizer(BaseModel(options.model))
+        larger = options.contexts == LARGE
+        contexts = large_contexts(tokenizer, options.limit) if larger else load_contexts(options.contexts)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error

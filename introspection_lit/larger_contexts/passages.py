@@ -58,7 +58,10 @@ def cut(text: str, random: np.random.Generator, shortest: int = 70, longest: int
 
 def manual(random: np.random.Generator) -> Iterator[Pair]:
     """Paragraphs of the language reference: pydoc's help topics."""
-    from pydoc_data.topics import topics
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some builds of Python come without it
+        return
 
     found = [(topic, part) for topic in sorted(topics) for part in re.split(r"\n\s*\n", topics[topic]) if _is_prose(part)]
     yield from _endless("manual", [(name.lower(), part) for name, part in found], random)
