@@ -1,9 +1,11 @@
 """``python -m introspection_lit fit|validate|test|predict --config FILE``."""
 
+from __future__ import annotations
+
 import gc
 import sys
 
-from introspection_lit.without_lightning import answer
+from introspection_lit.subcommands import answer
 
 
 def main() -> None:

@@ -17,31 +17,24 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from introspection_lit.callbacks import (
-    AdapterExport,
-    BestCheckpoint,
-    ConfigWriter,
-    LearningRate,
-    LogOddsFigure,
-    PredictionWriter,
-    ReportWriter,
-    ResultsWriter,
-    TrialsPerSecond,
-)
-from introspection_lit.checkpoint_files import CheckpointFiles
-from introspection_lit.collector import Evidence
-from introspection_lit.data import IntrospectionDataModule
-from introspection_lit.errors import ConfigurationError, RunError
-from introspection_lit.event_files import CurvesMayFail
-from introspection_lit.files import explained_elsewhere, folder_problems
-from introspection_lit.given_options import checkpoint_name_problems, empty_options, read_carefully, seed_problems
-from introspection_lit.given_paths import given_path
-from introspection_lit.interruption import Interruption
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.out_of_memory import OutOfMemory, explained_memory
-from introspection_lit.replay import ReplayReport
-from introspection_lit.watch import Watch
-from introspection_lit.without_lightning import answer
+from introspection_lit.subcommands import answer
+from introspection_lit.training.callbacks.adapter_export import AdapterExport
+from introspection_lit.training.callbacks.best_checkpoint import BestCheckpoint
+from introspection_lit.training.callbacks.evidence import Evidence
+from introspection_lit.training.callbacks.interruption import Interruption
+from introspection_lit.training.callbacks.monitors import LearningRate, LogOddsFigure, TrialsPerSecond
+from introspection_lit.training.callbacks.out_of_memory import OutOfMemory, explained_memory
+from introspection_lit.training.callbacks.replay_report import ReplayReport
+from introspection_lit.training.callbacks.tensorboard_files import CurvesMayFail
+from introspection_lit.training.callbacks.training_health import Watch
+from introspection_lit.training.callbacks.writers import ConfigWriter, PredictionWriter, ReportWriter, ResultsWriter
+from introspection_lit.training.checkpoint_files import CheckpointFiles
+from introspection_lit.training.datamodule import IntrospectionDataModule
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.utils.config_files import checkpoint_name_problems, empty_options, read_carefully, seed_problems
+from introspection_lit.utils.errors import ConfigurationError, RunError
+from introspection_lit.utils.files import explained_elsewhere, folder_problems
+from introspection_lit.utils.paths import given_path
 
 
 class IntrospectionCLI(LightningCLI):
@@ -85,7 +78,7 @@ class IntrospectionCLI(LightningCLI):
         """Let the command line win over hyper-parameters in a checkpoint.
 
         LightningCLI does it the other way round (Lightning issue 20801), and reads the file before it is checked. Ours
-        have none; what must agree is compared by :func:`~introspection_lit.checks.checkpoint_problems`.
+        have none; what must agree is compared by :func:`~introspection_lit.training.checkpoint_checks.checkpoint_problems`.
         """
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from introspection_lit import baseline, baseline_figures, option_types, pipeline
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import save_figure, whole, write_whole
-from introspection_lit.provenance import grid_protocol, provenance
-from introspection_lit.terminal import PlainConsole
+from introspection_lit.tools import baseline, baseline_figures, option_types, pipeline
+from introspection_lit.training.protocol import grid_protocol
+from introspection_lit.utils.console import PlainConsole
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import save_figure, whole, write_whole
+from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 # Bands and unit of the strength: as published for the 32B, the same third and a relative dose for others.
@@ -93,8 +94,8 @@ def name_of(options: argparse.Namespace) -> str:
 
 def benchmark(steps: pipeline.Steps) -> None:
     """Run the grid, compare, and say what came out."""
-    from introspection_lit.callbacks import run_folder  # takes seconds to import: not for --help
     from introspection_lit.cli import main as run
+    from introspection_lit.training.run_context import run_folder  # takes seconds to import: not for --help
 
     options, name = steps.options, name_of(steps.options)
     bank = ["--data.bank", str(steps.bank)] if steps.bank.is_file() or options.vectors else []

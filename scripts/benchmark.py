@@ -15,11 +15,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from introspection_lit import option_types, pipeline
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import write_whole
-from introspection_lit.geometries import GEOMETRIES, RANDOM
-from introspection_lit.model import SAFE_PRECISIONS, SHORT_NAMES
+from introspection_lit.models.base_model import SAFE_PRECISIONS, SHORT_NAMES
+from introspection_lit.models.random_models import GEOMETRIES, RANDOM
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import write_whole
 
 # Each number: its default, and what it means.
 NUMBERS = {
@@ -112,11 +112,11 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
     import torch  # with what follows it takes seconds to import: not for --help
     from rich.console import Console
 
-    from introspection_lit import benchmark, benchmark_report
     from introspection_lit.cli import attach
-    from introspection_lit.hardware import seconds_since_start
-    from introspection_lit.measurement import Amount
-    from introspection_lit.provenance import provenance
+    from introspection_lit.tools.benchmark import benchmark, benchmark_report
+    from introspection_lit.tools.benchmark.hardware import seconds_since_start
+    from introspection_lit.tools.benchmark.measurement import Amount
+    from introspection_lit.utils.provenance import provenance
 
     imported = seconds_since_start()
     cli = attach(arguments(options, more, gpu=torch.cuda.is_available()))

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from introspection_lit.contexts import Context, fingerprint
-from introspection_lit.errors import ConfigurationError, RunError
-from introspection_lit.files import write_whole
-from introspection_lit.larger_contexts.build import PER_KIND, SEED, Lengths, as_text, build, facts
-from introspection_lit.larger_contexts.sources import repetition
-from introspection_lit.larger_contexts.written import REQUESTS, SUBJECTS, written
-from introspection_lit.model import EMBEDDED, BaseModel, load_model, load_tokenizer
-from introspection_lit.terminal import PlainConsole
+from introspection_lit.contexts.context import Context, fingerprint
+from introspection_lit.contexts.generation.build import PER_KIND, SEED, Lengths, as_text, build, facts
+from introspection_lit.contexts.generation.sources import repetition
+from introspection_lit.contexts.generation.written import REQUESTS, SUBJECTS, written
+from introspection_lit.models.base_model import EMBEDDED, BaseModel
+from introspection_lit.models.loading import load_model, load_tokenizer
+from introspection_lit.utils.console import PlainConsole
+from introspection_lit.utils.errors import ConfigurationError, RunError
+from introspection_lit.utils.files import write_whole
 
 
 def table(builtin: list[Context], added: list[Context], lengths: Lengths) -> Table:

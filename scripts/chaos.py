@@ -24,11 +24,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from introspection_lit import option_types, pipeline
-from introspection_lit.chaos import ANY, PLACES, Outcome, Runs
-from introspection_lit.errors import RunError
-from introspection_lit.files import write_whole
-from introspection_lit.provenance import provenance
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.tools.endurance.chaos import ANY, PLACES, Outcome, Runs
+from introspection_lit.utils.errors import RunError
+from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.provenance import provenance
 
 # Small, but with all that a run has: steps of two batches, a validation in the middle of each epoch and at its end.
 SMALL = """

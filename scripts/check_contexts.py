@@ -17,12 +17,14 @@ from collections import defaultdict
 
 from rich.table import Table
 
-from introspection_lit.contexts import BUILTIN, LARGE, fingerprint, load_contexts
-from introspection_lit.conversations import Phrasing, encode
-from introspection_lit.larger_contexts.build import large_contexts
-from introspection_lit.model import EMBEDDED, BaseModel, load_tokenizer
-from introspection_lit.questions import QUESTION
-from introspection_lit.terminal import PlainConsole
+from introspection_lit.contexts.context import BUILTIN, LARGE, fingerprint
+from introspection_lit.contexts.conversations import Phrasing, encode
+from introspection_lit.contexts.generation.build import large_contexts
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.models.base_model import EMBEDDED, BaseModel
+from introspection_lit.models.loading import load_tokenizer
+from introspection_lit.tasks.questions import QUESTION
+from introspection_lit.utils.console import PlainConsole
 
 
 def main(args: list[str] | None = None) -> None:

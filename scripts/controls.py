@@ -19,15 +19,16 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from introspection_lit import option_types, pipeline, report
-from introspection_lit.controls import Row, row
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.provenance import provenance
+from introspection_lit import report
+from introspection_lit.evaluation.controls import Row, row
 from introspection_lit.report.reading import read
-from introspection_lit.run_configs import foreign_parts, read_plain
-from introspection_lit.seals import write_json
-from introspection_lit.several_seeds import Training, settled
-from introspection_lit.terminal import PlainConsole
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.tools.several_seeds import Training, settled
+from introspection_lit.utils.checksums import write_json
+from introspection_lit.utils.config_files import foreign_parts, read_plain
+from introspection_lit.utils.console import PlainConsole
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("random labels", "no steering")
@@ -147,7 +148,7 @@ def training(run: Path, name: str, shared: Sequence[str]) -> Training:
 
 def untrained_in(run: Path) -> float | None:
     """The AUROC of the untrained model on the run's held-out trials, if it was asked."""
-    from introspection_lit.collector import UNTRAINED  # takes seconds to import: not for --help
+    from introspection_lit.training.callbacks.evidence import UNTRAINED  # takes seconds to import: not for --help
 
     references = (read(run / "results.json").get("evidence") or {}).get("references") or []
     areas = [found["auroc"] for found in references if (found["observer"], found["set"]) == (UNTRAINED, "heldout")]

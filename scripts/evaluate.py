@@ -16,10 +16,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from introspection_lit import option_types, pipeline, rungs
-from introspection_lit.files import save_figure, write_whole
-from introspection_lit.provenance import protocol, provenance
-from introspection_lit.terminal import PlainConsole
+from introspection_lit.evaluation import rungs
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.training.protocol import protocol
+from introspection_lit.utils.console import PlainConsole
+from introspection_lit.utils.files import save_figure, write_whole
+from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,8 +43,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def evaluate(steps: pipeline.Steps) -> None:
     """Climb the ladder and say which rung fails."""
-    from introspection_lit import ladder  # takes seconds to import: not for --help
     from introspection_lit.cli import attach
+    from introspection_lit.tools import ladder  # takes seconds to import: not for --help
 
     options, folder = steps.options, steps.folder
     settings = {

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from introspection_lit import option_types, pipeline
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.export import check_replaceable, copy_adapter
-from introspection_lit.manifest import Manifest
+from introspection_lit.models.adapters import check_replaceable, copy_adapter
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.trials.manifest_plan import Manifest
+from introspection_lit.utils.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,8 +45,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def finetune(steps: pipeline.Steps) -> None:
     """Train, and leave the best adapter where evaluate.py looks for it."""
-    from introspection_lit.callbacks import run_folder  # takes seconds to import: not for --help
     from introspection_lit.cli import main as run
+    from introspection_lit.training.run_context import run_folder  # takes seconds to import: not for --help
 
     options = steps.options
     best = options.output.expanduser() / "best"

@@ -17,10 +17,12 @@ from typing import Any
 from rich.progress import track
 
 import introspection_lit
-from introspection_lit import manifest, option_types, pipeline
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.provenance import provenance
-from introspection_lit.trials import PairedPlan
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.trials import manifest
+from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
+from introspection_lit.trials.plans import PairedPlan
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def write(steps: pipeline.Steps) -> None:
     """Draw the trials, write them, and read them back to check them."""
     from introspection_lit.cli import attach  # takes seconds to import: not for --help
-    from introspection_lit.preparation import prepare
+    from introspection_lit.training.experiment_setup import prepare
 
     options = steps.options
     path = pipeline.writable(options.output or steps.manifest)
@@ -75,7 +77,7 @@ def write(steps: pipeline.Steps) -> None:
                 yield manifest.row_of(2 * number + steered, trial, train, bank)
 
     def problems(path: Path) -> list[str]:
-        return manifest.ManifestPlan(manifest.Manifest(path), train, bank, data.seed).problems()
+        return ManifestPlan(Manifest(path), train, bank, data.seed).problems()
 
     manifest.write_manifest(path, header, rows(), problems)
     print(

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 
-from introspection_lit import option_types, pipeline, vector_files, vector_report
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import save_figure, write_whole
-from introspection_lit.model import load_config
-from introspection_lit.provenance import provenance
-from introspection_lit.terminal import PlainConsole
-from introspection_lit.vectors import repeated
+from introspection_lit.models.loading import load_config
+from introspection_lit.steering import vector_files
+from introspection_lit.steering.vector_bank import repeated
+from introspection_lit.tools import option_types, pipeline, vector_report
+from introspection_lit.utils.console import PlainConsole
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import save_figure, write_whole
+from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,12 +13,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from introspection_lit import option_types, pipeline, report
-from introspection_lit.errors import ConfigurationError
+from introspection_lit import report
 from introspection_lit.report.reading import read
-from introspection_lit.seals import write_json
-from introspection_lit.several_seeds import Training, settled, shared_vectors, tables, together
-from introspection_lit.terminal import PlainConsole
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.tools.several_seeds import Training, settled, shared_vectors, tables, together
+from introspection_lit.utils.checksums import write_json
+from introspection_lit.utils.console import PlainConsole
+from introspection_lit.utils.errors import ConfigurationError
 
 # What makes the runs differ, and where they land.
 OURS = ("--seed_everything", "--data.seed", "--test_after_fit", "--trainer.logger", "--ckpt_path")

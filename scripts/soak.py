@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from introspection_lit import option_types, pipeline
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.files import save_figure, write_whole
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import save_figure, write_whole
 
 if TYPE_CHECKING:
-    from introspection_lit.soak import Sample
+    from introspection_lit.tools.endurance.soak import Sample
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
 
     from rich.console import Console  # with what follows it takes seconds to import: not for --help
 
-    from introspection_lit import soak, soak_report
-    from introspection_lit.provenance import provenance
+    from introspection_lit.tools.endurance import soak, soak_report
+    from introspection_lit.utils.provenance import provenance
 
     arguments = ["--model.base.name_or_path", options.model, *more]
     seen = soak.soak(arguments, 60 * options.minutes, options.every, told)

@@ -23,9 +23,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from introspection_lit.contexts import BUILTIN, load_contexts
-from introspection_lit.model import BaseModel, load_model
-from introspection_lit.questions import HELDOUT_QUESTIONS, QUESTION, YES_NO, own_questions
+from introspection_lit.contexts.context import BUILTIN
+from introspection_lit.contexts.conversations import YES_NO
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.loading import load_model
+from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION, own_questions
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save

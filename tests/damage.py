@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from introspection_lit.errors import IntrospectionError
+from introspection_lit.utils.errors import IntrospectionError
 
 # What a reader may say of a bad file; anything else comes from deep inside a library.
 REFUSED = IntrospectionError

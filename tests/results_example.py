@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from introspection_lit.statistics import dprime, wilson_interval
+from introspection_lit.evaluation.statistics import dprime, wilson_interval
 
 STRENGTHS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28)
 BANDS = ([0, 9], [10, 18], [19, 28])

@@ -17,8 +17,8 @@ import jsonargparse
 import pytest
 from hypothesis.statistics import collector
 
-from introspection_lit.errors import IntrospectionError
-from introspection_lit.provenance import provenance
+from introspection_lit.utils.errors import IntrospectionError
+from introspection_lit.utils.provenance import provenance
 
 REFUSED = "refused"
 ROWS: dict[str, dict[str, int]] = {}

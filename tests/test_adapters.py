@@ -16,8 +16,8 @@ from stepping import CONFIG, GRID, options, script
 from transformers import AutoModelForCausalLM
 
 from introspection_lit.cli import main as command_line
-from introspection_lit.export import DESCRIPTION
-from introspection_lit.seals import SEAL
+from introspection_lit.models.adapters import DESCRIPTION
+from introspection_lit.utils.checksums import SEAL
 
 
 def plain_adapter(model: Path, folder: Path, config: Any) -> str:

@@ -8,11 +8,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.answers import settle
-from introspection_lit.contexts import Context, Message, exchange
-from introspection_lit.conversations import Phrasing, encode
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.questions import QUESTION, info_text, own_questions, worded
+from introspection_lit.contexts.context import Context, Message, exchange
+from introspection_lit.contexts.conversations import Phrasing, encode
+from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.questions import QUESTION, info_text, own_questions, worded
+from introspection_lit.utils.errors import ConfigurationError
 
 CONTEXT = exchange("chat", "Hello there", "Good day")
 

@@ -22,11 +22,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from introspection_lit.adapter_settings import KINDS
-from introspection_lit.adapters import CONFIG, WEIGHTS, adapter_problems, read_adapter
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.export import DESCRIPTION
-from introspection_lit.model import BaseModel
+from introspection_lit.models.adapter_config import KINDS
+from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, adapter_problems, read_adapter
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.utils.errors import ConfigurationError
 
 # A third of the cases of the profile: each puts an adapter on a model.
 FEWER = settings(max_examples=settings.default.max_examples // 3)

@@ -19,9 +19,8 @@ from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 from test_checks import refused
 from torch import Tensor
 
-from introspection_lit.checkpoint_contents import LOOPS, content_problems
-from introspection_lit.checkpoint_files import CheckpointFiles, adapter_problems
-from introspection_lit.checks import checkpoint_problems, identity_problems
+from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems, content_problems, identity_problems
+from introspection_lit.training.checkpoint_files import CheckpointFiles, adapter_problems
 
 IDENTITY = {
     "base_model": "m",

@@ -19,18 +19,19 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from introspection_lit import cli, module, preparation
-from introspection_lit.batches import BatchesOfSplit
-from introspection_lit.checks import MOST, MOST_RANK, MOST_ROWS, MOST_WORKERS
-from introspection_lit.data import IntrospectionDataModule
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.given_options import Misread, read_carefully, values
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.pipeline import as_arguments
-from introspection_lit.preparation import prepare
-from introspection_lit.steering import BAND_NAMES
-from introspection_lit.trials import LEAST_STRENGTH, MOST_STRENGTH
-from introspection_lit.vectors import VectorBank
+from introspection_lit import cli
+from introspection_lit.models.base_model import MOST, MOST_RANK, MOST_ROWS, MOST_WORKERS
+from introspection_lit.steering.bands import BAND_NAMES, LEAST_STRENGTH, MOST_STRENGTH
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.tools.pipeline import as_arguments
+from introspection_lit.training import experiment_setup as preparation
+from introspection_lit.training import module
+from introspection_lit.training.datamodule import IntrospectionDataModule
+from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.trials.loaders import BatchesOfSplit
+from introspection_lit.utils.config_files import Misread, read_carefully, values
+from introspection_lit.utils.errors import ConfigurationError
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 LAYERS, HIDDEN = 6, 32  # of the tiny model

@@ -19,17 +19,25 @@ from matplotlib.cbook import is_math_text
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit import limits
-from introspection_lit.answers import settle
-from introspection_lit.chat_templates import marks
-from introspection_lit.contexts import BUILTIN, Context, exchange, load_contexts
-from introspection_lit.conversations import Phrasing, UnfitText, control_tokens_in, encode, fakes_turns, keep_usable
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.export import CARD
-from introspection_lit.figures import log_odds_figure, plain
-from introspection_lit.questions import QUESTION, info_text, worded
+from introspection_lit.contexts.chat_templates import marks
+from introspection_lit.contexts.context import BUILTIN, Context, exchange
+from introspection_lit.contexts.conversations import (
+    Phrasing,
+    UnfitText,
+    control_tokens_in,
+    encode,
+    fakes_turns,
+    keep_usable,
+)
+from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.report.kinds import by_kind
 from introspection_lit.report.parts import short
+from introspection_lit.report.plots import log_odds_figure, plain
+from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.questions import QUESTION, info_text, worded
+from introspection_lit.training.callbacks.adapter_export import CARD
+from introspection_lit.utils import resource_limits as limits
+from introspection_lit.utils.errors import ConfigurationError
 
 Turns = list[tuple[str, str]]
 

@@ -19,9 +19,9 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.vector_files import read_directions, unit, write_direction
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors, repeated
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors, repeated
+from introspection_lit.steering.vector_files import read_directions, unit, write_direction
+from introspection_lit.utils.errors import ConfigurationError
 
 LAYERS, HIDDEN = 6, 32
 SPLITS = (*RANDOM_SPLITS, "concept", "imported")

@@ -15,19 +15,15 @@ from hypothesis import strategies as st
 from test_manifest import write
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.batches import Split
-from introspection_lit.contexts import exchange
-from introspection_lit.conversations import Phrasing
-from introspection_lit.errors import ConfigurationError, RunError
-from introspection_lit.manifest import (
-    STRIDE,
-    Manifest,
-    ManifestPlan,
-    disagreements,
-    settings,
-)
-from introspection_lit.trials import SOURCES, TrialPlan
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.contexts.context import exchange
+from introspection_lit.contexts.conversations import Phrasing
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.trials.manifest import STRIDE, disagreements, settings
+from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
+from introspection_lit.trials.plans import TrialPlan
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import SOURCES
+from introspection_lit.utils.errors import ConfigurationError, RunError
 
 CONTEXTS = [exchange("chat", f"message {number}", f"reply {number}") for number in range(6)]
 BANDS, STRENGTHS, QUESTIONS = ((0, 1), (2, 3)), (0.5, 2.0), ["Did it?", "Was it?"]

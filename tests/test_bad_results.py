@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from results_example import example, example_seeds
 
 from introspection_lit import report
-from introspection_lit.errors import ConfigurationError
 from introspection_lit.report.reading import read
-from introspection_lit.seals import sealed
-from introspection_lit.several_seeds import tables, together
+from introspection_lit.tools.several_seeds import tables, together
+from introspection_lit.utils.checksums import sealed
+from introspection_lit.utils.errors import ConfigurationError
 
 SHARES = ("auroc", "accuracy", "tpr", "fpr", "mass", "tpr_at_1pct_fpr")
 COUNTS = ("n", "n_clean", "n_steered", "n_clean_distinct", "alarms")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from introspection_lit import batch_size
-from introspection_lit.batch_size import fits, largest_part, longest, needed, step_problems
 from introspection_lit.cli import IntrospectionCLI, attach, main
-from introspection_lit.memory import estimate
+from introspection_lit.models.memory_estimate import estimate
+from introspection_lit.training import batch_size
+from introspection_lit.training.batch_size import fits, largest_part, longest, needed, step_problems
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 

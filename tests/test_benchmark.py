@@ -16,28 +16,31 @@ from stepping import CONFIG, script
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from introspection_lit import benchmark
 from introspection_lit.cli import attach
 from introspection_lit.cli import main as command_line
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.geometries import GEOMETRIES, geometry, skeleton
-from introspection_lit.hardware import TokensRun, matrix_weights, nominal_operations
-from introspection_lit.measurement import CLEAN, LAYERS, ONE_AT_A_TIME, PLAIN, REUSE, Amount, Setting, narrow
-from introspection_lit.model import (
-    BaseModel,
-    Lora,
-    add_lora,
-    find_decoder_layers,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve,
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.loading import add_lora, load_config, load_model, load_tokenizer
+from introspection_lit.models.random_models import GEOMETRIES, geometry, skeleton
+from introspection_lit.models.sources import resolve
+from introspection_lit.steering.prefill import steered_cache
+from introspection_lit.tasks.scoring import detection_loss, log_odds
+from introspection_lit.tools.benchmark import benchmark
+from introspection_lit.tools.benchmark.hardware import TokensRun, matrix_weights, nominal_operations
+from introspection_lit.tools.benchmark.measurement import (
+    CLEAN,
+    LAYERS,
+    ONE_AT_A_TIME,
+    PLAIN,
+    REUSE,
+    Amount,
+    Setting,
+    narrow,
 )
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.prefill import steered_cache
-from introspection_lit.reuse import Reuse
-from introspection_lit.scoring import detection_loss, log_odds
-from introspection_lit.single_trials import ACCUMULATED, SingleTrials
+from introspection_lit.tools.benchmark.single_trials import ACCUMULATED, SingleTrials
+from introspection_lit.training.cache_reuse import Reuse
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.utils.errors import ConfigurationError
 
 FEW_VECTORS = ["--data.concepts", "[bread, cats, the ocean]"]
 FEW_VECTORS += [f"--data.{split}_vectors=4" for split in ("train", "validation", "heldout")]

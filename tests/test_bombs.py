@@ -17,14 +17,15 @@ from results_example import example
 from safetensors.torch import save_file
 
 from introspection_lit import report
-from introspection_lit.adapters import misfits, read_adapter
-from introspection_lit.checkpoint_contents import content_problems
-from introspection_lit.checkpoint_files import read_checkpoint
-from introspection_lit.contexts import load_contexts
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.model import BaseModel, load_config
-from introspection_lit.seals import SEAL
-from introspection_lit.vector_files import read_directions
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.models.adapters import misfits, read_adapter
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.loading import load_config
+from introspection_lit.steering.vector_files import read_directions
+from introspection_lit.training.checkpoint_checks import content_problems
+from introspection_lit.training.checkpoint_files import read_checkpoint
+from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.errors import ConfigurationError
 
 GIGABYTE = 2**30
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from stepping import ROOT, script
 
-from introspection_lit import chaos
-from introspection_lit.chaos import PLACES, Fault, Runs
+from introspection_lit.tools.endurance import chaos
+from introspection_lit.tools.endurance.chaos import PLACES, Fault, Runs
 
 # Every kind of end in turn with one process; two processes of which one, or both, are ended.
 SHORT = [

@@ -23,12 +23,12 @@ from test_files import TINY, damaged, left_in
 from test_files import small_disk as small_disk  # noqa: PLC0414 - a fixture
 from torch.utils.tensorboard import SummaryWriter
 
-from introspection_lit.checkpoint_files import CheckpointFiles, read_checkpoint
 from introspection_lit.cli import main
-from introspection_lit.content_hash import content_hash
-from introspection_lit.errors import ConfigurationError, RunError
-from introspection_lit.event_files import Forgiving, forgive
-from introspection_lit.seals import SEAL
+from introspection_lit.training.callbacks.tensorboard_files import Forgiving, forgive
+from introspection_lit.training.checkpoint_files import CheckpointFiles, read_checkpoint
+from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.errors import ConfigurationError, RunError
+from introspection_lit.utils.tensor_hash import content_hash
 
 
 def small(rank: int = 2) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from introspection_lit import module
-from introspection_lit.checks import precision_problems
 from introspection_lit.cli import main
-from introspection_lit.model import BaseModel
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.training import module
+from introspection_lit.training.checks import precision_problems
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 

@@ -17,11 +17,11 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from introspection_lit.batches import TrialBatch
-from introspection_lit.checkpoint_files import read_checkpoint
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.prefill import fork, position_ids, steered_cache
-from introspection_lit.vectors import VectorBank
+from introspection_lit.steering.prefill import fork, position_ids, steered_cache
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.training.checkpoint_files import read_checkpoint
+from introspection_lit.trials.batch import TrialBatch
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 FIELDS = {

@@ -16,12 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import Cache
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.collector import UNTRAINED, WITH_INFO, Evidence, lens_of
-from introspection_lit.contexts import BUILTIN, load_contexts
-from introspection_lit.learning_curves import learning_curves
-from introspection_lit.metrics import DetectionMetrics
-from introspection_lit.observers import NORMS, PROBE, TEXT
-from introspection_lit.trial_table import ADAPTER
+from introspection_lit.contexts.context import BUILTIN
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.evaluation.learning_curves import learning_curves
+from introspection_lit.evaluation.metrics import DetectionMetrics
+from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
+from introspection_lit.evaluation.trial_table import ADAPTER
+from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence, lens_of
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 TOTALS = {
@@ -75,7 +76,7 @@ def said(scores: Scores, observer: str) -> dict[tuple[str, int], float]:
 def few_resamples() -> Iterator[None]:
     """Intervals are tested with the statistics."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("introspection_lit.evidence.RESAMPLES", 10)
+        patch.setattr("introspection_lit.evaluation.analysis.RESAMPLES", 10)
         yield
 
 
@@ -335,7 +336,7 @@ def test_problems_of_the_options_are_found_before_the_model_is_loaded(
     def loaded(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("introspection_lit.module.load_model", loaded)
+    monkeypatch.setattr("introspection_lit.training.module.load_model", loaded)
     for options in (["--evidence.probe_trials", "8"], ["--evidence.sets", "[hedlout]"]):
         with pytest.raises(SystemExit):
             launch(tmp_path, tiny, "test", *options)

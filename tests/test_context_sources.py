@@ -18,22 +18,17 @@ import torch
 from stepping import script
 from transformers import PreTrainedTokenizerBase
 
-from introspection_lit.contexts import (
-    BUILTIN,
-    Context,
-    exchange,
-    fingerprint,
-    load_contexts,
-    shared_messages,
-    split_contexts,
-)
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.larger_contexts.passages import bytecode, cut, headers, licence_files, unicode_names
-from introspection_lit.larger_contexts.sentences import compose, filled, patterns
-from introspection_lit.larger_contexts.sources import MOST_ALIKE, NEW, UNSEEN, fill, repetition, words
-from introspection_lit.larger_contexts.written import requests, sample, written
-from introspection_lit.model import BaseModel, load_model
-from introspection_lit.odd_text import ODD, odd, typos
+from introspection_lit.contexts.context import BUILTIN, Context, exchange, fingerprint
+from introspection_lit.contexts.generation.passages import bytecode, cut, headers, licence_files, unicode_names
+from introspection_lit.contexts.generation.sentences import compose, filled, patterns
+from introspection_lit.contexts.generation.sources import MOST_ALIKE, NEW, UNSEEN, fill, repetition, words
+from introspection_lit.contexts.generation.written import requests, sample, written
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.contexts.odd_text import ODD, odd, typos
+from introspection_lit.contexts.splits import shared_messages, split_contexts
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.loading import load_model
+from introspection_lit.utils.errors import ConfigurationError
 
 build_contexts = script("build_contexts")
 VALIDATION = ("csv", "dutch", "java", "reviews")
@@ -289,8 +284,8 @@ def test_model_writes_its_own_replies(
     tiny: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Repeatably."""
-    monkeypatch.setattr("introspection_lit.larger_contexts.written.SUBJECTS", ("tea",))
-    monkeypatch.setattr("introspection_lit.larger_contexts.written.LONGEST", 12)
+    monkeypatch.setattr("introspection_lit.contexts.generation.written.SUBJECTS", ("tea",))
+    monkeypatch.setattr("introspection_lit.contexts.generation.written.LONGEST", 12)
     model = load_model(BaseModel(str(tiny))).eval()
     users = list(islice(requests(0), 3))
     assert len(set(requests(0))) == len(list(requests(1)))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from introspection_lit.contexts import BUILTIN, Context, exchange, load_contexts, shared_messages, split_contexts
-from introspection_lit.data import TEST_KINDS, VALIDATION_KINDS
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.contexts.context import BUILTIN, Context, exchange
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.contexts.splits import shared_messages, split_contexts
+from introspection_lit.training.options import TEST_KINDS, VALIDATION_KINDS
+from introspection_lit.utils.errors import ConfigurationError
 
 
 @pytest.fixture(scope="module")

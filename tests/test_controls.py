@@ -16,10 +16,10 @@ from stepping import CONFIG, ROOT, script
 from test_several_seeds import in_process
 
 from introspection_lit.cli import attach, main
-from introspection_lit.controls import CONTROLS, judged, row
-from introspection_lit.data import IntrospectionDataModule
-from introspection_lit.trial_table import TrialTable
-from introspection_lit.trials import TEST_SETS
+from introspection_lit.evaluation.controls import CONTROLS, judged, row
+from introspection_lit.evaluation.trial_table import TrialTable
+from introspection_lit.training.datamodule import IntrospectionDataModule
+from introspection_lit.trials.test_sets import TEST_SETS
 
 OVERLAYS = sorted((ROOT / "configs" / "controls").glob("*.yaml"))
 

@@ -6,11 +6,12 @@ import pytest
 from conftest import CHATML, NO_SYSTEM, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.answers import settle
-from introspection_lit.contexts import BUILTIN, exchange, load_contexts
-from introspection_lit.conversations import Phrasing, encode, keep_usable, render, repeated_questions
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.questions import HELDOUT_QUESTIONS, QUESTION
+from introspection_lit.contexts.context import BUILTIN, exchange
+from introspection_lit.contexts.conversations import Phrasing, encode, keep_usable, render, repeated_questions
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION
+from introspection_lit.utils.errors import ConfigurationError
 
 CONTEXT = exchange("chat", "How are you? 你好 🙂", "Fine, thanks.\n\nAnd you?")
 

@@ -20,15 +20,16 @@ from poison import Poison
 from test_manifest import CONTEXTS, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from introspection_lit.batches import Split
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.conversations import Phrasing
-from introspection_lit.diverged import SMALLEST_SCALE
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.manifest import Manifest, ManifestPlan
-from introspection_lit.replay import chosen_trials
-from introspection_lit.trials import SOURCES, TrialPlan
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.contexts.conversations import Phrasing
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.training.callbacks.finite_numbers import SMALLEST_SCALE
+from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
+from introspection_lit.trials.plans import TrialPlan
+from introspection_lit.trials.replay import chosen_trials
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import SOURCES
+from introspection_lit.utils.errors import ConfigurationError
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]

@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from introspection_lit import baseline, ladder, rungs, vector_report
-from introspection_lit.decoder_shape import decoder_shape
-from introspection_lit.geometries import geometry
-from introspection_lit.scaling import fit_rows, prefill_share, trial_operations
-from introspection_lit.steering import named_band
+from introspection_lit.evaluation import rungs
+from introspection_lit.models.decoder_shape import decoder_shape
+from introspection_lit.models.random_models import geometry
+from introspection_lit.steering.bands import named_band
+from introspection_lit.tools import baseline, ladder, vector_report
+from introspection_lit.tools.benchmark.scaling import fit_rows, prefill_share, trial_operations
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

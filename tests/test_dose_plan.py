@@ -9,8 +9,9 @@ from itertools import product
 
 import pytest
 
-from introspection_lit.batches import EpochBatches
-from introspection_lit.trials import OncePlan, Trial
+from introspection_lit.trials.loaders import EpochBatches
+from introspection_lit.trials.plans import OncePlan
+from introspection_lit.trials.trial import Trial
 
 BANDS, DOSES = ((0, 1), (2, 3), (1, 4)), (0.1, 0.2, 0.4, 0.8)
 CELLS = set(product(BANDS, DOSES))

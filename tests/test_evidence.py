@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc, roc_auc_score
 
-from introspection_lit import evidence
-from introspection_lit.observers import PROBE
-from introspection_lit.statistics import information, wilson_interval
-from introspection_lit.trial_table import ADAPTER, PLAIN_SETS, USUAL_SETS, TrialTable
+from introspection_lit.evaluation import analysis as evidence
+from introspection_lit.evaluation.observers import PROBE
+from introspection_lit.evaluation.statistics import information, wilson_interval
+from introspection_lit.evaluation.trial_table import ADAPTER, PLAIN_SETS, USUAL_SETS, TrialTable
 
 KINDS = ("chat", "python", "rust")
 BANDS, DOSES = ((0, 1), (2, 4), (10, 12)), (0.1, 0.4, 1.6)

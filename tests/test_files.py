@@ -21,16 +21,17 @@ from test_manifest import train as train  # noqa: PLC0414
 from test_manifest import write as manifest_of
 from test_vectors import small_bank
 
-from introspection_lit import files, module
-from introspection_lit.batches import Split
 from introspection_lit.cli import main
-from introspection_lit.errors import ConfigurationError, RunError
-from introspection_lit.export import CONFIG, DESCRIPTION, WEIGHTS, changes, copy_adapter
-from introspection_lit.files import folder_problems, save_figure, sync, whole, whole_folder, write_whole
-from introspection_lit.manifest import Manifest, ManifestPlan
-from introspection_lit.report import load
-from introspection_lit.seals import SEAL, broken_seal, hash_of, sealed, write_json
-from introspection_lit.vectors import VectorBank
+from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, changes, copy_adapter
+from introspection_lit.report.command import load
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.training import module
+from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
+from introspection_lit.trials.split import Split
+from introspection_lit.utils import files
+from introspection_lit.utils.checksums import SEAL, broken_seal, hash_of, sealed, write_json
+from introspection_lit.utils.errors import ConfigurationError, RunError
+from introspection_lit.utils.files import folder_problems, save_figure, sync, whole, whole_folder, write_whole
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
 

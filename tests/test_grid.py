@@ -10,16 +10,19 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from introspection_lit.baseline import Answer, compare, summarise
-from introspection_lit.batches import Split
-from introspection_lit.contexts import BUILTIN, load_contexts
-from introspection_lit.conversations import Phrasing
-from introspection_lit.grid import Grid, GridPlan
-from introspection_lit.model import Lora, add_lora, find_decoder_layers
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.prefill import steered_cache
-from introspection_lit.trials import Source
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.contexts.context import BUILTIN
+from introspection_lit.contexts.conversations import Phrasing
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.loading import add_lora
+from introspection_lit.steering.prefill import steered_cache
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.tools.baseline import Answer, compare, summarise
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.trials.grid import Grid, GridPlan
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import Source
 
 
 def test_every_combination_comes_once() -> None:

@@ -22,18 +22,21 @@ from safetensors.torch import load_file, save_file
 from stepping import ROOT, script
 from transformers import AutoModelForCausalLM
 
-from introspection_lit import limits, pipeline, report
-from introspection_lit.adapters import adapter_problems, read_adapter
-from introspection_lit.callbacks import BestCheckpoint
-from introspection_lit.checks import checkpoint_problems
+from introspection_lit import report
 from introspection_lit.cli import main
-from introspection_lit.descriptions import believed, belonging, followed
-from introspection_lit.errors import ConfigurationError, IntrospectionError, visible
-from introspection_lit.export import DESCRIPTION
-from introspection_lit.model import BaseModel, load_config, load_model, load_tokenizer
-from introspection_lit.run_configs import foreign_parts
-from introspection_lit.terminal import PlainConsole
-from introspection_lit.vector_files import read_directions
+from introspection_lit.models.adapters import DESCRIPTION, adapter_problems, read_adapter
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.loading import load_config, load_model, load_tokenizer
+from introspection_lit.models.recorded_settings import believed, followed
+from introspection_lit.steering.vector_files import read_directions
+from introspection_lit.tools import pipeline
+from introspection_lit.training.callbacks.best_checkpoint import BestCheckpoint
+from introspection_lit.training.checkpoint_checks import checkpoint_problems
+from introspection_lit.utils import resource_limits as limits
+from introspection_lit.utils.config_files import foreign_parts
+from introspection_lit.utils.console import PlainConsole
+from introspection_lit.utils.errors import ConfigurationError, IntrospectionError, visible
+from introspection_lit.utils.paths import belonging
 
 
 class Bomb:

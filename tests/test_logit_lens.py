@@ -15,16 +15,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from introspection_lit.batches import Split, TrialBatch
-from introspection_lit.contexts import BUILTIN, load_contexts
-from introspection_lit.conversations import Phrasing
-from introspection_lit.logit_lens import log_odds_by_layer
-from introspection_lit.model import Lora, add_lora, find_decoder_layers, find_head
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.prefill import fork, position_ids, steered_cache
-from introspection_lit.scoring import log_odds
-from introspection_lit.trials import Source, TrialPlan
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.contexts.context import BUILTIN
+from introspection_lit.contexts.conversations import Phrasing
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.evaluation.logit_lens import log_odds_by_layer
+from introspection_lit.models.architecture import find_decoder_layers, find_head
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.loading import add_lora
+from introspection_lit.steering.prefill import fork, position_ids, steered_cache
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.tasks.scoring import log_odds
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.trials.batch import TrialBatch
+from introspection_lit.trials.plans import TrialPlan
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import Source
 
 SIZES = {
     "hidden_size": 32,

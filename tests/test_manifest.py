@@ -10,24 +10,16 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.batches import Split
-from introspection_lit.contexts import exchange
-from introspection_lit.conversations import Phrasing
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.manifest import (
-    STRIDE,
-    Manifest,
-    ManifestPlan,
-    Seen,
-    disagreements,
-    distinct_pairs,
-    row_of,
-    settings,
-    write_manifest,
-)
-from introspection_lit.seals import SEAL
-from introspection_lit.trials import SOURCES, TrialPlan
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.contexts.context import exchange
+from introspection_lit.contexts.conversations import Phrasing
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.trials.manifest import STRIDE, Seen, disagreements, distinct_pairs, row_of, settings, write_manifest
+from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
+from introspection_lit.trials.plans import TrialPlan
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import SOURCES
+from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.errors import ConfigurationError
 
 CONTEXTS = [exchange("chat", f"message {number}", f"reply {number}") for number in range(12)]
 

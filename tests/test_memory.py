@@ -17,15 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config
 
-from introspection_lit import memory
-from introspection_lit.decoder_shape import Shape, decoder_shape
-from introspection_lit.geometries import geometry
-from introspection_lit.memory import Load, estimate, largest_batch
-from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_config, load_model
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.prefill import steered_cache
-from introspection_lit.scoring import detection_loss
-from introspection_lit.steering import Intervention
+from introspection_lit.models import memory_estimate as memory
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.decoder_shape import Shape, decoder_shape
+from introspection_lit.models.loading import add_lora, load_config, load_model
+from introspection_lit.models.memory_estimate import Load, estimate, largest_batch
+from introspection_lit.models.random_models import geometry
+from introspection_lit.steering.intervention import Intervention
+from introspection_lit.steering.prefill import steered_cache
+from introspection_lit.tasks.scoring import detection_loss
+from introspection_lit.training.module import IntrospectionModule
 
 # Precision, and how the base model is loaded.
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {

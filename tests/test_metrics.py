@@ -7,9 +7,9 @@ import pytest
 import torch
 from statsmodels.stats.proportion import proportion_confint
 
-from introspection_lit import metrics, statistics
-from introspection_lit.errors import RunError
-from introspection_lit.statistics import best_threshold
+from introspection_lit.evaluation import metrics, statistics
+from introspection_lit.evaluation.statistics import best_threshold
+from introspection_lit.utils.errors import RunError
 
 
 def draw(seed: int, n: int = 300, gap: float = 1.5):

@@ -13,22 +13,16 @@ from conftest import FAMILIES, SIZES
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from introspection_lit.answers import settle
-from introspection_lit.conversations import Phrasing
-from introspection_lit.measure import read_texts, record
-from introspection_lit.model import (
-    BaseModel,
-    Lora,
-    add_lora,
-    find_decoder_layers,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve,
-)
-from introspection_lit.prefill import pad, steered_cache
-from introspection_lit.questions import QUESTION
-from introspection_lit.steering import Intervention
+from introspection_lit.contexts.conversations import Phrasing
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.loading import add_lora, load_config, load_model, load_tokenizer
+from introspection_lit.models.sources import resolve
+from introspection_lit.steering.extraction import read_texts, record
+from introspection_lit.steering.intervention import Intervention
+from introspection_lit.steering.prefill import pad, steered_cache
+from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.questions import QUESTION
 
 # The sixteen levels of NF4: QLoRA, arXiv 2305.14314, appendix E.
 NF4 = torch.tensor(

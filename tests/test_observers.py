@@ -10,11 +10,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel
 
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.model import Lora, add_lora, find_decoder_layers
-from introspection_lit.observers import NORMS, PROBE, TEXT, Features, Observers, cache_features, joined
-from introspection_lit.prefill import pad, steered_cache
-from introspection_lit.steering import Intervention
+from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT, Features, Observers, cache_features, joined
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.loading import add_lora
+from introspection_lit.steering.intervention import Intervention
+from introspection_lit.steering.prefill import pad, steered_cache
+from introspection_lit.utils.errors import ConfigurationError
 
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68)), [70]]
 

@@ -16,23 +16,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from introspection_lit import batch_size, benchmark, pipeline
-from introspection_lit.allocation_errors import give_back, is_out_of_memory
-from introspection_lit.batch_size import fits, largest_part, smallest_of_all, step_problems
 from introspection_lit.cli import IntrospectionCLI, attach, main
-from introspection_lit.data import IntrospectionDataModule
-from introspection_lit.decoder_shape import decoder_shape
-from introspection_lit.errors import RunError
-from introspection_lit.footprint import hooks
-from introspection_lit.geometries import geometry
-from introspection_lit.measurement import ONE_AT_A_TIME, PLAIN, Amount, Setting
-from introspection_lit.memory import Load, estimate
-from introspection_lit.memory_advice import Situation, changes
-from introspection_lit.memory_taken import parts
-from introspection_lit.model import BaseModel, Lora
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.out_of_memory import explained_memory
-from introspection_lit.reuse import Reuse
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.decoder_shape import decoder_shape
+from introspection_lit.models.memory_estimate import Load, estimate
+from introspection_lit.models.random_models import geometry
+from introspection_lit.tools import pipeline
+from introspection_lit.tools.benchmark import benchmark
+from introspection_lit.tools.benchmark.measurement import ONE_AT_A_TIME, PLAIN, Amount, Setting
+from introspection_lit.tools.endurance.footprint import hooks
+from introspection_lit.training import batch_size
+from introspection_lit.training.batch_size import fits, largest_part, step_problems
+from introspection_lit.training.cache_reuse import Reuse
+from introspection_lit.training.callbacks.memory_advice import Situation, changes, parts
+from introspection_lit.training.callbacks.out_of_memory import explained_memory
+from introspection_lit.training.datamodule import IntrospectionDataModule
+from introspection_lit.training.distributed import smallest_of_all
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.utils.errors import RunError
+from introspection_lit.utils.memory_errors import give_back, is_out_of_memory
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 
@@ -406,7 +408,7 @@ def test_message_of_a_model_that_does_not_fit(
 ) -> None:
     """The command line ends with 1; what is said is about the weights."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("introspection_lit.module.load_model", host)
+    monkeypatch.setattr("introspection_lit.training.module.load_model", host)
     with pytest.raises(SystemExit) as stop:
         main(["test", *words(tiny, few_contexts)])
     said = capsys.readouterr().err

@@ -10,9 +10,10 @@ import pytest
 from stepping import GRID, options, script
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.contexts import Context, Message, load_contexts
-from introspection_lit.conversations import Phrasing, encode, render
-from introspection_lit.errors import ConfigurationError
+from introspection_lit.contexts.context import Context, Message
+from introspection_lit.contexts.conversations import Phrasing, encode, render
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.utils.errors import ConfigurationError
 
 
 def conversation(number: int = 0, **more: Any) -> dict:

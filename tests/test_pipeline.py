@@ -16,10 +16,11 @@ from stepping import CONFIG, options, script
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from introspection_lit.cli import main as command_line
-from introspection_lit.contexts import BUILTIN, load_contexts
-from introspection_lit.export import DESCRIPTION
-from introspection_lit.rungs import RUNGS, failures, verdict
-from introspection_lit.vectors import VectorBank
+from introspection_lit.contexts.context import BUILTIN
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.evaluation.rungs import RUNGS, failures, verdict
+from introspection_lit.models.adapters import DESCRIPTION
+from introspection_lit.steering.vector_bank import VectorBank
 
 
 def test_every_step_leaves_its_files(steps: SimpleNamespace) -> None:

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from introspection_lit import prefill
-from introspection_lit.kept_caches import KeptCaches, reader, state_of
-from introspection_lit.measure import record
-from introspection_lit.model import Lora, add_lora, find_decoder_layers
-from introspection_lit.prefill import fork, pad, position_ids, steered_cache, writing_mode
-from introspection_lit.sharing import shared_cache
-from introspection_lit.steering import Intervention, steer
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.loading import add_lora
+from introspection_lit.steering import prefill
+from introspection_lit.steering.clean_caches import KeptCaches, reader, state_of
+from introspection_lit.steering.extraction import record
+from introspection_lit.steering.intervention import Intervention, steer
+from introspection_lit.steering.prefill import fork, pad, position_ids, steered_cache, writing_mode
+from introspection_lit.steering.shared_prefill import shared_cache
 
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]
 QUESTIONS = [[100, 101, 102], [110, 111, 112, 113, 114], [120, 121]]

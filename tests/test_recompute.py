@@ -15,13 +15,15 @@ from torch.nn.functional import cross_entropy
 from transformers import Cache, PreTrainedModel
 from two_processes import run_together
 
-from introspection_lit.batches import TrialBatch
 from introspection_lit.cli import main
-from introspection_lit.model import Lora, add_lora, find_decoder_layers
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.prefill import fork, pad, position_ids, steered_cache
-from introspection_lit.recompute import recomputed
-from introspection_lit.steering import Intervention
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.loading import add_lora
+from introspection_lit.steering.activation_checkpointing import recomputed
+from introspection_lit.steering.intervention import Intervention
+from introspection_lit.steering.prefill import fork, pad, position_ids, steered_cache
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.trials.batch import TrialBatch
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]
@@ -133,7 +135,7 @@ def test_without_gradient_nothing_is_checkpointed(family_model: PreTrainedModel,
     """Validation, test and the prefill run the layers' own forward."""
     module, batch = asked(family_model, Lora())
     module.recompute = True
-    monkeypatch.setattr("introspection_lit.module.recomputed", lambda _: pytest.fail("checkpointed"))
+    monkeypatch.setattr("introspection_lit.training.module.recomputed", lambda _: pytest.fail("checkpointed"))
     with torch.no_grad():
         module.answer_logits(batch)
 
@@ -213,7 +215,7 @@ def test_fit_gives_the_same_adapter(tiny: Path, tmp_path: Path, monkeypatch: pyt
         calls.append(len(layers))
         return recomputed(layers)
 
-    monkeypatch.setattr("introspection_lit.module.recomputed", counted)
+    monkeypatch.setattr("introspection_lit.training.module.recomputed", counted)
     options = ["--model.base.name_or_path", str(tiny), "--trainer.precision", precision, "--checkpoint.save_top_k", "-1"]
     runs = [main(["fit", "--config", CONFIG, *options])]
     assert not calls

@@ -15,8 +15,8 @@ from pages import Read, ends, three
 from results_example import LOCATIONS, STRENGTHS, example, example_seeds, example_strength
 
 from introspection_lit import report
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.ladder import RUNGS
+from introspection_lit.evaluation.rungs import RUNGS
+from introspection_lit.utils.errors import ConfigurationError
 
 OLD = Path(__file__).parents[1] / "docs/results/quickstart/seed-0.json"
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(2)> {{ 7 * 7 }} ../../evil & 'x' $\\frac{$"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.interruption import SIGNALS
-from introspection_lit.module import IntrospectionModule
+from introspection_lit.training.callbacks.interruption import SIGNALS
+from introspection_lit.training.module import IntrospectionModule
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 # Epochs of eight batches and four steps.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.module import IntrospectionModule
+from introspection_lit.training.module import IntrospectionModule
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 OFF = ["--data.reuse.clean", "false", "--data.reuse.layers", "false"]

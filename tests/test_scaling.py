@@ -10,11 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
 
-from introspection_lit.checks import resolve_bands
-from introspection_lit.decoder_shape import decoder_shape
-from introspection_lit.geometries import geometry
-from introspection_lit.model import Lora, add_lora
-from introspection_lit.scaling import (
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.decoder_shape import decoder_shape
+from introspection_lit.models.loading import add_lora
+from introspection_lit.models.random_models import geometry
+from introspection_lit.steering.bands import resolve_bands
+from introspection_lit.steering.shared_prefill import schedule
+from introspection_lit.tools.benchmark.scaling import (
     Speed,
     fit,
     fit_rows,
@@ -23,7 +25,6 @@ from introspection_lit.scaling import (
     run_cost,
     trial_operations,
 )
-from introspection_lit.sharing import schedule
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from introspection_lit.scoring import detection_loss, log_odds, mass
+from introspection_lit.tasks.scoring import detection_loss, log_odds, mass
 
 LOGITS = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 4
 ANSWERS = torch.tensor([7, 3])

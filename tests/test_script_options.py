@@ -11,11 +11,11 @@ import pytest
 import yaml
 from stepping import CONFIG, GRID, SCRIPTS, options, script
 
-from introspection_lit import files
-from introspection_lit.batches import Split
-from introspection_lit.callbacks import PredictionWriter
-from introspection_lit.export import DESCRIPTION
-from introspection_lit.module import IntrospectionModule
+from introspection_lit.models.adapters import DESCRIPTION
+from introspection_lit.training.callbacks.writers import PredictionWriter
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.trials.split import Split
+from introspection_lit.utils import files
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -178,7 +178,7 @@ def test_bad_options_of_the_scripts(
     """Exit code 2 and a message that names what was typed, before a model is loaded."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "occupied" / "best").mkdir(parents=True)
-    monkeypatch.setattr("introspection_lit.module.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("introspection_lit.training.module.load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as stop:
         script(name).main([*steps.shared, *command])
     assert stop.value.code == 2

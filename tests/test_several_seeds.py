@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from stepping import CONFIG, script
 
-from introspection_lit import several_seeds
 from introspection_lit.cli import main as command_line
-from introspection_lit.several_seeds import METRICS, Training, spread, together
+from introspection_lit.tools import several_seeds
+from introspection_lit.tools.several_seeds import METRICS, Training, spread, together
 
 
 def test_spread_by_hand() -> None:

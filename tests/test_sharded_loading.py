@@ -21,16 +21,12 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy
 from transformers import PreTrainedModel
 
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.model import BaseModel, Lora, add_lora, find_decoder_layers, load_model
-from introspection_lit.sharded_loading import (
-    in_agreement,
-    load_shared,
-    materialise,
-    one_layer_at_a_time,
-    shared_bank,
-)
-from introspection_lit.vectors import VectorBank
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.loading import add_lora, load_model
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.training.fsdp_loading import in_agreement, load_shared, materialise, one_layer_at_a_time, shared_bank
+from introspection_lit.utils.errors import ConfigurationError
 
 CPU = torch.device("cpu")
 IDS = torch.arange(10, 60).view(2, 25)

@@ -11,11 +11,13 @@ from conftest import SIZES
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, MistralConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from introspection_lit.kept_caches import KeptCaches, reader, state_of
-from introspection_lit.model import Lora, add_lora, find_decoder_layers
-from introspection_lit.prefill import pad, steered_cache
-from introspection_lit.sharing import Schedule, schedule, shared_cache
-from introspection_lit.steering import Intervention
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.loading import add_lora
+from introspection_lit.steering.clean_caches import KeptCaches, reader, state_of
+from introspection_lit.steering.intervention import Intervention
+from introspection_lit.steering.prefill import pad, steered_cache
+from introspection_lit.steering.shared_prefill import Schedule, schedule, shared_cache
 
 LAYERS = 6
 TOKENS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68)), list(range(30, 37)), list(range(80, 84))]

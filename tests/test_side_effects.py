@@ -14,14 +14,16 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit import side_effects as se
-from introspection_lit.answers import settle
-from introspection_lit.contexts import BUILTIN, exchange, load_contexts
-from introspection_lit.conversations import Phrasing
-from introspection_lit.errors import ConfigurationError, RunError
-from introspection_lit.model import BaseModel, Lora, add_lora, load_model
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.questions import FALSE_QUESTIONS, QUESTION, TRUE_QUESTIONS
+from introspection_lit.contexts.context import BUILTIN, exchange
+from introspection_lit.contexts.conversations import Phrasing
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.evaluation import side_effects as se
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.loading import add_lora, load_model
+from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.questions import FALSE_QUESTIONS, QUESTION, TRUE_QUESTIONS
+from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.utils.errors import ConfigurationError, RunError
 
 FACTS = se.load_facts()
 CONTEXTS = load_contexts(BUILTIN)[::40]

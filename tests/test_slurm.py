@@ -15,9 +15,9 @@ import pytest
 import yaml
 from transformers import PretrainedConfig
 
-from introspection_lit import model
 from introspection_lit.cli import main
-from introspection_lit.model import BaseModel
+from introspection_lit.models import loading as model
+from introspection_lit.models.base_model import BaseModel
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "slurm" / "train.sbatch"

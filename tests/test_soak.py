@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import introspection_lit.soak
 import pytest
 import torch
 from matplotlib.figure import Figure
 from stepping import CONFIG, script
 from torch import nn
 
-import introspection_lit.soak
-from introspection_lit.footprint import Footprint, footprint, function_caches, most_remembered
-from introspection_lit.module import IntrospectionModule
-from introspection_lit.soak import LONG, REST, SHORT, Sample, Soak
-from introspection_lit.soak_report import checks, figure, growth
+from introspection_lit.tools.endurance.footprint import Footprint, footprint, function_caches, most_remembered
+from introspection_lit.tools.endurance.soak import LONG, REST, SHORT, Sample, Soak
+from introspection_lit.tools.endurance.soak_report import checks, figure, growth
+from introspection_lit.training.module import IntrospectionModule
 
 MIB = 2**20
 QUIET = Footprint(

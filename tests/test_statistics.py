@@ -18,9 +18,9 @@ from scipy.optimize import differential_evolution
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
-from introspection_lit import psychometric, statistics
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.psychometric import Psychometric
+from introspection_lit.evaluation import psychometric, statistics
+from introspection_lit.evaluation.psychometric import Psychometric
+from introspection_lit.utils.errors import ConfigurationError
 
 NEW_NAMES = Version(scipy.__version__) >= Version("1.15")  # the first with rng=
 STRENGTHS = np.array([0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from introspection_lit.checks import resolve_bands
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.steering import check_band, layer_scale, named_band
+from introspection_lit.steering.bands import check_band, layer_scale, named_band, resolve_bands
+from introspection_lit.utils.errors import ConfigurationError
 
 NORMS = torch.tensor([10.0, 20.0, 30.0, 40.0])
 

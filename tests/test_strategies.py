@@ -28,15 +28,10 @@ from torch.torch_version import TorchVersion
 from two_processes import run_together
 
 from introspection_lit.cli import main
-from introspection_lit.model import BaseModel
-from introspection_lit.shards import dtype_problems
-from introspection_lit.strategies import (
-    ALONE,
-    ShardedPrecision,
-    ShardedStrategy,
-    strategy_problems,
-    through_wrapper,
-)
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.training.distributed import through_wrapper
+from introspection_lit.training.fsdp import ALONE, ShardedPrecision, ShardedStrategy, strategy_problems
+from introspection_lit.training.fsdp_shards import dtype_problems
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 FSDP = ShardedStrategy.strategy_name
@@ -342,7 +337,7 @@ def test_refused_before_a_model_is_loaded(
     """From the command line: exit status 2, and what to do instead."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ShardedStrategy, "setup_environment", lambda _: None)  # no process group in this process
-    monkeypatch.setattr("introspection_lit.module.load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("introspection_lit.training.module.load_model", lambda *_: pytest.fail("a model was loaded"))
     words = ["--model.base.name_or_path", str(tiny), "--model.base.quantization", "nf4", "--trainer.strategy", FSDP]
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", CONFIG, *words, "--model.base.quant_storage", "uint8"])

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from introspection_lit.batches import BatchesOfSplit, EpochBatches
-from introspection_lit.trials import Trial, TrialPlan
+from introspection_lit.trials.loaders import BatchesOfSplit, EpochBatches
+from introspection_lit.trials.plans import TrialPlan
+from introspection_lit.trials.trial import Trial
 
 
 def plan(**changes) -> TrialPlan:

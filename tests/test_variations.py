@@ -12,21 +12,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from introspection_lit.batches import Split
 from introspection_lit.cli import attach
-from introspection_lit.contexts import BUILTIN, exchange, fingerprint, load_contexts, split_contexts
-from introspection_lit.data import TEST_KINDS, VALIDATION_KINDS
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.grid import CLEAR_NO, CLEAR_YES
-from introspection_lit.metrics import summarise
-from introspection_lit.model import Lora, add_lora, find_decoder_layers
-from introspection_lit.odd_text import ODD
-from introspection_lit.prefill import steered_cache
-from introspection_lit.preparation import made_odd, mixed, prepare
-from introspection_lit.questions import FALSE_QUESTIONS, QUESTION, TRUE_QUESTIONS
-from introspection_lit.scoring import log_odds
-from introspection_lit.trials import SOURCES
-from introspection_lit.vectors import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.contexts.context import BUILTIN, exchange, fingerprint
+from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.contexts.odd_text import ODD
+from introspection_lit.contexts.splits import made_odd, mixed, split_contexts
+from introspection_lit.evaluation.metrics import summarise
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import Lora
+from introspection_lit.models.loading import add_lora
+from introspection_lit.steering.prefill import steered_cache
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.tasks.questions import FALSE_QUESTIONS, QUESTION, TRUE_QUESTIONS
+from introspection_lit.tasks.scoring import log_odds
+from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.options import TEST_KINDS, VALIDATION_KINDS
+from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import SOURCES
+from introspection_lit.utils.errors import ConfigurationError
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 SETS = "{seen: 40, heldout: 40, flipped: 40, scattered: 40, odd: 40, swapped: 40, factual: 40}"
@@ -263,7 +267,7 @@ def test_mixed_takes_six_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     first = [exchange(f"kind {k}", f"{k} {n}", "x") for k in range(3) for n in range(9)]
     second = [exchange(f"kind {k}", f"{k} {n}", "x") for k in range(3, 5) for n in range(4)]
     assert len(mixed([first, second])) == len(first) + len(second)
-    monkeypatch.setattr("introspection_lit.preparation.MIXED", 0)
+    monkeypatch.setattr("introspection_lit.contexts.splits.MIXED", 0)
     made = mixed([first, second])
     assert Counter(context.kind for context in made) == {f"kind {k}": 6 if k < 3 else 4 for k in range(5)}
     again = mixed([second, second])  # as with data.test_contexts

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.measure import contrast_component
-from introspection_lit.vector_files import FORMATS, read_directions, unit, write_direction
+from introspection_lit.steering.extraction import contrast_component
+from introspection_lit.steering.vector_files import FORMATS, read_directions, unit, write_direction
+from introspection_lit.utils.errors import ConfigurationError
 
 LAYERS, HIDDEN = 6, 32
 

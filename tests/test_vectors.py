@@ -8,14 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from introspection_lit.errors import ConfigurationError
-from introspection_lit.measure import mean_differences
-from introspection_lit.vectors import (
-    RANDOM_SPLITS,
-    VectorBank,
-    overlapping_splits,
-    random_unit_vectors,
-)
+from introspection_lit.steering.extraction import mean_differences
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, overlapping_splits, random_unit_vectors
+from introspection_lit.utils.errors import ConfigurationError
 
 
 def small_bank(hidden: int = 64) -> VectorBank:

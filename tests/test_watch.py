@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.statistics import wilson_interval
-from introspection_lit.watch import FPR, LITTLE, TRAINING_FPR, Watch
+from introspection_lit.evaluation.statistics import wilson_interval
+from introspection_lit.training.callbacks.training_health import FPR, LITTLE, TRAINING_FPR, Watch
 
 CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 

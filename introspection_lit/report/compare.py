@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from introspection_lit.evaluation.rungs import RUNGS
 from introspection_lit.report.curves import NAMES, detection_curve, roc
 from introspection_lit.report.kinds import kind_figures
-from introspection_lit.report.parts import (
-    HELD,
-    MISSING,
-    FigureOfReport,
-    Page,
-    Section,
-    Table,
-    count,
-    part,
-    with_interval,
-)
+from introspection_lit.report.parts import HELD, MISSING, FigureOfReport, Page, Section, Table, count, part, with_interval
 from introspection_lit.report.tables import measured, settings, side_effects_table
 from introspection_lit.report.tiles import tiles
 from introspection_lit.report.verdict import detection, sentences
-from introspection_lit.rungs import RUNGS
 
 # Settings that differ between any two runs and say nothing.
 TRIVIAL = ("time",)
+
+
 Runs = Mapping[str, Mapping[str, Any]]
 
 

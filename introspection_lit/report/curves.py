@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from introspection_lit.psychometric import Psychometric
+from introspection_lit.evaluation.psychometric import Psychometric
+from introspection_lit.evaluation.rungs import RUNGS
 from introspection_lit.report.drawing import GREY, blank, legend_below, line_of, strength_axis, styled
 from introspection_lit.report.parts import (
     FigureOfReport,
@@ -20,14 +21,20 @@ from introspection_lit.report.parts import (
     strength_interval,
     with_interval,
 )
-from introspection_lit.rungs import RUNGS
 
 NAMES = {"tpr": "TPR at 1 % FPR", "auroc": "AUROC"}
+
+
 VECTORS = {"random": "random vectors", "concept": "concept vectors"}
+
+
 # More bands than this hide each other; the table has all intervals.
 MOST_BANDS = 3
+
+
 # Where a ROC curve is read off for its table.
 READ_AT = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
 
 Points = Sequence[Mapping[str, Any]]
 

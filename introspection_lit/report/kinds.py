@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from introspection_lit.figures import CLEAN, PALETTE, STEERED
 from introspection_lit.report.drawing import GREY, HEIGHT, ROW, blank, legend_below, styled
 from introspection_lit.report.parts import FigureOfReport, Table, rate, short, with_interval
+from introspection_lit.report.plots import CLEAN, PALETTE, STEERED
 
 SEEN = {True: "seen in training", False: "unseen"}
+
+
 # What is drawn: title, axis, number of inputs, the sign that puts the worst first, and the worse of two.
 DRAWN = {
     "fpr": ("False alarms by kind", "FPR", "n_clean", -1, max),
     "tpr": ("Steering found by kind", "TPR", "n_steered", 1, min),
 }
+
+
 Rows = Sequence[Mapping[str, Any]]
 
 

@@ -9,12 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from introspection_lit.errors import ConfigurationError
 from introspection_lit.report.shape import SHAPES
-from introspection_lit.seals import broken_seal
+from introspection_lit.utils.checksums import broken_seal
+from introspection_lit.utils.errors import ConfigurationError
 
 RESULTS = "results.json"
+
+
 WRITER = "python -m introspection_lit test --config FILE"
+
+
 LARGEST = 2**28  # bytes; ours have some 200,000
 
 

@@ -5,123 +5,66 @@ A report says what a file says. So a rate of 7, a negative count or "0.9" for a 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from introspection_lit.rungs import RUNGS
-
-# Says what is wrong with a value at a place; null always is fine: it means that nobody measured it.
-Check = Callable[[Any, str], Iterator[str]]
-# More numbers or rows than any test has; figures and tables of them would fill the machine.
-MOST, LARGEST = 1_000_000, 1e9
-
-
-def number(low: float = -LARGEST, high: float = LARGEST, whole: bool = False) -> Check:
-    """A number in a range, both ends included."""
-    wanted = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}"
-
-    def check(value: Any, place: str) -> Iterator[str]:
-        kinds = int if whole else int | float
-        fine = value is None or (isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high)
-        if not fine or (isinstance(value, float) and not math.isfinite(value)):
-            yield _wrong(value, place, wanted)
-
-    return check
-
-
-def one_of(kind: type, wanted: str) -> Check:
-    """A value of a type."""
-
-    def check(value: Any, place: str) -> Iterator[str]:
-        if value is not None and not isinstance(value, kind):
-            yield _wrong(value, place, wanted)
-
-    return check
-
-
-def listed(item: Check, length: int | None = None) -> Check:
-    """A list, of a length if one is given."""
-    wanted = f"a list of at most {MOST}" if length is None else f"a list of {length}"
-
-    def check(value: Any, place: str) -> Iterator[str]:
-        if value is None:
-            return
-        if not isinstance(value, list) or length not in (None, len(value)) or len(value) > MOST:
-            yield _wrong(value, place, wanted)
-            return
-        for number, inner in enumerate(value):
-            yield from item(inner, f"{place}[{number}]")
-
-    return check
-
-
-def named(item: Check) -> Check:
-    """An object with any names."""
-
-    def check(value: Any, place: str) -> Iterator[str]:
-        if value is None:
-            return
-        if not isinstance(value, dict) or len(value) > MOST:
-            yield _wrong(value, place, "an object")
-            return
-        for name, inner in value.items():
-            shown = name[:60] if name.isprintable() else ascii(name[:60])
-            yield from item(inner, f"{place}.{shown}" if place else shown)
-
-    return check
-
-
-def fields(needed: str = "", equally_long: str = "", /, **known: Check) -> Check:
-    """An object with fields that are known, and maybe others.
-
-    Args:
-        needed: Names of those that must be there and not null.
-        equally_long: Names of lists that go together.
-        known: What each must look like.
-    """
-
-    def check(value: Any, place: str) -> Iterator[str]:
-        if value is None:
-            return
-        if not isinstance(value, dict):
-            yield _wrong(value, place, "an object")
-            return
-        found = []
-        for name, inner in known.items():
-            found += list(inner(value.get(name), f"{place}.{name}" if place else name))
-        found += [f"{place}.{name} is missing" for name in needed.split() if value.get(name) is None]
-        lengths = {name: len(value[name]) for name in equally_long.split() if isinstance(value.get(name), list)}
-        if len(set(lengths.values())) > 1:
-            found.append(f"{place} has lists of different lengths: {lengths}")
-        yield from found
-
-    return check
-
-
-def _wrong(value: Any, place: str, wanted: str) -> str:
-    shown = f"a {type(value).__name__} of {len(value)}" if isinstance(value, list | dict) else repr(value)[:60]
-    return f"{place} is {shown}, expected {wanted}"
-
+from introspection_lit.evaluation.rungs import RUNGS
+from introspection_lit.utils.schema import Check, fields, listed, named, number, one_of
 
 NUMBER, SHARE, COUNT = number(), number(0, 1), number(0, whole=True)
+
+
 SEED = number(0, 2**32 - 1, whole=True)
+
+
 STRENGTH, LAYER = number(0), number(0, 100_000, whole=True)
+
+
 TEXT, FLAG, BAND = one_of(str, "a text"), one_of(bool, "true or false"), listed(LAYER, 2)
+
+
 SHARES, NUMBERS, ENDS = listed(SHARE), listed(NUMBER), listed(SHARE, 2)
+
+
 RATES = dict.fromkeys(("auroc", "accuracy", "tpr", "fpr", "tpr_at_1pct_fpr", "mass", "recalibrated"), SHARE)
+
+
 RATES |= {f"{name}_interval": ENDS for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
+
+
 RATES |= dict.fromkeys(("n", "n_clean", "n_steered", "n_clean_distinct", "alarms"), COUNT)
+
+
 WORDS = dict.fromkeys(("kind", "vectors", "observer", "set", "name", "what", "expected", "question"), TEXT)
+
+
 ROW = WORDS | RATES | {"seen": FLAG, "held": FLAG, "band": BAND, "strength": STRENGTH}
+
+
 FIT = {"share": SHARE, "strength": STRENGTH, "interval": listed(STRENGTH, 2), "lapse": SHARE, "guess": SHARE}
+
+
 FIT |= {"location": NUMBER, "width": number(0)}
+
+
 TESTED = RATES | {"dprime": NUMBER, "threshold": NUMBER, "p_yes_clean": SHARE, "p_yes_steered": SHARE}
+
+
 KIND = fields("kind seen", **ROW)
+
+
 CELL = fields("vectors band", **ROW)
+
+
 LINES = fields("mean", "mean low high", mean=NUMBERS, low=NUMBERS, high=NUMBERS)
+
+
 SAID = dict.fromkeys(("p_yes_clean", "p_yes_steered", "said_yes_clean", "said_yes_steered"), SHARE)
+
+
 FACTS = fields(**RATES, said_yes=SHARE, yes=SHARE, log_odds=NUMBER)
+
+
 LANGUAGE = fields(nats=NUMBER, perplexity=number(0, 1e300))  # of a ruined model
 
 
@@ -182,6 +125,8 @@ EVIDENCE = fields(
         loss=NUMBERS,
     ),
 )
+
+
 WHOLE = fields(
     "sets",
     sets=test_sets,
@@ -196,7 +141,11 @@ WHOLE = fields(
     checkpoint=TEXT,
     adapter=TEXT,
 )
+
+
 SPREAD = fields(mean=NUMBER, sd=number(0), worst=NUMBER, worst_seed=SEED, values=NUMBERS)
+
+
 # By the field that a file must have: results, several seeds, control adapters.
 SHAPES: Mapping[str, Check] = {
     "sets": WHOLE,

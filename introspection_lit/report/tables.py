@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from introspection_lit.evaluation.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, failures
 from introspection_lit.report.parts import (
     HELD,
     MISSING,
@@ -17,10 +18,12 @@ from introspection_lit.report.parts import (
     strength_interval,
     with_interval,
 )
-from introspection_lit.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, failures
 
 Results = Mapping[str, Any]
+
+
 SET_HEAD = ("AUROC", "TPR", "FPR", "TPR at 1 % FPR", "d'", "mass", "steered", "clean (distinct)")
+
 
 METRICS = {"auroc": "AUROC", "tpr": "TPR", "fpr": "FPR", "tpr_at_1pct_fpr": "TPR at 1 % FPR", "dprime": "d'"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from introspection_lit.evaluation.rungs import RUNGS
 from introspection_lit.report.parts import Tile, count, interval, part, rate, with_interval
 from introspection_lit.report.verdict import detection, rungs, worst_unseen
-from introspection_lit.rungs import RUNGS
 
 
 def tiles(results: Mapping[str, Any]) -> list[Tile]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from introspection_lit.figures import CLEAN, STEERED
 from introspection_lit.report.drawing import GREY, blank, legend_below, line_of, styled
 from introspection_lit.report.parts import FigureOfReport, Table, part, rate
+from introspection_lit.report.plots import CLEAN, STEERED
 
 
 @styled

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from introspection_lit.report.parts import (
-    layers,
-    part,
-    percent,
-    strength,
-    strength_interval,
-    with_interval,
-)
-from introspection_lit.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, failures
+from introspection_lit.evaluation.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, failures
+from introspection_lit.report.parts import layers, part, percent, strength, strength_interval, with_interval
 
 Results = Mapping[str, Any]
 

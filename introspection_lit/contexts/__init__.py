@@ -1,0 +1,1 @@
+"""First turns and chat templates: text in, tokens out."""

@@ -1,0 +1,178 @@
+"""Reads contexts from the package, a JSON or JSONL file, or a data set of the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.resources import files
+from typing import Any
+
+from introspection_lit.contexts.context import BUILTIN, LARGE, Context, Message, exchange, unwritable
+from introspection_lit.utils.config_files import once
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.paths import given_path
+
+
+def load_contexts(source: str) -> list[Context]:
+    """Load contexts.
+
+    Args:
+        source: ``builtin`` for the set that comes with the package; a ``.jsonl`` file; a ``.json`` file of conversations;
+            or ``hub:NAME``, a data set's name on the Hugging Face hub (or a local folder of one), optionally
+            ``hub:NAME:SPLIT``. A row has ``user`` and ``assistant``, or ``messages`` (role and content), and may have
+            ``kind``; without one its kind is ``unlabelled``. Of messages without a mark for where steering ends the
+            first user message and the reply to it are taken; with one (``"steering_ends": true`` on a message), all up
+            to it, and what follows is asked instead of the experiment's question (docs/conversations.md).
+
+    Returns:
+        The contexts in the order of the source, exact repeats dropped.
+
+    Raises:
+        ConfigurationError: The file does not exist, is empty, or has a row that is not a context; all bad rows are named.
+            Or the source is ``large``, which is made for a tokenizer
+            (:func:`~introspection_lit.contexts.generation.build.large_contexts`).
+    """
+    rows: Iterable[tuple[str, Any]]
+    if source.startswith("hub:"):
+        rows = _hub_rows(source.removeprefix("hub:"))
+    elif source == BUILTIN:
+        rows = _jsonl_rows((files("introspection_lit") / "assets" / "contexts.jsonl").read_text(encoding="utf-8"), BUILTIN)
+    elif source == LARGE:
+        raise ConfigurationError(
+            [
+                "data.contexts: got 'large' where no tokenizer can measure it. Expected 'builtin', 'hub:NAME', "
+                "or a file; scripts/build_contexts.py writes the larger set into one."
+            ]
+        )
+    else:
+        path = given_path("data.contexts", source)
+        if not path.is_file():
+            raise ConfigurationError(
+                [f"data.contexts: no such file: {source}. Expected 'builtin', 'large', 'hub:NAME', a .jsonl or .json file."]
+            )
+        read = _json_rows if path.suffix.lower() == ".json" else _jsonl_rows
+        try:
+            rows = read(path.read_text(encoding="utf-8-sig"), source)
+        except UnicodeDecodeError as error:
+            raise ConfigurationError([f"data.contexts: {source} is not UTF-8 text ({error})."]) from error
+        except OSError as error:
+            raise ConfigurationError([f"data.contexts: {source} cannot be read ({error.strerror})."]) from error
+    contexts: dict[str, Context] = {}
+    problems = []
+    for place, row in rows:
+        context = _as_context(row)
+        if isinstance(context, str):
+            problems.append(f"data.contexts: {place}: {context}")
+        else:
+            contexts.setdefault(context.key, context)
+    if not contexts and not problems:
+        problems.append(f"data.contexts: {source} holds no context.")
+    if len(problems) > 10:
+        problems = [*problems[:10], f"data.contexts: and {len(problems) - 10} more bad rows in {source}."]
+    if problems:
+        raise ConfigurationError(problems)
+    return list(contexts.values())
+
+
+def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"{name}, line {number}", json.loads(line, object_pairs_hook=once)
+            except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+                yield f"{name}, line {number}", error
+
+
+def _json_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
+    """The conversations of a JSON file: one (a list of messages, or an object with ``messages``) or a list of them."""
+    try:
+        content = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        return [(name, error)]
+    if isinstance(content, dict) and isinstance(content.get("conversations"), list):
+        content = content["conversations"]
+    one = isinstance(content, dict) or (
+        isinstance(content, list) and any("role" in m for m in content if isinstance(m, dict))
+    )
+    conversations = [content] if one or not isinstance(content, list) else content
+    rows = ({"messages": row} if isinstance(row, list) else row for row in conversations)
+    return ((f"{name}, conversation {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigurationError(
+            [f"data.contexts: 'hub:{name}' needs the datasets package: pip install 'introspection_lit[hub]' ({error})."]
+        ) from error
+    name, _, split = name.partition(":")
+    try:
+        rows = load_dataset(name, split=split or "train")
+    except Exception as error:
+        raise ConfigurationError([f"data.contexts: the data set {name!r} could not be loaded: {error}"]) from error
+    return ((f"hub:{name}, row {index}", row) for index, row in enumerate(rows))
+
+
+def _as_context(row: Any) -> Context | str:
+    """Read a row as a context, or say why it is not one."""
+    if isinstance(row, ValueError | RecursionError):
+        return f"not JSON ({row})"
+    if not isinstance(row, dict):
+        return f"expected an object, got {type(row).__name__}."
+    fields = dict(row)
+    messages = fields.get("messages")
+    listed = messages if isinstance(messages, list) and all(isinstance(message, dict) for message in messages) else None
+    misplaced = [name for part in (fields, *(listed or ())) for name in part if _is_mark(name, part is fields)]
+    if misplaced:
+        return f"got {misplaced[0]!r}. Expected \"steering_ends\": true, on one of the 'messages'."
+    if listed is not None:
+        if any("steering_ends" in message for message in listed):
+            return _as_conversation(fields, listed)
+        roles = [message.get("role") for message in listed]
+        first = roles.index("user") if "user" in roles else 0
+        if roles[first : first + 2] != ["user", "assistant"]:
+            return "expected a 'user' message and an 'assistant' reply right after it in 'messages'."
+        fields |= {role: listed[first + i].get("content") for i, role in enumerate(("user", "assistant"))}
+    kind = "unlabelled" if fields.get("kind") in (None, "") else fields["kind"]
+    user, assistant = fields.get("user"), fields.get("assistant")
+    texts = [text for text in (kind, user, assistant) if isinstance(text, str) and text.strip()]
+    if len(texts) < 3:
+        return "expected non-empty strings 'user' and 'assistant' (or 'messages'), and 'kind' if given."
+    if any(map(unwritable, texts)):
+        return "expected text; it has half of a surrogate pair."
+    return exchange(*texts)
+
+
+def _is_mark(name: object, outside: bool) -> bool:
+    """Whether a field looks like the mark where steering ends, but is misspelt or not in a message."""
+    plain = str(name).casefold().replace("-", "_")
+    return plain.startswith("steer") and (outside or name != "steering_ends")
+
+
+def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> Context | str:
+    """Read messages with a mark for where steering ends, or say what is wrong with them."""
+    turns = [Message(str(message.get("role")), message.get("content", "")) for message in messages]
+    for number, turn in enumerate(turns, start=1):
+        if turn.role not in ("system", "user", "assistant") or not isinstance(turn.content, str):
+            return f"message {number}: expected a role (system, user or assistant) and a text as content."
+    if not all(isinstance(message.get("steering_ends", False), bool) for message in messages):
+        return 'expected "steering_ends" to be true or false.'
+    marks = [number for number, message in enumerate(messages) if message.get("steering_ends")]
+    if len(marks) != 1:
+        return f'expected one message with "steering_ends": true (the last that is steered), got {len(marks)}.'
+    steered, asked = tuple(turns[: marks[0] + 1]), tuple(turns[marks[0] + 1 :])
+    questions = [turn.content for turn in asked if turn.role == "user"]
+    if not questions or not questions[-1].strip() or asked[-1].role == "system":
+        return "expected the question, a user message, after the message where steering ends."
+    if not any(turn.content.strip() for turn in steered if turn.role != "system"):
+        return "there is no text before the message where steering ends: nothing would be steered."
+    if any(unwritable(turn.content) for turn in turns):
+        return "expected text; it has half of a surrogate pair."
+    kind, answers = "unlabelled" if fields.get("kind") in (None, "") else fields["kind"], fields.get("answers")
+    words = isinstance(answers, list) and len(answers) == 2 and all(isinstance(word, str) for word in answers)
+    if not isinstance(kind, str) or not (answers is None or words):
+        return "expected 'answers' to be two texts, the word for steered first, and 'kind' to be a text, if given."
+    if any(map(unwritable, (kind, *(answers or ())))):
+        return "expected text; it has half of a surrogate pair."
+    return Context(kind, steered, asked, (answers[0], answers[1]) if answers else None)

@@ -1,0 +1,146 @@
+"""Deals contexts out to training, validation and the test sets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from introspection_lit.contexts.context import Context, Message, fingerprint
+from introspection_lit.contexts.odd_text import ODD, odd
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.seeds import generator
+
+
+def split_problems(splits: dict[str, list[Context]], needed: Iterable[str], left_out: int) -> list[str]:
+    """Check that no text is shared by two splits and that none that is needed is empty.
+
+    Args:
+        splits: Contexts by split.
+        needed: The context splits that trials will be drawn from.
+        left_out: How many contexts were left out before.
+    """
+    problems = [
+        f"data.contexts: the user message {user[:60]!r} is in more than one split: what is tested has been trained on."
+        for user in shared_messages(splits)[:5]
+    ]
+    sizes = ", ".join(f"{name} {len(contexts)}" for name, contexts in splits.items())
+    for name in sorted(set(needed)):
+        if not splits[name]:
+            hint = "Name some kinds in data.test_kinds" if name == "newkinds" else "Give more contexts of each kind"
+            problems.append(
+                f"data.contexts: no context is left for {name!r} (there are: {sizes}; {left_out} were left out: longer than"
+                f" data.max_context_tokens or with control tokens). {hint}, or raise data.max_context_tokens."
+            )
+    return problems
+
+
+# The share of the contexts of each trained kind that goes to each split.
+SHARES = {"train": 0.6, "validation": 0.1, "seen": 0.1, "heldout": 0.1, "concept": 0.1}
+
+
+def split_contexts(
+    contexts: Sequence[Context], seed: int, validation_kinds: Sequence[str], test_kinds: Sequence[str]
+) -> dict[str, list[Context]]:
+    """Deal the contexts out to the splits.
+
+    Kinds in ``test_kinds`` go to ``newkinds`` as a whole and kinds in ``validation_kinds`` to ``validation``; of every
+    other kind each split gets the share in ``SHARES``. Contexts with the same user message stay together; if kinds share
+    a user message, the alphabetically first kind keeps it and the others lose it.
+
+    Args:
+        contexts: All contexts.
+        seed: Decides who goes where; the order of ``contexts`` does not matter.
+        validation_kinds: Kinds kept for validation, so that the threshold is set on text unlike the training text too.
+        test_kinds: Kinds that neither training nor validation sees.
+
+    Returns:
+        Contexts by split: ``train``, ``validation``, ``seen``, ``heldout``, ``concept``, ``newkinds``.
+
+    Raises:
+        ConfigurationError: A kind is named that does not exist, or is named twice.
+    """
+    by_kind: dict[str, dict[str, list[Context]]] = defaultdict(lambda: defaultdict(list))
+    owner: dict[str, str] = {}
+    for context in sorted(contexts, key=lambda context: (context.kind, context.key)):
+        message = fingerprint(context.user)
+        if owner.setdefault(message, context.kind) == context.kind:
+            by_kind[context.kind][message].append(context)
+    problems = [
+        f"data.{option}: no context is of kind {kind!r}. Kinds there are: {', '.join(sorted(by_kind))}."
+        for option, kinds in (("validation_kinds", validation_kinds), ("test_kinds", test_kinds))
+        for kind in kinds
+        if kind not in by_kind
+    ]
+    problems += [
+        f"data.test_kinds: {kind!r} is in validation_kinds too. A kind can be held out for one of them only."
+        for kind in sorted(set(validation_kinds) & set(test_kinds))
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+
+    splits: dict[str, list[Context]] = {name: [] for name in (*SHARES, "newkinds")}
+    for kind in sorted(by_kind):
+        groups = [by_kind[kind][key] for key in sorted(by_kind[kind])]
+        generator(seed, "contexts", kind).shuffle(groups)
+        if kind in test_kinds:
+            parts = {"newkinds": groups}
+        elif kind in validation_kinds:
+            parts = {"validation": groups}
+        else:
+            edges = np.round(np.cumsum([0, *SHARES.values()]) * len(groups)).astype(int)
+            parts = {name: groups[edges[i] : edges[i + 1]] for i, name in enumerate(SHARES)}
+        for name, members in parts.items():
+            splits[name] += [context for group in members for context in group]
+    return splits
+
+
+def shared_messages(splits: dict[str, list[Context]]) -> list[str]:
+    """List the user messages that two splits share of which one is ``train`` or ``validation``: each is a leak."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    text = {}
+    for name, contexts in splits.items():
+        for context in contexts:
+            key = fingerprint(context.user)
+            owners[key].add(name if name in ("train", "validation") else "test")
+            text[key] = context.user
+    return [text[key] for key, names in owners.items() if len(names) > 1]
+
+
+def spread(contexts: Sequence[Context], n: int) -> list[Context]:
+    """Up to n of the contexts, evenly from beginning to end: they are in order of their kinds."""
+    return [contexts[place * len(contexts) // n] for place in range(n)] if len(contexts) > n else list(contexts)
+
+
+# Contexts of a kind in a set that is mixed from several splits.
+MOST_OF_A_KIND, MIXED = 6, 200
+
+
+# Words of a message that are written in rare letters: each letter is several tokens.
+RARE_WORDS = 4
+
+
+def mixed(groups: Sequence[Sequence[Context]]) -> list[Context]:
+    """Different contexts of several splits, as many of each kind, up to six, or up to 200 in all if kinds are few."""
+    by_kind: dict[str, list[Context]] = {}
+    for context in {context.key: context for group in groups for context in group}.values():
+        by_kind.setdefault(context.kind, []).append(context)
+    most = max(MOST_OF_A_KIND, MIXED // max(len(by_kind), 1))
+    return [context for contexts in by_kind.values() for context in contexts[:most]]
+
+
+def made_odd(contexts: Sequence[Context], seed: int) -> list[Context]:
+    """Every context in every odd way (typos, shuffled words, rare letters, ...); its kind then says which."""
+    made = []
+    for context in contexts:
+        for how in ODD:
+            random = generator(seed, "odd", how, context.key)
+            texts = [turn.content for turn in context.turns]
+            if how == "rare script":
+                texts = [" ".join(text.split()[:RARE_WORDS]) for text in texts]
+            turns = [Message(t.role, odd(text, how, random)) for t, text in zip(context.turns, texts, strict=True)]
+            if [turn.content for turn in turns] != texts:
+                made.append(replace(context, kind=f"odd: {how}", turns=tuple(turns)))
+    return made

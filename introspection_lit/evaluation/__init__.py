@@ -1,0 +1,1 @@
+"""From scores of trials to numbers."""

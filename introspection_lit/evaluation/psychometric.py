@@ -1,0 +1,172 @@
+"""The psychometric function: at which strength is steering detected?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import ndtr, ndtri, xlogy
+
+from introspection_lit.evaluation.statistics import Floats, clustered_bootstrap
+from introspection_lit.utils.errors import ConfigurationError
+
+LAPSES, WIDTHS = (0.0, 0.1), (0.05, 2.0)
+
+
+# A strength is not extrapolated further than this many times the largest one tested.
+FURTHEST = 3.0
+
+
+class Psychometric(NamedTuple):
+    """A psychometric function: P(detected) = guess + (1 - guess - lapse) * Phi((log10(strength) - location) / width).
+
+    Source: Wichmann & Hill 2001, Perception & Psychophysics 63, 1293-1313, equation 1.
+
+    Attributes:
+        guess: The false-alarm rate, in [0, 1].
+        lapse: The share missed however strong the steering is, in [0, .1].
+        location: log10 of the strength half-way up.
+        width: Standard deviation of the rise, in decades of strength.
+    """
+
+    guess: float
+    lapse: float
+    location: float
+    width: float
+
+    def probability(self, strengths: ArrayLike) -> Floats:
+        """P(detected) at strengths above 0, in the shape given."""
+        rise = ndtr((np.log10(np.asarray(strengths, dtype=float)) - self.location) / self.width)
+        return np.asarray(self.guess + (1 - self.guess - self.lapse) * rise)
+
+    def strength_at(self, share: float) -> float:
+        """The strength at which this share is detected; inf if it never is, 0 if the false alarms alone are as many."""
+        if share <= self.guess:
+            return 0.0
+        if share >= 1 - self.lapse:
+            return math.inf
+        exponent = self.location + self.width * ndtri((share - self.guess) / (1 - self.guess - self.lapse))
+        return float(10.0**exponent)
+
+
+def fit_psychometric(
+    strengths: ArrayLike, detected: ArrayLike, guess: float, weights: ArrayLike | None = None
+) -> Psychometric:
+    """Fit a psychometric function by maximum likelihood.
+
+    The lapse rate is kept in [0, .1], the width in [.05, 2] decades and the location within one decade of the strengths
+    tested. Where the data leave a parameter open (one strength, all or none detected) it is one of the likeliest.
+
+    Differs from the paper: the guess rate is not fitted, and bounds stand for its priors.
+
+    Args:
+        strengths: Of steered trials, above 0, ``(n,)``.
+        detected: True where the score was above the threshold, ``(n,)``.
+        guess: The false-alarm rate at that threshold, in [0, 1].
+        weights: At least 0, ``(n,)``; by default all 1.
+
+    Raises:
+        ConfigurationError: No trials, strengths that are not above 0, or a guess that is no share.
+    """
+    levels, place = _levels(strengths, guess)
+    weights = np.ones(len(place)) if weights is None else np.asarray(weights, dtype=float)
+    totals, hits = np.bincount(place, weights), np.bincount(place, weights * np.asarray(detected, dtype=bool))
+    if totals.sum() <= 0:
+        raise ConfigurationError([f"weights: got a sum of {totals.sum()}. Expected more than 0."])
+    return _fit(levels, totals, hits, guess)
+
+
+def _levels(strengths: ArrayLike, guess: float) -> tuple[Floats, NDArray[np.intp]]:
+    """log10 of the distinct strengths, ``(levels,)``, and the level of each trial, ``(n,)``."""
+    strengths = np.asarray(strengths, dtype=float)
+    problems = []
+    if not (len(strengths) and np.isfinite(strengths).all() and (strengths > 0).all()):
+        problems.append(f"strengths: got {np.unique(strengths)}. Expected one trial or more, all steered (strength > 0).")
+    if not 0 <= guess <= 1:
+        problems.append(f"guess: got {guess}. Expected a false-alarm rate in [0, 1].")
+    if problems:
+        raise ConfigurationError(problems)
+    distinct, place = np.unique(strengths, return_inverse=True)
+    return np.log10(distinct), place
+
+
+def _fit(levels: Floats, totals: NDArray, hits: NDArray, guess: float) -> Psychometric:
+    """Fit counts at each level, all ``(levels,)``: the likeliest curve of a coarse grid, then downhill from there."""
+    shares, scale = hits / np.maximum(totals, 1e-300), totals / totals.sum()
+
+    def loss(curve: Floats, rise: Floats) -> tuple[Floats, Floats]:
+        """Mean negative log-likelihood of curves ``(..., 3)``, and P(detected) ``(..., levels)``."""
+        likely = np.clip(guess + (1 - guess - curve[..., 2:]) * rise, 1e-12, 1 - 1e-12)
+        return -(xlogy(shares, likely) + xlogy(1 - shares, 1 - likely)) @ scale, likely
+
+    def slope(curve: Floats) -> tuple[float, Floats]:
+        """The loss of one curve and its gradient ``(3,)``."""
+        location, width, lapse = curve
+        z = (levels - location) / width
+        rise = ndtr(z)
+        value, likely = loss(curve, rise)
+        steep = (1 - guess - lapse) * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) / width
+        outer = scale * ((1 - shares) / (1 - likely) - shares / likely)
+        return float(value), np.array([-outer @ steep, -outer @ (steep * z), -outer @ rise])
+
+    bounds = [(levels[0] - 1, levels[-1] + 1), WIDTHS, (LAPSES[0], min(LAPSES[1], 1 - guess))]
+    # Of equally likely curves the first is taken: the one furthest to the right, which claims least.
+    locations = np.linspace(bounds[0][1], bounds[0][0], 31)
+    grid = np.stack(np.meshgrid(locations, np.geomspace(*WIDTHS, 7), np.linspace(*bounds[2], 3), indexing="ij"), -1)
+    curves = grid.reshape(-1, 3)
+    values, _ = loss(curves, ndtr((levels - curves[:, :1]) / curves[:, 1:2]))
+    found = minimize(slope, curves[values.argmin()], jac=True, method="L-BFGS-B", bounds=bounds)
+    location, width, lapse = (float(value) for value in found.x)
+    return Psychometric(guess, lapse, location, width)
+
+
+def detection_strength(
+    strengths: ArrayLike,
+    detected: ArrayLike,
+    guess: float,
+    clusters: Sequence[ArrayLike],
+    share: float = 0.75,
+    resamples: int = 300,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The strength at which a share of steered trials is detected, by :func:`fit_psychometric`. Lower is better.
+
+    Args:
+        strengths: Of steered trials, above 0, ``(n,)``.
+        detected: True where the score was above the threshold, ``(n,)``.
+        guess: The false-alarm rate at that threshold, taken as known.
+        clusters: As in :func:`clustered_bootstrap`.
+        share: Of the trials.
+        resamples: Refits for the interval.
+        seed: Of the resamples.
+
+    Returns:
+        ``strength``, ``interval`` (95 %, low and high), ``location``, ``width``, ``lapse``, ``guess`` and ``share``, ready
+        for JSON. A strength is None if it is more than 3 times the largest one tested, if false alarms alone reach the
+        share, or if only one strength was tested. It is never less than the smallest one tested: below that nothing was
+        measured, and "the smallest" means "at most the smallest".
+
+    Raises:
+        ConfigurationError: As :func:`fit_psychometric` and :func:`clustered_bootstrap`.
+    """
+    curve = fit_psychometric(strengths, detected, guess)
+    levels, place = _levels(strengths, guess)
+    hit, tested = np.asarray(detected, dtype=bool), np.asarray(strengths, dtype=float)
+
+    def refit(weights: Floats) -> float:
+        totals = np.bincount(place, weights)
+        return (
+            _fit(levels, totals, np.bincount(place, weights * hit), guess).strength_at(share) if totals.any() else math.nan
+        )
+
+    def told(strength: float) -> float | None:
+        known = len(levels) > 1 and 0 < strength <= FURTHEST * tested.max()
+        return max(strength, float(tested.min())) if known else None
+
+    interval = clustered_bootstrap(refit, clusters, resamples, seed=seed)
+    found = {"strength": told(curve.strength_at(share)), "interval": [told(end) for end in interval]}
+    return found | curve._asdict() | {"share": share}

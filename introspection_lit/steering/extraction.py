@@ -1,0 +1,226 @@
+"""What a bank needs to know about a model: residual norms by layer, and the directions of concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from introspection_lit.steering.prefill import Forward, no_logits, pad, position_ids, writing_mode
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
+from introspection_lit.utils.errors import RunError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+
+CONCEPTS = (
+    "bread", "cats", "the ocean", "mathematics", "winter", "music", "gold", "sleep",
+    "trains", "gardens", "anger", "justice", "computers", "mountains", "dancing", "money",
+    "horses", "love", "war", "rain", "chess", "coffee", "medicine", "ancient Rome", "fire", "silence",
+)  # fmt: skip
+
+
+# The concept stands early, so that the words after it are read in its light.
+TEMPLATES = (
+    "I keep thinking about {} and it will not leave my mind.",
+    "Tell me everything that you know about {} and why people care.",
+    "This essay on {} begins with a memory from long ago.",
+    "Nothing but {} matters here, from the first word to the last.",
+)
+
+
+# How many other concepts each one is contrasted with, in each template, for the principal component.
+CONTRASTS = 8
+
+
+class Readings(NamedTuple):
+    """What clean texts leave in the residual stream after every layer; float32 on the CPU.
+
+    Attributes:
+        means: The mean over a text's tokens, ``(texts, layers, hidden)``.
+        last: The last token, ``(texts, layers, hidden)``.
+        norms: The norm of every token, ``(layers, tokens)``.
+    """
+
+    means: Tensor
+    last: Tensor
+    norms: Tensor
+
+
+@contextmanager
+def record(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the output of every decoder layer while the block runs.
+
+    Yields:
+        A list that each forward pass fills with one ``(batch, seq, hidden)`` tensor a layer, before the final norm.
+    """
+    outputs: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_texts(
+    forward: Forward, model: PeftModel, layers: Sequence[nn.Module], rows: Sequence[Sequence[int]], batch_size: int = 16
+) -> Readings:
+    """Read the residual stream of clean texts after every layer.
+
+    The first token of a text is left out of means and norms: models park a huge norm there, whatever the text.
+
+    Args:
+        forward: What to call; the model or the wrapper around it.
+        model: The model; its adapter is off while reading.
+        layers: Its decoder layers.
+        rows: The tokens of each text, at least two.
+        batch_size: Texts read at once.
+    """
+    device = next(model.parameters()).device
+    read = []
+    for start in range(0, len(rows), batch_size):
+        ids, mask = (tensor.to(device) for tensor in pad(rows[start : start + batch_size], 0, "right"))
+        with writing_mode(model, adapter=False), record(layers) as outputs:
+            forward(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position_ids(mask),
+                use_cache=False,
+                logits_to_keep=no_logits(ids),
+            )
+        whole = torch.stack([output.float() for output in outputs])
+        last = whole[:, torch.arange(len(ids)), mask.sum(dim=1) - 1].transpose(0, 1)
+        stream, kept = whole[:, :, 1:], mask[:, 1:].bool()
+        mean = ((stream * kept[..., None]).sum(dim=2) / kept.sum(dim=1)[:, None]).transpose(0, 1)
+        read.append(Readings(mean.cpu(), last.cpu(), stream.norm(dim=-1)[:, kept].cpu()))
+    means, lasts, norms = zip(*read, strict=True)
+    return Readings(torch.cat(means), torch.cat(lasts), torch.cat(norms, dim=1))
+
+
+def mean_differences(activations: Tensor) -> Tensor:
+    """What sets each concept apart from the average of all.
+
+    Without centring, what all sentences share dominates and the concepts are nearly collinear.
+
+    Args:
+        activations: ``(concepts, templates, layers, hidden)``.
+
+    Returns:
+        ``(concepts, layers, hidden)``, not of unit length.
+    """
+    by_concept = activations.mean(dim=1)
+    return by_concept - by_concept.mean(dim=0, keepdim=True)
+
+
+def principal_components(activations: Tensor, contrasts: int = CONTRASTS) -> Tensor:
+    """The first principal component of contrastive pairs, for each concept and layer.
+
+    A pair is the same sentence with the concept and with another one. Each half has the middle of its pair subtracted, the
+    component is that of all halves, and it points to where the concept's halves are: the method ``pca_center`` of repeng.
+    Differs from repeng's default, ``pca_diff``: a component of the differences is one around their mean, and their mean is
+    just what all pairs of a concept share.
+
+    Args:
+        activations: ``(concepts, templates, layers, hidden)``, of the last token, as in repeng.
+        contrasts: How many other concepts each one is contrasted with: those that follow it in the list.
+
+    Returns:
+        Unit vectors, ``(concepts, layers, hidden)``.
+    """
+    n_concepts, _, n_layers, _ = activations.shape
+    others = [[(c + step) % n_concepts for step in range(1, min(contrasts, n_concepts - 1) + 1)] for c in range(n_concepts)]
+    directions = torch.empty(n_concepts, *activations.shape[2:])
+    for concept in range(n_concepts):
+        for layer in range(n_layers):
+            here = activations[:, :, layer].numpy()
+            negative = here[others[concept]].reshape(-1, here.shape[-1])
+            positive = np.tile(here[concept], (len(others[concept]), 1))
+            directions[concept, layer] = torch.from_numpy(contrast_component(positive, negative))
+    return directions
+
+
+def contrast_component(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """The first principal component of pairs, ``(pairs, hidden)`` each: a unit vector, ``(hidden,)`` float32."""
+    from sklearn.decomposition import PCA
+
+    halves = (positive - negative) / 2
+    component = PCA(n_components=1, random_state=0).fit(np.concatenate([halves, -halves])).components_[0]
+    if ((halves @ component) > 0).mean() < 0.5:
+        component = -component
+    return (component / np.linalg.norm(component)).astype(np.float32)
+
+
+def build_bank(
+    forward: Forward,
+    model: PeftModel,
+    layers: Sequence[nn.Module],
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[Sequence[int]],
+    sizes: dict[str, int],
+    concepts: Sequence[str],
+    seed: int,
+    metadata: dict[str, str],
+    components: bool = False,
+) -> VectorBank:
+    """Draw the random directions, extract the concepts and measure the residual norms.
+
+    A concept's direction at a layer is its mean activation there over several sentences, minus the mean of all concepts
+    (``concept``); and, if asked for, the principal component of contrastive pairs (``concept_pca``).
+
+    Args:
+        forward: What to call; the model or the wrapper around it.
+        model: The model with its adapter.
+        layers: Its decoder layers.
+        tokenizer: Its tokenizer.
+        contexts: Tokens of clean contexts, on which the residual norms are measured.
+        sizes: How many random directions each split gets.
+        concepts: Words or phrases, at least three.
+        seed: The experiment's seed.
+        metadata: ``base_model`` and ``revision``.
+        components: Extract ``concept_pca`` too.
+    """
+    norms = read_texts(forward, model, layers, contexts).norms.median(dim=1).values
+    sentences = [template.format(concept) for concept in concepts for template in TEMPLATES]
+    readings = read_texts(forward, model, layers, [tokenizer(sentence)["input_ids"] for sentence in sentences])
+    means, lasts = (r.reshape(len(concepts), -1, *r.shape[1:]) for r in (readings.means, readings.last))
+    hidden = means.shape[-1]
+    directions = {split: random_unit_vectors(sizes[split], hidden, seed, split) for split in RANDOM_SPLITS}
+    names = {split: [f"{split}-{index}" for index in range(sizes[split])] for split in RANDOM_SPLITS}
+    differences = mean_differences(means)
+    directions["concept"] = torch.nn.functional.normalize(differences, dim=-1)
+    if components:
+        directions["concept_pca"] = principal_components(lasts)
+    return VectorBank(
+        directions=directions,
+        names=names | {split: list(concepts) for split in directions if split not in RANDOM_SPLITS},
+        residual_norms=norms,
+        metadata={**metadata, "seed": str(seed), "layer": "concepts: the output of each layer; random: any"},
+        lengths={"concept": differences.norm(dim=-1)},
+    )
+
+
+def require_finite_norms(bank: VectorBank) -> None:
+    """Check a bank that was measured on the model: clean contexts leave finite activations after every layer.
+
+    Raises:
+        RunError: They do not: the model's weights are damaged, or overflow in this dtype.
+    """
+    broken = (~bank.residual_norms.isfinite()).nonzero()[:, 0].tolist()
+    if broken:
+        raise RunError(
+            [
+                f"the model's activations on clean contexts are not finite from layer {broken[0]} on: its weights are "
+                "damaged, or too large for this dtype. Try model.base.dtype float32 and trainer.precision 32-true."
+            ]
+        )

@@ -1,0 +1,294 @@
+"""The vector bank: random directions by split, concept directions, and the norms that give strength its unit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from introspection_lit.utils.checksums import SEAL, changed
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.seeds import generator
+from introspection_lit.utils.tensor_hash import content_hash
+
+RANDOM_SPLITS = ("train", "validation", "heldout")
+
+
+# Splits that a bank may have: concepts extracted in another way, and directions from files.
+OPTIONAL_SPLITS = ("concept_pca", "imported")
+
+
+# Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
+MAX_COSINE = 0.9
+
+
+FORMAT = "introspection_lit/vector-bank/1"
+
+
+KNOWN = {"base_model", "revision", "seed", "layer"}  # what the metadata says beyond names, norms and seals
+
+
+# A name is printed in tables and messages, and written to manifests and results.
+LONGEST_NAME = 200
+
+
+REMEDY = "Make one for this model with scripts/generate_vectors.py, or leave data.bank out to have one made for the run."
+
+
+@dataclass
+class VectorBank:
+    """Unit directions by split.
+
+    Attributes:
+        directions: ``train``, ``validation`` and ``heldout`` hold ``(n, hidden)``; ``concept`` and, if there,
+            ``concept_pca`` and ``imported`` hold ``(n, layers, hidden)``, a direction for each layer's output. All float32,
+            of length 1; at layers for which a file had none, ``imported`` is zero.
+        names: A name for each direction, by split.
+        residual_norms: Median norm of the residual stream after each layer on clean contexts, ``(layers,)``.
+        metadata: What the bank was made from: ``base_model``, ``revision``, ``seed``, ``layer``.
+        lengths: How long directions were before they were scaled to 1, by split, ``(n, layers)``; where it means something.
+    """
+
+    directions: dict[str, Tensor]
+    names: dict[str, list[str]]
+    residual_norms: Tensor
+    metadata: dict[str, str]
+    lengths: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all directions and norms, 16 hexadecimal digits."""
+        digest = hashlib.sha256(self.residual_norms.numpy().tobytes())
+        for split in sorted(self.directions):
+            digest.update(split.encode() + self.directions[split].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def keys(self, split: str) -> list[str]:
+        """Fingerprint each direction of a split, 16 hexadecimal digits: equal keys are the same direction."""
+        return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in self.directions[split].contiguous()]
+
+    def save(self, path: Path) -> None:
+        """Write the bank as one safetensors file, complete or not at all."""
+        tensors = {f"directions.{split}": rows.contiguous() for split, rows in self.directions.items()}
+        tensors |= {f"lengths.{split}": rows.contiguous() for split, rows in self.lengths.items()}
+        tensors["residual_norms"] = self.residual_norms.contiguous()
+        tensors = dict(sorted(tensors.items()))
+        # For people and tools that read the header only, the norms are there too, rounded.
+        norms = json.dumps([round(norm, 4) for norm in self.residual_norms.tolist()])
+        header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
+        header["fingerprint"] = self.fingerprint
+        header[SEAL] = content_hash([dict(sorted(header.items())), tensors])
+        # As bytes first: safetensors' own writer of files hides why it could not write.
+        write_whole(path, save(dict(tensors), metadata=header))
+
+    @classmethod
+    def load(cls, path: Path) -> VectorBank:
+        """Read a bank.
+
+        Raises:
+            ConfigurationError: The file does not exist or is not a bank.
+        """
+        if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
+            raise ConfigurationError([f"data.bank: no such file: {path}. {REMEDY}"])
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            seal = metadata.pop(SEAL, None)  # older banks have none
+            sound = seal in (None, content_hash([dict(sorted(metadata.items())), tensors]))
+            if metadata.pop("format", None) != FORMAT:
+                raise ValueError(f"its metadata does not say {FORMAT!r}")
+            if not sound:
+                raise ValueError(changed(f"{SEAL!r} from its metadata"))
+            metadata.pop("fingerprint", None)
+            norms = tensors.pop("residual_norms")
+            metadata.pop("residual_norms", None)
+            lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith("lengths.")}
+            directions = {name.removeprefix("directions."): rows for name, rows in tensors.items()}
+            lengths = {name.removeprefix("lengths."): rows for name, rows in lengths.items()}
+            names = json.loads(metadata.pop("names"))
+            listed = list(names.values()) if isinstance(names, dict) else [None]
+            if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in listed):
+                raise ValueError("its names are not lists of texts, by split")
+            return cls(directions, names, norms, metadata, lengths)
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+            raise ConfigurationError([f"data.bank: {path} is not a vector bank: {str(error)[:300]}. {REMEDY}"]) from error
+
+    def misfits(self, base_model: str, revision: str, hidden: int, n_layers: int) -> list[str]:
+        """Say why the bank does not fit a model, if it does not, or is not usable at all.
+
+        Args:
+            base_model: The model about to be steered.
+            revision: Its revision; empty for the default.
+            hidden: Its hidden size.
+            n_layers: Its number of decoder layers.
+        """
+        problems = []
+        if tuple(self.residual_norms.shape) != (n_layers,):
+            problems.append(f"made for {self.residual_norms.numel()} layers; {base_model} has {n_layers}")
+        elif (
+            self.residual_norms.dtype != torch.float32
+            or not (self.residual_norms.isfinite() & (self.residual_norms > 0)).all()
+        ):
+            problems.append("its residual norms are not all positive float32 numbers")
+        for split, lengths in self.lengths.items():
+            if lengths.shape != self.directions.get(split, torch.empty(0, 0)).shape[:2]:
+                problems.append(f"the lengths of {shown(split)!r} are not those of its directions")
+            elif lengths.dtype != torch.float32 or not (lengths.isfinite() & (lengths >= 0)).all():
+                problems.append(f"the lengths of {shown(split)!r} are not all float32 numbers of 0 or more")
+        if extra := {*self.directions, *self.names} - {*RANDOM_SPLITS, "concept", *OPTIONAL_SPLITS}:
+            problems.append(f"it has splits that are not known: {sorted(map(shown, extra))[:5]}")
+        for split in (*RANDOM_SPLITS, "concept", *(s for s in OPTIONAL_SPLITS if s in {*self.directions, *self.names})):
+            rows, names = self.directions.get(split, torch.empty(0)), self.names.get(split, [])
+            n = len(rows) if rows.dim() else 0
+            shapes = [(n, n_layers, hidden)] + [(n, hidden)] * (split in RANDOM_SPLITS)
+            if rows.dtype != torch.float32:
+                problems.append(f"the directions of {split!r} are {rows.dtype}, not float32")
+            elif n == 0:
+                problems.append(f"it has no directions for {split!r}")
+            elif tuple(rows.shape) not in shapes:
+                problems.append(
+                    f"{split!r} has shape {tuple(rows.shape)[:8]}; {base_model} needs {' or '.join(map(str, shapes))}"
+                )
+            elif not _unit(rows, or_zero=split == "imported"):
+                problems.append(f"the directions of {split!r} are not all of length 1")
+            elif not len(set(names)) == len(names) == n:
+                problems.append(f"{split!r} has {n} directions and {len(names)} names, {len(set(names))} of them different")
+            elif odd := [f"{shown(name)!r}: {fault}" for name in names if (fault := name_problem(name))]:
+                problems.append(f"a direction of {split!r} cannot be called {odd[0]}")
+            elif twice := repeated(rows):
+                first, again = (shown(names[number]) for number in twice)
+                problems.append(f"{first!r} and {again!r} of {split!r} are the same direction, up to its sign")
+        if unknown := set(self.metadata) - KNOWN:  # a seal whose name is damaged is no seal, and would be passed over
+            problems.append(f"its metadata has fields that are not known: {sorted(map(shown, unknown))[:5]}")
+        made_for = tuple(str(self.metadata.get(name, ""))[:200] for name in ("base_model", "revision"))
+        if made_for != (base_model, revision):
+            problems.append(
+                f"made for the model {made_for[0]!r} (revision {made_for[1]!r}), not for {base_model!r} ({revision!r})"
+            )
+        return [f"data.bank: {problem}. {REMEDY}" for problem in problems]
+
+    def unreached(self, bands: Iterable[tuple[int, int]]) -> list[str]:
+        """Say which directions from files would leave the cache as it is, in a band: the file has none for its layers.
+
+        Args:
+            bands: First and last layer steered, inclusive.
+        """
+        problems = []
+        for first, last in bands:
+            reaching = self.directions["imported"][:, first : min(last, len(self.residual_norms) - 2) + 1]
+            empty = [name for name, rows in zip(self.names["imported"], reaching, strict=True) if not rows.any()]
+            if empty:
+                problems.append(
+                    f"data.bank: {', '.join(empty[:5])} (imported) has no direction for the layers {first}..{last}: a "
+                    "steered trial would be identical to a clean one. Steer other layers (data.test_bands, or --bands)."
+                )
+        return problems
+
+    def leaks(self) -> list[str]:
+        """List the splits that share a direction with a random one: the same, or nearly, up to its sign."""
+        return overlapping_splits(self.directions)
+
+    def concept_cosines(self) -> Tensor:
+        """Cosines between concepts, averaged over layers, ``(n, n)``. Near 1 off the diagonal: few independent tests."""
+        concepts = self.directions["concept"]
+        return torch.einsum("ilh,jlh->ij", concepts, concepts) / concepts.shape[1]
+
+
+def _unit(rows: Tensor, or_zero: bool) -> bool:
+    """Whether all rows have length 1 (or, if allowed, some layers of each direction 0)."""
+    norms = rows.norm(dim=-1)
+    fine = (norms - 1).abs() < 1e-3
+    if or_zero:
+        return bool(((norms == 0) | fine).all() and fine.any(dim=-1).all())
+    return bool(fine.all())
+
+
+def repeated(rows: Tensor) -> tuple[int, int] | None:
+    """Find two equal directions of a split, up to the sign: they would be counted as two observations.
+
+    Args:
+        rows: Finite, ``(n, hidden)`` or ``(n, layers, hidden)``.
+
+    Returns:
+        The numbers of the first two, or None.
+    """
+    flat = rows.flatten(1)
+    signs = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True)).sign()
+    seen: dict[bytes, int] = {}
+    for number, row in enumerate(flat * signs + 0.0):  # + 0.0: -0.0 is 0.0 in other bits
+        first = seen.setdefault(hashlib.sha256(row.numpy().tobytes()).digest(), number)
+        if first != number:
+            return first, number
+    return None
+
+
+def name_problem(name: str) -> str | None:
+    """Say why a direction cannot have a name, if it cannot: too long, or characters that no terminal or file should get."""
+    if not 0 < len(name) <= LONGEST_NAME:
+        return f"its name has {len(name)} characters. Expected 1 to {LONGEST_NAME}."
+    odd = next((letter for letter in name if unicodedata.category(letter) in ("Cc", "Cs")), None)
+    return f"its name has the character U+{ord(odd):04X}, which cannot be printed. Rename it." if odd else None
+
+
+def shown(name: str) -> str:
+    """A name as a message can print it, whatever is in it."""
+    return name[:60].encode("ascii", "backslashreplace").decode() if name_problem(name) else name
+
+
+def overlapping_splits(directions: Mapping[str, Tensor]) -> list[str]:
+    """List the pairs of splits whose largest absolute cosine is at least ``MAX_COSINE``; one of a pair is a random split.
+
+    Two sets of concepts may be alike: neither is trained on.
+
+    Args:
+        directions: Unit vectors by split, each ``(n, hidden)`` or ``(n, layers, hidden)``.
+    """
+    names = list(directions)
+    leaks = []
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            if not {first, second} & set(RANDOM_SPLITS):
+                continue
+            a, b = directions[first].flatten(0, -2), directions[second].flatten(0, -2)
+            cosine = (a @ b.T).abs().max().item() if len(a) and len(b) else 0.0
+            if cosine >= MAX_COSINE:
+                leaks.append(f"{first} and {second} share a direction (largest |cos| {cosine:.3f})")
+    return leaks
+
+
+def random_unit_vectors(n: int, hidden: int, seed: int, split: str) -> Tensor:
+    """Draw directions uniformly from the unit sphere.
+
+    Args:
+        n: How many.
+        hidden: The hidden size.
+        seed: The experiment's seed.
+        split: Names the stream; every split has an independent one.
+
+    Returns:
+        ``(n, hidden)`` float32. The first rows do not depend on ``n``; they do depend on the split.
+    """
+    rows = generator(seed, "vectors", split).standard_normal((n, hidden))
+    return torch.from_numpy((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
+
+
+def bank_size_problems(bank: VectorBank, counts: dict[str, int | None]) -> list[str]:
+    """Check that a given bank has as many vectors as are asked for, by split."""
+    return [
+        f"data.{split}_vectors: {count} asked for, but data.bank has {len(bank.directions.get(split, ()))}. Ask for "
+        "fewer, or make a larger bank."
+        for split, count in counts.items()
+        if count is not None and count > len(bank.directions.get(split, ()))
+    ]

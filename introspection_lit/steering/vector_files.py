@@ -1,0 +1,304 @@
+"""Directions in other projects' files: repeng's GGUF control vectors, ``.pt`` tensors, safetensors.
+
+A file holds one direction or several. What comes out of each is ``(layers, hidden)``: a direction for each decoder layer's
+output, zero at layers for which the file has none (repeng leaves layer 0 out). In all formats layer ``i`` is the output of
+decoder layer ``i``, counted from 0, as in repeng and llama.cpp.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from introspection_lit.steering.vector_bank import name_problem, shown
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import whole
+from introspection_lit.utils.resource_limits import room_for
+
+FORMATS = (".gguf", ".pt", ".safetensors")
+
+
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+# What a file may ask for: a few bytes can claim to be more numbers than any machine has room for.
+MOST_ENTRIES = 100_000
+
+
+MOST_BYTES = 2**33
+
+
+MOST_GGUF_FIELDS = 20_000
+
+
+NO_LAYER = 10**9  # more than any model has
+
+
+# A tensor lies in a dict by name or layer, or in a dict of such dicts.
+DEEPEST = 2
+
+
+def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]:
+    """Read every direction of a file.
+
+    Args:
+        path: A file of one of these kinds.
+
+            - ``.gguf``: a control vector as repeng and llama.cpp write it, with tensors ``direction.LAYER``.
+            - ``.safetensors``: tensors by name; or ``direction.LAYER``, as in a control vector.
+            - ``.pt``: a tensor, or a dict of them by name or by layer, or a dict of such dicts. Loaded without running
+              anything that the file contains.
+
+            A tensor ``(hidden,)`` is a direction for every layer, ``(n, hidden)`` are n of them, ``(n, layers, hidden)`` n
+            with a direction for each layer.
+        n_layers: Decoder layers of the model.
+        hidden: Its hidden size.
+
+    Returns:
+        Directions as they are in the file, not scaled, by name, each ``(n_layers, hidden)`` float32.
+
+    Raises:
+        ConfigurationError: There is no such file, it cannot be read, or it does not fit the model; its first ten problems.
+    """
+    if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
+        raise ConfigurationError([f"import: no such file: {path}. Expected a {', '.join(FORMATS)} file."])
+    readers = {".gguf": _read_gguf, ".pt": _read_pt, ".safetensors": load_file}
+    if path.suffix not in readers:
+        raise ConfigurationError(
+            [f"import: {path} is none of {', '.join(FORMATS)}, which are the formats that can be read."]
+        )
+    try:
+        with room_for(path):
+            content = readers[path.suffix](path)
+    except Exception as error:  # each library has errors of its own for a file that is not one of its
+        detail = f" ({str(error)[:200]})" if isinstance(error, ValueError) else ""
+        nature = (
+            "Expected a file of tensors; other Python objects are never loaded"
+            if path.suffix == ".pt"
+            else "It may be cut off"
+        )
+        raise ConfigurationError([f"import: {path} cannot be read as {path.suffix}{detail}. {nature}."]) from error
+    entries, problems, room = [], [], MOST_BYTES // (4 * n_layers * hidden)
+    for name, value in _entries(content, path.stem):
+        found = _parts(value, n_layers, hidden)
+        problem = name_problem(name) or (found if isinstance(found, str) else None)
+        if problem:
+            problems.append(f"import: {path}: {shown(name)}: {problem}")
+        else:
+            entries.append((name, value))
+            room -= 1 if isinstance(found, str) else found
+        if len(problems) == 10 or len(entries) > MOST_ENTRIES or room < 0:
+            break
+    if len(entries) > MOST_ENTRIES or room < 0:
+        problems.append(
+            f"import: {path}: holds more directions than can be imported at once ({MOST_ENTRIES}, or "
+            f"{MOST_BYTES >> 30} GB of numbers for the {n_layers} layers of this model). Split it into several files."
+        )
+    if problems:
+        raise ConfigurationError(problems)
+    return _filled(path, entries, n_layers, hidden)
+
+
+def _filled(path: Path, entries: list[tuple[str, Any]], n_layers: int, hidden: int) -> dict[str, Tensor]:
+    """Every direction by name, once its file is known to hold no more than there is room for."""
+    directions: dict[str, Tensor] = {}
+    problems = []
+    for name, value in entries:
+        found = _directions(value, n_layers, hidden)
+        if isinstance(found, str):
+            problems.append(f"import: {path}: {shown(name)}: {found}")
+            continue
+        names = [name] if len(found) == 1 else [f"{name}-{number}" for number in range(len(found))]
+        problems += [f"import: {path}: two directions are called {shown(n)!r}." for n in names if n in directions]
+        directions |= dict(zip(names, found, strict=True))
+    if not directions and not problems:
+        problems.append(f"import: {path} holds no direction.")
+    if problems:
+        raise ConfigurationError(problems[:10])
+    return directions
+
+
+class _CarefulReader(gguf.GGUFReader):
+    """The library's reader, which takes counts and offsets as the file gives them and would run for ever on some."""
+
+    gets = 0
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, *more: Any, **named: Any) -> Any:
+        self.gets += 1
+        if self.gets > MOST_GGUF_FIELDS:
+            raise ValueError("it has more fields than a control vector")
+        if not 0 <= int(offset) <= int(offset) + np.dtype(dtype).itemsize * int(count) <= len(self.data):
+            raise ValueError("it says that it is longer than it is")
+        return super()._get(int(offset), dtype, count, *more, **named)
+
+
+def _read_gguf(path: Path) -> dict[str, Tensor]:
+    reader = _CarefulReader(path)
+    field = reader.get_field("general.architecture")
+    kind = field.contents() if field else None
+    if kind != "controlvector":
+        raise ValueError(f"it is a {str(kind)[:60]!r}, not a 'controlvector'")
+    plain = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+    odd = sorted({tensor.tensor_type.name for tensor in reader.tensors if tensor.tensor_type not in plain})
+    if odd:
+        raise ValueError(f"its tensors are {', '.join(odd)}; expected F32 or F16")
+    return {tensor.name: torch.from_numpy(np.array(tensor.data)) for tensor in reader.tensors}
+
+
+def _read_pt(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are packed, and larger than the file")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The directions in what a file held, each with its name: a tensor, or tensors by layer."""
+    if not isinstance(content, Mapping):
+        yield name, content
+        return
+    odd = [type(key).__name__ for key in content if not isinstance(key, str) and layer_of(key) is None]
+    if depth == DEEPEST or odd:
+        what = f"a name is of type {odd[0]}" if odd else "it has dicts in dicts in dicts"
+        raise ConfigurationError(
+            [f"import: {shown(name)}: {what}. Expected tensors by name or layer, or dicts of such dicts."]
+        )
+    by_layer = {layer_of(key): value for key, value in content.items() if layer_of(key) is not None}
+    if len(by_layer) < sum(layer_of(key) is not None for key in content):
+        raise ConfigurationError([f"import: {shown(name)}: a layer is there twice, as a number and as a text."])
+    if by_layer and all(isinstance(value, Mapping) for value in by_layer.values()):  # names by layer: the other way round
+        names = dict.fromkeys(key for value in by_layer.values() for key in value)
+        for each in names:
+            yield (
+                each if isinstance(each, str) else "",
+                {layer: value[each] for layer, value in by_layer.items() if each in value},
+            )
+    elif by_layer:
+        yield name, by_layer
+    for key, value in content.items():
+        if layer_of(key) is None:
+            yield from _entries(value, key, depth + 1)
+
+
+def layer_of(key: object) -> int | None:
+    """The layer that a key means: a number, or ``direction.NUMBER``; None if it is a name."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        return max(-1, min(key, NO_LAYER))
+    match = re.fullmatch(r"(?:direction\.)?([0-9]+)", key) if isinstance(key, str) else None
+    return min(int(match.group(1).lstrip("0")[:10] or 0), NO_LAYER) if match else None
+
+
+def _parts(value: Any, n_layers: int, hidden: int) -> int | str:
+    """Count the directions of an entry by its shape alone, or say what is wrong with it."""
+    parts = value if isinstance(value, dict) else {None: value}
+    for part in parts.values():
+        if type(part) not in (Tensor, torch.nn.Parameter):
+            return f"expected a tensor of floating-point numbers, got {type(part).__name__}."
+        plain = not part.is_nested and part.layout == torch.strided and part.device.type == "cpu" and not part.is_quantized
+        if part.dtype not in PLAIN or not plain:
+            return f"expected a plain tensor of floating-point numbers, got {part.dtype} ({part.layout}, {part.device})."
+    if isinstance(value, dict):
+        outside = sorted(layer for layer in value if not 0 <= layer < n_layers)
+        if outside:
+            return f"it has directions for the layers {outside[:5]}, which the model does not have (0..{n_layers - 1})."
+        wrong = [tuple(part.shape) for part in value.values() if tuple(part.shape) != (hidden,)]
+        return f"a layer's direction has shape {wrong[0]}. Expected ({hidden},), the model's hidden size." if wrong else 1
+    if (
+        value.shape[-1:] != (hidden,)
+        or len(value) == 0
+        or value.dim() > 3
+        or (value.dim() == 3 and value.shape[1] != n_layers)
+    ):
+        return (
+            f"it has shape {tuple(value.shape)[:8]}. Expected ({hidden},), (n, {hidden}) or (n, {n_layers}, {hidden}) for "
+            "this model."
+        )
+    if value.dim() == 2 and len(value) == n_layers:
+        return (
+            f"shape {tuple(value.shape)} can mean {n_layers} directions or one with a direction for each of the {n_layers} "
+            f"layers. Save it as ({n_layers}, 1, {hidden}) expanded over layers, or as (1, {n_layers}, {hidden})."
+        )
+    return 1 if value.dim() == 1 else len(value)
+
+
+def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
+    """Turn an entry whose shape is right into ``(n, n_layers, hidden)``, or say what is wrong with its numbers."""
+    if isinstance(value, dict):
+        rows = torch.zeros(1, n_layers, hidden)
+        for layer, part in value.items():
+            rows[0, layer] = part.detach()
+    else:
+        flat = value.detach().float()
+        rows = flat.reshape(-1, value.shape[-2] if value.dim() == 3 else 1, hidden).expand(-1, n_layers, -1)
+    # In float32 the squares of small numbers would be 0 and those of large ones infinite.
+    norms = rows.norm(dim=-1, dtype=torch.float64).float()
+    if not rows.isfinite().all() or not norms.isfinite().all():
+        return "it has numbers, or a length, that are not finite."
+    if not (norms > 0).any(dim=-1).all():
+        return "it is zero."
+    return rows.contiguous()
+
+
+def write_direction(path: Path, direction: Tensor, model_type: str) -> None:
+    """Write one direction in the format that the file's name ends in; the file is complete or not there.
+
+    Args:
+        path: A ``.gguf``, ``.pt`` or ``.safetensors`` file.
+        direction: ``(layers, hidden)``.
+        model_type: The architecture, such as ``qwen2``: a hint that control vectors carry.
+
+    Raises:
+        ConfigurationError: The name ends in something else.
+    """
+    if path.suffix not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ConfigurationError([f"export: {path} is none of {known}, which are the formats that can be written."])
+    rows = direction.float().contiguous()
+    with whole(path) as unfinished:
+        if path.suffix == ".gguf":
+            _write_gguf(unfinished, rows, model_type)
+        elif path.suffix == ".pt":
+            content = io.BytesIO()  # torch's and safetensors' own writers of files hide why they could not write
+            torch.save({path.stem: rows[None]}, content)
+            unfinished.write_bytes(content.getbuffer())
+        else:
+            unfinished.write_bytes(save({path.stem: rows[None]}))
+
+
+def _write_gguf(path: Path, rows: Tensor, model_type: str) -> None:
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", model_type)
+    writer.add_uint32("controlvector.layer_count", len(rows) - 1)
+    for layer in range(1, len(rows)):  # llama.cpp knows no direction for layer 0
+        writer.add_tensor(f"direction.{layer}", rows[layer].numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def unit(directions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scale directions to length 1 layer by layer.
+
+    Args:
+        directions: Each ``(layers, hidden)``; zero where there is none.
+
+    Returns:
+        ``(n, layers, hidden)``, and how long they were, ``(n, layers)``.
+    """
+    rows = torch.stack(list(directions.values()))
+    lengths = rows.norm(dim=-1, dtype=torch.float64)
+    scaled = rows / torch.where(lengths > 0, lengths, 1.0)[..., None]
+    return scaled.float(), lengths.float()

@@ -1,0 +1,276 @@
+"""Measures the training step while it trains: one setting after the other in one fit.
+
+What is measured is the project's own training: its data module, prefill, detection pass, backward, clipping and optimiser
+step, in Lightning's loop. Each epoch of a fit is one measurement with a batch size of its own; between epochs the same
+model trains on one trial at a time (:mod:`~introspection_lit.single_trials`). Everything is measured in several rounds,
+each row once a round, so that a machine that is slower for a minute is slower for all rows.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from introspection_lit.contexts.conversations import encode
+from introspection_lit.tools.benchmark.hardware import (
+    TokensRun,
+    matrix_weights,
+    nominal_operations,
+    peak,
+    reset_peak,
+    seconds_since_start,
+    synchronise,
+)
+from introspection_lit.tools.benchmark.single_trials import SingleTrials
+from introspection_lit.training.cache_reuse import Reuse
+from introspection_lit.trials.plans import TrialPlan
+from introspection_lit.trials.trial import Trial
+from introspection_lit.utils.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from introspection_lit.training.datamodule import IntrospectionDataModule
+    from introspection_lit.training.module import IntrospectionModule
+    from introspection_lit.trials.split import Split
+
+
+ONE_AT_A_TIME, PLAIN, REUSE = "one at a time", "batched", "batched, reuse"
+
+
+# Each saving alone.
+LAYERS, CLEAN = "batched, layers shared", "batched, clean kept"
+
+
+PATHS = (ONE_AT_A_TIME, PLAIN, LAYERS, CLEAN, REUSE)
+
+
+class Setting(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        path: ``one at a time``, ``batched`` (``data.reuse`` off; equal caches within a batch are always made once) or
+            ``batched, reuse`` (as ``data.reuse`` says), or with one of its savings alone.
+        batch: Trials in a batch.
+    """
+
+    path: str
+    batch: int
+
+
+@dataclass
+class Chunk:
+    """One measurement.
+
+    Attributes:
+        trials: How many.
+        seconds: How long they took.
+        nominal: Floating point operations of the plain path, see :mod:`~introspection_lit.tools.benchmark.benchmark`.
+        run: Those that went through the decoder layers.
+        memory: Peak, in bytes.
+    """
+
+    trials: int
+    seconds: float
+    nominal: float
+    run: float
+    memory: int
+
+
+class FirstStep(NamedTuple):
+    """When training got going.
+
+    Attributes:
+        seconds: How long the first step took, with the making of its batch.
+        since_start: How old the process was at its end, in seconds; None where the system does not say.
+    """
+
+    seconds: float | None
+    since_start: float | None
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured.
+
+    Attributes:
+        steps: Optimiser steps in each measurement of a batched row.
+        warmup: Steps before each of them that are not measured; at least 1.
+        singles: Trials in each measurement of one at a time, before which two are not measured.
+        contexts: Different contexts in training.
+        context_tokens: How long they are, about.
+        question_tokens: How long questions are at least: shorter ones get words that mean nothing.
+    """
+
+    steps: int = 3
+    warmup: int = 2
+    singles: int = 8
+    contexts: int = 100
+    context_tokens: int = 72
+    question_tokens: int = 36
+
+
+def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
+    """Let training have contexts and questions of a length; a second call does nothing.
+
+    Args:
+        data: After its set-up.
+        amount: How many contexts (all if there are fewer), of which length (the nearest are taken), and of which length
+            questions.
+
+    Returns:
+        The training split, which is now that of ``data``.
+
+    Raises:
+        ConfigurationError: The trials come from a manifest.
+    """
+    split = data.splits["train"]
+    if not isinstance(split.plan, TrialPlan):
+        raise ConfigurationError(["data.manifest: the benchmark draws its own trials. Leave it out."])
+    lengths = split.lengths()
+    nearest = sorted(range(len(lengths)), key=lambda context: (abs(lengths[context] - amount.context_tokens), context))
+    contexts = [split.contexts[context] for context in sorted(nearest[: amount.contexts])]
+    questions = [lengthened(split, question, amount.question_tokens) for question in split.questions]
+    if (contexts, questions) != (list(split.contexts), list(split.questions)):
+        plan = replace(split.plan, contexts=len(contexts))
+        changed = replace(split, contexts=contexts, questions=questions, plan=plan, _encoded={}, _lengths=[])
+        data.splits["train"] = changed
+    return data.splits["train"]
+
+
+def lengthened(split: Split, question: str, tokens: int) -> str:
+    """A question with as many words before it as it takes for so many tokens, chat template and answer prefix included."""
+    while len(encode(split.tokenizer, split.contexts[0], question, split.phrasing).question_ids) < tokens:
+        question = f"now {question}"
+    return question
+
+
+class Measurement(Callback):
+    """Measures one setting after the other while a fit runs, and ends the fit.
+
+    Args:
+        data: The data module; its batch size and reuse change between epochs.
+        module: The module.
+        queue: What to measure, in order.
+        amount: How much of each.
+        reuse: What ``batched, reuse`` reuses.
+        told: Is told of each chunk once it is measured.
+    """
+
+    def __init__(
+        self,
+        data: IntrospectionDataModule,
+        module: IntrospectionModule,
+        queue: Sequence[Setting],
+        amount: Amount,
+        reuse: Reuse,
+        told: Callable[[Setting, Chunk], None] = lambda _setting, _chunk: None,
+    ) -> None:
+        self.data, self.module, self.amount, self.reuse, self.told = data, module, amount, reuse, told
+        self.queue = list(queue)
+        self.chunks: list[tuple[Setting, Chunk]] = []
+        self.steps, self.since, self.trials = 0, 0.0, list[Trial]()
+        self.tokens: TokensRun | None = None
+        self.began, self.first_step = 0.0, FirstStep(None, None)
+        self._configure()
+
+    @property
+    def current(self) -> Setting:
+        """What is being measured."""
+        return self.queue[0]
+
+    def _configure(self) -> None:
+        """Give the data module what the next batched setting needs; loaders are made before an epoch begins."""
+        batched = next((setting for setting in self.queue if setting.path != ONE_AT_A_TIME), Setting(PLAIN, 2))
+        self.data.batch_size = batched.batch
+        self.data.trials["train"] = batched.batch * (self.amount.warmup + self.amount.steps)
+        saved = {PLAIN: (False, False), LAYERS: (True, False), CLEAN: (False, True)}
+        layers, clean = saved.get(batched.path, (self.reuse.layers, self.reuse.clean))
+        self.data.reuse = replace(self.reuse, layers=layers, clean=clean)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the contexts; the data module is set up by now."""
+        narrow(self.data, self.amount)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self.tokens, self.began = TokensRun(self.module), time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure one at a time where it is due; then make ready for the batches of this epoch."""
+        self._singles(trainer)
+        if not self.queue:
+            return
+        gc.collect()
+        reset_peak(self.module.device)
+        self.steps, self.trials = 0, []
+        if self.data.reuse.clean:
+            self._read_all()
+
+    def _read_all(self) -> None:
+        """Read every context once, as the first epochs of a training do: what is measured is what comes after."""
+        split = self.data.splits["train"]
+        if not self.data.reuse.clean or self.data.prefill_adapter:
+            return
+        assert self.data.bank is not None
+        for start in range(0, len(split.contexts), self.current.batch):
+            numbers = range(start, min(start + self.current.batch, len(split.contexts)))
+            batch = split.collate([Trial("train", number, number, 0, False) for number in numbers], self.data.bank)
+            self.data.prefill(batch.to(self.module.device))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock after the warm-up, and stop it after the last step; a step begins with its prefill."""
+        if not self.queue:
+            return
+        self.steps += 1
+        if self.first_step.seconds is None:
+            synchronise(self.module.device)
+            self.first_step = FirstStep(time.perf_counter() - self.began, seconds_since_start())
+        if self.steps > self.amount.warmup:
+            self.trials += batch.trials
+        if self.steps == self.amount.warmup:
+            synchronise(self.module.device)
+            assert self.tokens is not None
+            self.tokens.reset()
+            self.since = time.perf_counter()
+        if self.steps == self.amount.warmup + self.amount.steps:
+            synchronise(self.module.device)
+            self._take(self.trials, time.perf_counter() - self.since)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the next setting, or end the fit."""
+        assert self.steps in (0, self.amount.warmup + self.amount.steps), "an epoch is as long as what is measured"
+        if not any(setting.path != ONE_AT_A_TIME for setting in self.queue):
+            self._singles(trainer)
+        self._configure()
+        trainer.should_stop = not self.queue
+
+    def _singles(self, trainer: Trainer) -> None:
+        """Measure training on one trial at a time as often as it is next."""
+        while self.queue and self.current.path == ONE_AT_A_TIME:
+            assert self.tokens is not None
+            gc.collect()
+            reset_peak(self.module.device)
+            loop = SingleTrials(trainer, self.module, self.data)
+            loop.run(range(2))
+            synchronise(self.module.device)
+            self.tokens.reset()
+            self.since = time.perf_counter()
+            trials = loop.run(range(2, 2 + self.amount.singles))
+            synchronise(self.module.device)
+            self._take(trials, time.perf_counter() - self.since)
+
+    def _take(self, trials: Sequence[Trial], seconds: float) -> None:
+        assert self.tokens is not None
+        split, weights = self.data.splits["train"], matrix_weights(self.module.layers)
+        encoded = [split.encoded(trial.context, trial.question) for trial in trials]
+        nominal = sum(nominal_operations(weights, len(e.context_ids), len(e.question_ids)) for e in encoded)
+        chunk = Chunk(len(trials), seconds, nominal, self.tokens.operations(), peak(self.module.device))
+        setting = self.queue.pop(0)
+        self.chunks.append((setting, chunk))
+        self.told(setting, chunk)

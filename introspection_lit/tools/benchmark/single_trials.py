@@ -1,0 +1,106 @@
+"""Training on one trial at a time, as earlier implementations do: what the project's own training is compared with.
+
+No batch, no padding, nothing reused: for each trial the whole context is read under the hooks with logits at every
+position, then the question with logits at every position, then backward; an optimiser step after every eight trials. Model,
+adapter, trials, precision, loss, clipping and optimiser are those of the run that this is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from introspection_lit.steering.prefill import fork, position_ids, steered_cache
+from introspection_lit.tasks.scoring import detection_loss
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from introspection_lit.training.datamodule import IntrospectionDataModule
+    from introspection_lit.training.module import IntrospectionModule
+    from introspection_lit.trials.batch import TrialBatch
+    from introspection_lit.trials.trial import Trial
+
+
+# Trials in an optimiser step, as published.
+ACCUMULATED = 8
+
+
+class SingleTrials:
+    """A training loop over single trials.
+
+    Args:
+        trainer: Fitting; its precision, optimiser and clipping are used.
+        module: The module, in training mode.
+        data: The data module that the trials come from.
+    """
+
+    def __init__(self, trainer: Trainer, module: IntrospectionModule, data: IntrospectionDataModule) -> None:
+        self.trainer, self.module, self.data = trainer, module, data
+        self.optimizer = trainer.optimizers[0]
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def run(self, numbers: Iterable[int]) -> list[Trial]:
+        """Train on some trials of the training split.
+
+        Args:
+            numbers: Theirs.
+
+        Returns:
+            The trials.
+        """
+        split, trials = self.data.splits["train"], []
+        assert self.data.bank is not None
+        for done, number in enumerate(numbers, start=1):
+            trials.append(split.plan.trial(number))
+            batch = split.collate(trials[-1:], self.data.bank).to(self.module.device)
+            with self.trainer.precision_plugin.forward_context():
+                loss = detection_loss(self.logits(batch), batch.answer_ids, batch.labels, self.module.loss) / ACCUMULATED
+            torch.autograd.backward(loss)
+            if done % ACCUMULATED == 0:
+                self._step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return trials
+
+    def logits(self, batch: TrialBatch) -> Tensor:
+        """Both passes over one trial.
+
+        Args:
+            batch: Of one trial.
+
+        Returns:
+            Logits at the answer position, ``(1, vocabulary)``.
+        """
+        module = self.module
+
+        def everywhere(**inputs: Any) -> Any:
+            return module(**(inputs | {"logits_to_keep": 0}))
+
+        cache = steered_cache(
+            everywhere,
+            module.model,
+            module.layers,
+            batch.context_ids,
+            batch.context_mask,
+            batch.intervention,
+            adapter=self.data.prefill_adapter,
+        )
+        mask = torch.cat([batch.context_mask, batch.question_mask], dim=1)
+        outputs = everywhere(
+            input_ids=batch.question_ids,
+            attention_mask=mask,
+            position_ids=position_ids(mask)[:, batch.context_ids.shape[1] :],
+            past_key_values=fork(cache),
+            use_cache=True,
+        )
+        logits: Tensor = outputs.logits[:, -1]
+        return logits
+
+    def _step(self) -> None:
+        if self.trainer.gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.trainer.gradient_clip_val)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,1 @@
+"""Runs ended on purpose; an hour of training, watched."""

@@ -1,0 +1,1 @@
+"""The Lightning run: options, set-up, module, data module, strategies, checkpoints."""

@@ -1,0 +1,212 @@
+"""The micro-batch: how many trials are computed at once, and how many such batches make a step of the optimiser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
+
+from introspection_lit.models.decoder_shape import decoder_shape
+from introspection_lit.models.loading import load_config
+from introspection_lit.models.memory_estimate import USABLE, Load, Strategy, estimate, largest_batch
+from introspection_lit.steering.clean_caches import GIB
+from introspection_lit.tasks.scoring import detection_loss
+from introspection_lit.training.cache_reuse import batch_cache
+from introspection_lit.training.distributed import is_sharded, smallest_of_all
+from introspection_lit.training.options import DEFAULT
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.memory_errors import free_unused, give_back, is_out_of_memory
+
+if TYPE_CHECKING:
+    from introspection_lit.models.decoder_shape import Shape
+    from introspection_lit.training.datamodule import IntrospectionDataModule
+    from introspection_lit.trials.batch import TrialBatch
+    from introspection_lit.trials.split import Split
+
+
+AUTO = "auto"
+
+
+def step_problems(batch_size: int | str, effective: int | None, world: int, accumulated: int) -> list[str]:
+    """Check the sizes of micro-batches and steps against each other.
+
+    Args:
+        batch_size: Trials in a micro-batch, or ``auto``.
+        effective: Trials in a step over all processes; None: as many as come together.
+        world: Processes.
+        accumulated: ``trainer.accumulate_grad_batches``.
+    """
+    if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 2 or batch_size % 2):
+        expected = "Expected an even number, at least 2 (half of every batch is steered), or auto"
+        return [f"data.batch_size: got {batch_size}. {expected}."]
+    if effective is None:
+        return []
+    if accumulated != 1:
+        return ["data.effective_batch: says how many batches are accumulated: leave trainer.accumulate_grad_batches at 1."]
+    least = 2 if isinstance(batch_size, str) else batch_size
+    if effective < 1 or effective % (world * least):
+        whole = f"{world} processes times {'an even number' if least == 2 else least}" if world > 1 else f"{least}"
+        return [f"data.effective_batch: got {effective}. Expected a multiple of {whole}, so that steps are shared evenly."]
+    return []
+
+
+def settle(data: IntrospectionDataModule) -> None:
+    """Set ``data.batch_size`` and the trainer's accumulation for a fit. The model must be loaded.
+
+    Raises:
+        ConfigurationError: Not even two trials fit.
+    """
+    trainer = data.running
+    effective = data.effective_batch
+    if data.given_batch_size == AUTO:
+        if data.share is None:  # a second fit would find the accumulation that the first has set
+            data.share = effective // trainer.world_size if effective else DEFAULT * trainer.accumulate_grad_batches
+        share = data.share
+        found = smallest_of_all(lambda: _largest(data, share))
+        if not found:
+            raise ConfigurationError([_no_room(data)])
+        data.batch_size = found
+        effective = share * trainer.world_size
+        rank_zero_info(f"data.batch_size auto: {data.batch_size}, for steps of {effective} trials")
+    if effective:
+        trainer.accumulate_grad_batches = effective // (trainer.world_size * data.batch_size)
+
+
+def _largest(data: IntrospectionDataModule, share: int) -> int:
+    """The largest even part of a process's share of a step that fits; 0 if none does."""
+    trainer = data.running
+    if trainer.strategy.root_device.type == "cuda" and not is_sharded(trainer):
+        return largest_part(share, lambda size: fits(data, size))
+    # A process of FSDP cannot try alone, and on the CPU there is no error to be caught: the system ends the process.
+    most = _computed(data)
+    return largest_part(share, lambda size: size <= most)
+
+
+def largest_part(share: int, fits: Callable[[int], bool]) -> int:
+    """The largest even number that divides a process's share of a step and fits; 0 if none does."""
+    parts = [size for size in range(share, 1, -1) if share % size == 0 and size % 2 == 0]
+    return next((size for size in parts if fits(size)), 0)
+
+
+def fits(data: IntrospectionDataModule, size: int) -> bool:
+    """Try a step on the longest contexts; adapter, gradients and all randomness are as they were, whatever happens."""
+    trained = [parameter for parameter in data.module.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in trained]
+    try:
+        for parameter in trained:
+            parameter.grad = None
+        _try_step(data, size, trained)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        give_back(error)
+        return False
+    finally:
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        free_unused()
+    return True
+
+
+def _try_step(data: IntrospectionDataModule, size: int, trained: Sequence[Tensor]) -> None:
+    """Forward and backward, with room for all else that a step needs; its tensors are gone when it returns."""
+    module, device = data.module, data.running.strategy.root_device
+    # Unlike Lightning's isolate_rng (2.6), this gives the states back after an error, too.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # AdamW's averages, the gradients in DDP's buckets, and what is left alone for gaps in the allocator.
+        room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in [*trained] * 3]
+        room.append(ballast(device))
+        with data.running.precision_plugin.forward_context():
+            batch = longest(data, size).to(device)
+            batch.cache = batch_cache(module, module, batch, share=False, adapter=data.prefill_adapter)
+            loss = detection_loss(module.answer_logits(batch), batch.answer_ids, batch.labels, module.loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def ballast(device: torch.device) -> Tensor:
+    """Memory that a plan leaves alone."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
+    return torch.empty(int((1 - USABLE) * total), dtype=torch.uint8, device=device)
+
+
+def longest(data: IntrospectionDataModule, size: int) -> TrialBatch:
+    """The training batch that takes the most memory: each trial with its own cache, the longest contexts and question."""
+    split, bank = _largest_split(data), data.bank
+    assert bank is not None
+    lengths = split.lengths()
+    asked = {
+        (context, question): len(split.encoded(context, question).question_ids)
+        for context in range(len(lengths))
+        for question in range(len(split.questions))
+    }
+    most = max(asked, key=lambda place: (asked[place], lengths[place[0]]))  # first the longest question, wherever it is
+    contexts = sorted((context for context in range(len(lengths)) if context != most[0]), key=lambda c: -lengths[c])
+    places = [most, *((context, most[1]) for context in contexts)]
+    # Trials of odd numbers are steered: no two of them have the same cache.
+    steered = [split.plan.trial(2 * number + 1) for number in range(size)]
+    trials = [t._replace(context=places[n % len(places)][0], question=most[1]) for n, t in enumerate(steered)]
+    return split.collate(trials, bank)
+
+
+def _largest_split(data: IntrospectionDataModule) -> Split:
+    """What is trained on; in a benchmark, which trains nothing, one of its grids."""
+    return data.splits.get("train") or next(iter(data.splits.values()))
+
+
+def needed(data: IntrospectionDataModule, size: int) -> tuple[Shape, Load]:
+    """What the memory of a step with micro-batches of a size is computed from."""
+    trainer, split, module = data.running, _largest_split(data), data.module
+    strategy: Strategy = "one" if trainer.world_size == 1 else "ddp"
+    if is_sharded(trainer):
+        strategy = "fsdp"
+    load = Load(
+        batch=size,
+        context=max(split.lengths()),
+        question=longest(data, 2).question_ids.shape[1],
+        precision=str(trainer.precision),
+        strategy=strategy,
+        world_size=trainer.world_size,
+        recompute=module.recompute,
+        kept_contexts=len(split.contexts) if data.reuse.clean else 0,
+        kept_layers=len(set(split.plan.bands)),
+        device="cuda" if trainer.strategy.root_device.type == "cuda" else "cpu",
+    )
+    return decoder_shape(load_config(module.base)), load
+
+
+def _computed(data: IntrospectionDataModule) -> int:
+    """The largest micro-batch by the formula, with the memory of the device that is not in use yet."""
+    module, strategy = data.module, data.running.strategy
+    shape, load = needed(data, 2)
+    free = USABLE * free_memory(strategy.root_device)
+    if not is_sharded(data.running):  # its weights are there already
+        free += estimate(shape, module.base, module.lora, load).weights
+    return largest_batch(shape, module.base, module.lora, load, free)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device that nothing uses."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError):  # with what the system would give up of its cache of files
+        meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
+        return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
+    return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+
+
+def _no_room(data: IntrospectionDataModule) -> str:
+    shape, load = needed(data, 2)
+    parts = estimate(shape, data.module.base, data.module.lora, load)
+    sharded = is_sharded(data.running)
+    more = "take more GPUs" if sharded else "share the model out (configs/fsdp.yaml)"
+    return (
+        f"data.batch_size auto: not even two trials fit. By computation they need {parts.device / GIB:.1f} GiB, "
+        f"{parts.weights / GIB:.1f} of them for the weights. Lower data.max_context_tokens, set model.recompute true, or "
+        f"{more}."
+    )

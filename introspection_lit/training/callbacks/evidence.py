@@ -1,0 +1,320 @@
+"""The callback that gathers evidence during a test: what other observers say of the same trials, and side effects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from introspection_lit.evaluation import analysis as evidence
+from introspection_lit.evaluation import controls
+from introspection_lit.evaluation.learning_curves import learning_curves
+from introspection_lit.evaluation.logit_lens import log_odds_by_layer
+from introspection_lit.evaluation.observers import Features, Observers, cache_features, joined
+from introspection_lit.evaluation.side_effects import load_facts, side_effects
+from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
+from introspection_lit.steering.prefill import pad
+from introspection_lit.tasks.questions import info_text
+from introspection_lit.tasks.scoring import log_odds
+from introspection_lit.training.distributed import gathered, is_sharded, through_wrapper
+from introspection_lit.training.module import adapter_off
+from introspection_lit.training.options import DEFAULT
+from introspection_lit.training.run_context import data_of, module_of
+from introspection_lit.trials import leaks
+from introspection_lit.trials.batch import TrialBatch
+from introspection_lit.trials.loaders import BatchesOfSplit
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import TEST_SETS
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import write_whole
+
+if TYPE_CHECKING:
+    from introspection_lit.training.datamodule import IntrospectionDataModule
+    from introspection_lit.training.module import IntrospectionModule
+
+
+UNTRAINED, WITH_INFO = "untrained", "with info"
+
+
+# Where the layers are read.
+LENS_SET = "heldout"
+
+
+class Evidence(Callback):
+    """Gathers what stands behind a test's numbers; it ends up in ``results.json`` and in the report.
+
+    Args:
+        enabled: Gather anything at all.
+        sets: Test sets whose trials the other observers score, too.
+        untrained: Ask the model without its adapter.
+        info_trials: Ask it with the info prompt, too, in this many trials of each of those sets; the prompt is long.
+        probe_trials: Training trials on which the outside observers are fitted; 0: none.
+        lens_trials: Trials of ``heldout`` in which the log-odds are read after every layer.
+        texts: Held-out texts whose perplexity is measured with and without the adapter; 0: no side effects at all.
+        facts: Questions of fact, likewise; even.
+        report: Write ``report.html``.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        sets: list[str] = list(evidence.REFERENCE_SETS),
+        untrained: bool = True,
+        info_trials: int = 0,
+        probe_trials: int = 256,
+        lens_trials: int = 32,
+        texts: int = 32,
+        facts: int = 80,
+        report: bool = True,
+    ) -> None:
+        self.enabled, self.sets, self.untrained = enabled, list(sets), untrained
+        self.info_trials, self.probe_trials, self.lens_trials = info_trials, probe_trials, lens_trials
+        self.texts, self.facts, self.report = texts, facts, report
+        self.observers: Observers | None = None
+        self.scores: dict[tuple[str, int], dict[str, float]] = {}
+        self.lens: dict[int, tuple[np.ndarray, bool]] = {}
+        self.informed: dict[str, set[int]] = {}
+        self.read: set[int] = set()
+        self.found: dict[str, Any] | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong with its options."""
+        counts = (self.info_trials, self.probe_trials, self.lens_trials, self.texts, self.facts)
+        most = len(load_facts())
+        found = [
+            f"evidence.sets: {name!r} is no test set. Expected some of: {', '.join(TEST_SETS)}."
+            for name in self.sets
+            if name not in TEST_SETS
+        ]
+        if min(counts) < 0 or self.facts % 2 or self.facts > most or 0 < self.probe_trials < 32:
+            found.append(
+                f"evidence: got info_trials, probe_trials, lens_trials, texts and facts {counts}. Expected none below 0, "
+                f"probe_trials 0 or at least 32, and an even number of facts up to {most}."
+            )
+        return found if self.enabled else []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last test, and fit the outside observers on training trials."""
+        self.scores, self.lens, self.observers, self.found = {}, {}, None, None
+        if not self.enabled:
+            return
+        data = data_of(trainer)
+        self.informed = {name: chosen(data.splits[name], self.info_trials) for name in data.test_sets if name in self.sets}
+        self.read = chosen(data.splits[LENS_SET], self.lens_trials) if LENS_SET in data.test_sets else set()
+        if self.probe_trials and self.informed:
+            rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
+            try:
+                self.observers = fit_observers(data, self.probe_trials, trainer.strategy.root_device)
+            except ConfigurationError as error:  # too few contexts: no reason to lose the test
+                rank_zero_warn(f"no outside observers: {error}")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: TrialBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the other observers score the batch."""
+        if not self.enabled:
+            return
+        module, data = module_of(pl_module), data_of(trainer)
+        self._note(batch, ADAPTER, outputs["log_odds"])
+        with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
+            if batch.split == LENS_SET:
+                self._read_layers(trainer, module, batch)
+            if batch.split not in self.sets:
+                return
+            if self.observers is not None:
+                for name, scores in self.observers.scores(seen_of(data, batch)).items():
+                    self._note(batch, name, scores)
+            with adapter_off(module):
+                if data.prefill_adapter:  # the adapter has had its hand in these caches
+                    batch = data.on_after_batch_transfer(replace(batch, cache=None), dataloader_idx)
+                if self.untrained:
+                    self._note(batch, UNTRAINED, asked(trainer, module, batch))
+                some, wanted = rows_to_run(trainer, batch, self.informed[batch.split])
+                if some is not None:
+                    informed = asked(trainer, module, with_info(data, some))
+                    self._note(some if wanted else replace(some, trials=[]), WITH_INFO, informed)
+
+    def _note(self, batch: TrialBatch, observer: str, scores: Any) -> None:
+        for row, trial in enumerate(batch.trials):
+            if batch.total is None or trial.number < batch.total:
+                self.scores.setdefault((batch.split, trial.number), {})[observer] = float(scores[row])
+
+    def _read_layers(self, trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> None:
+        some, wanted = rows_to_run(trainer, batch, self.read)
+        if some is None:
+            return
+        try:
+            layers = through_wrapper(trainer, lambda: log_odds_by_layer(module, some)).cpu().numpy()
+        except ValueError as error:
+            rank_zero_warn(f"no logit lens: {error}")
+            self.read = set()
+            return
+        for row, trial in enumerate(some.trials if wanted else ()):
+            self.lens[trial.number] = (layers[:, row], trial.steered)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put everything together, in ``found``; on the first process only."""
+        if not self.enabled:
+            return
+        module, data = module_of(pl_module), data_of(trainer)
+        effects = None
+        if self.texts and self.facts:
+            effects = through_wrapper(trainer, lambda: measured_side_effects(module, data, self.texts, self.facts))
+        for scores, lens in gathered((self.scores, self.lens)):
+            self.scores |= scores
+            self.lens |= lens
+        folder, run_folder = trained_in(trainer, module), Path(trainer.log_dir or trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
+        rank_zero_info("evidence: intervals by bootstrap")
+        rows, trained = described(data, self.scores), trained_kinds(data)
+        write_whole(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        trials = TrialTable.of(rows, trained)
+        assert data.bank is not None
+        found = evidence.gather(trials, module.threshold, data.strengths[0])
+        self.found = found | {
+            "controls": controls.judged(module.summaries, trials),
+            "lens": lens_of(self.lens),
+            "side_effects": effects,
+            "leaks": leaks.audit(data.splits, data.bank) | {"distinct_clean": distinct_clean(trials)},
+            "training": learning_curves(folder) if folder else None,
+            "probe_trials": self.observers.trials if self.observers else None,
+        }
+
+
+def chosen(split: Split, n: int) -> set[int]:
+    """The numbers of the first clean and the first steered trials of a test set, n in all."""
+    numbers: dict[bool, list[int]] = {False: [], True: []}
+    for number in range(split.total or 0):
+        numbers[split.plan.trial(number).steered].append(number)
+    return {*numbers[False][: n // 2], *numbers[True][: n - n // 2]}
+
+
+def rows_of(batch: TrialBatch, numbers: set[int]) -> TrialBatch | None:
+    """The rows of a batch that have one of these numbers, reading the same caches; None if there are none."""
+    rows = torch.tensor([row for row, trial in enumerate(batch.trials) if trial.number in numbers], dtype=torch.long)
+    if not len(rows):
+        return None
+    rows = rows.to(batch.question_ids.device)
+    return replace(
+        batch,
+        trials=[batch.trials[row] for row in rows.tolist()],
+        cache_of=rows if batch.cache_of is None else batch.cache_of[rows],
+        question_ids=batch.question_ids[rows],
+        question_mask=batch.question_mask[rows],
+        labels=batch.labels[rows],
+        inputs=batch.inputs[rows],
+        numbers=batch.numbers[rows],
+        kinds=batch.kinds[rows],
+    )
+
+
+def rows_to_run(trainer: Trainer, batch: TrialBatch, numbers: set[int]) -> tuple[TrialBatch | None, bool]:
+    """:func:`rows_of`, and whether they are wanted: of a sharded model all processes run some if one of them must."""
+    own = rows_of(batch, numbers)
+    if not is_sharded(trainer):
+        return own, own is not None
+    if not trainer.strategy.reduce_boolean_decision(own is not None, all=False):
+        return None, False
+    return own or rows_of(batch, {batch.trials[0].number}), own is not None
+
+
+def asked(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> torch.Tensor:
+    """The log-odds of a batch as the model is now, outside a step, ``(batch,)``."""
+    return log_odds(through_wrapper(trainer, lambda: module.answer_logits(batch)), batch.answer_ids)
+
+
+def seen_of(data: IntrospectionDataModule, batch: TrialBatch) -> Features:
+    """What outside observers see of a batch that has been through the prefill."""
+    assert batch.cache is not None
+    contexts = data.splits[batch.split].contexts
+    texts = ["\n".join(turn.content for turn in contexts[trial.context].turns) for trial in batch.trials]
+    seen = cache_features(batch.cache, batch.context_mask, texts)
+    own = np.arange(len(texts)) if batch.cache_of is None else batch.cache_of.cpu().numpy()
+    return Features(seen.means[own], seen.norms[own], texts)
+
+
+def fit_observers(data: IntrospectionDataModule, n: int, device: torch.device) -> Observers:
+    """Fit the outside observers on the first trials of the training."""
+    assert data.bank is not None
+    split = replace(data.splits["train"], control="none")  # they are told the truth, whatever the adapter was told
+    batches = BatchesOfSplit(split, data.bank, DEFAULT, 1)  # whatever size has been found for training
+    seen, labels, groups = [], [], []
+    for number in range(-(-n // DEFAULT)):
+        batch = data.on_after_batch_transfer(batches[number].to(device), 0)
+        seen.append(seen_of(data, batch))
+        labels.append(batch.labels.cpu().numpy())
+        groups += [split.contexts[trial.context].key for trial in batch.trials]
+    return Observers(joined(seen), np.concatenate(labels), groups)
+
+
+def with_info(data: IntrospectionDataModule, batch: TrialBatch) -> TrialBatch:
+    """The same batch and caches, with the info prompt before the question."""
+    split = data.splits[batch.split]
+    told = replace(split.phrasing, info=info_text("explained", split.tokenizer))
+    informed = replace(split, phrasing=told, _encoded={}, _lengths=[])
+    fill = split.tokenizer.pad_token_id or 0
+    ids, mask = pad([informed.encoded(t.context, t.question).question_ids for t in batch.trials], fill, "right")
+    device = batch.question_ids.device
+    return replace(batch, lead_ids=None, question_ids=ids.to(device), question_mask=mask.to(device))
+
+
+def measured_side_effects(module: IntrospectionModule, data: IntrospectionDataModule, texts: int, facts: int) -> Any:
+    """Perplexity and facts with the adapter off and on, on held-out texts."""
+    words = data.wording
+    sources = [data.splits[name].contexts for name in ("heldout", *data.test_sets) if name in data.splits and name != "odd"]
+    contexts = sources[0] if sources else data.splits["validation"].contexts
+    asked = (module, words.tokenizer, words.phrasing, words.answer_ids, contexts, texts, data.eval_batch_size)
+    with data.running.precision_plugin.forward_context():
+        return side_effects(*asked, n_facts=facts)
+
+
+def described(data: IntrospectionDataModule, scores: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
+    """The trials of the test sets in words, in order, with what every observer said."""
+    trials = ((data.splits[name].plan.trial(number), told) for (name, number), told in sorted(scores.items()))
+    return [data.describe(trial) | {"scores": told} for trial, told in trials]
+
+
+def trained_kinds(data: IntrospectionDataModule) -> set[str]:
+    """Kinds of context of training and validation."""
+    return {context.kind for name in ("train", "validation") for context in data.splits[name].contexts}
+
+
+def distinct_clean(trials: TrialTable) -> dict[str, int]:
+    """How many distinct clean inputs each test set has."""
+    return {str(name): len(trials.of_sets(str(name)).clean()) for name in dict.fromkeys(trials.sets)}
+
+
+def lens_of(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:
+    """Log-odds by layer: mean and quartiles over clean and over steered trials; None unless there are both."""
+    labels = np.array([steered for _, steered in read.values()], dtype=bool)
+    if len(set(labels)) < 2:
+        return None
+    values = np.stack([layers for layers, _ in read.values()], axis=1)
+    found: dict[str, Any] = {"layers": list(range(len(values))), "n": len(labels)}
+    for name, which in (("clean", ~labels), ("steered", labels)):
+        low, high = np.quantile(values[:, which], (0.25, 0.75), axis=1)
+        found[name] = {"mean": values[:, which].mean(1).tolist(), "low": low.tolist(), "high": high.tolist()}
+    return found
+
+
+def trained_in(trainer: Trainer, module: IntrospectionModule) -> Path | None:
+    """The folder of the run that trained what is tested. To be called on every process."""
+    own = trainer.log_dir
+    if trainer.ckpt_path:
+        return Path(trainer.ckpt_path).parent.parent
+    if module.adapter is not None:
+        return Path(module.adapter).expanduser().parent
+    return Path(own) if own else None

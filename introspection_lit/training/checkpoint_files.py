@@ -1,0 +1,181 @@
+"""Checkpoint files: written whole, with a seal over all that they hold, and checked whenever they are read."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+
+from introspection_lit.utils.checksums import SEAL, changed
+from introspection_lit.utils.errors import ConfigurationError, RunError
+from introspection_lit.utils.files import whole
+from introspection_lit.utils.resource_limits import room_for
+from introspection_lit.utils.tensor_hash import content_hash
+
+# What the weights of a training that has diverged are called, in the run's folder of checkpoints; not to be gone on from.
+DIVERGED = "diverged.ckpt"
+
+
+# Nested values of a checkpoint, each tensor one. Ours have some thousand.
+MOST_VALUES = 10**7
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How Lightning's trainer keeps checkpoints here.
+
+    Differs from Lightning's: a checkpoint is written beside its place and is on the disk before it takes it (Lightning goes
+    through the folder for temporary files, which may be another disk); it has a seal; nothing is ever unpickled.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint, complete or not at all.
+
+        Args:
+            checkpoint: Tensors, plain values, and dictionaries and lists of them.
+            path: Where to; addresses (``s3://...``) are left to Lightning.
+            storage_options: Of addresses.
+
+        Raises:
+            RunError: The system does not let it be written, or it could not be read back.
+        """
+        checkpoint = {**checkpoint, SEAL: content_hash(checkpoint)}
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path, content = Path(path), io.BytesIO()
+        torch.save(checkpoint, content)  # torch's own writer of files hides why it could not write
+        try:
+            with whole(path) as unfinished:
+                unfinished.write_bytes(content.getbuffer())
+        except RunError as error:
+            there = (file for file in path.parent.glob("*.ckpt") if file.name != DIVERGED)
+            good = max(there, key=lambda file: file.stat().st_mtime, default=None)
+            advice = f"Go on from the newest checkpoint with ckpt_path: {good}" if good else "There is no checkpoint yet."
+            raise RunError([f"{problem} {advice}" for problem in error.problems]) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read and check a checkpoint; tensors are on the CPU, and nothing is unpickled, whatever is asked for.
+
+        Raises:
+            ConfigurationError: See :func:`read_checkpoint`.
+        """
+        return read_checkpoint(path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without running anything that it contains, and check that it is what was written.
+
+    Args:
+        path: A file; one without a seal (older versions) is checked by the sums that its archive has of each part.
+
+    Returns:
+        Its content, on the CPU, without the seal.
+
+    Raises:
+        ConfigurationError: It is not there, cut off, damaged, no checkpoint, or its adapter cannot be one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        expected = "Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt"
+        raise ConfigurationError([f"ckpt_path: no such file: {path}. {expected}."])
+    try:
+        problem = _archive_problem(path)
+        with warnings.catch_warnings(), room_for(path):
+            warnings.simplefilter("ignore")  # of damage, too
+            checkpoint = None if problem else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch makes of a file that is damaged, or not one of its own
+        problem, checkpoint = _reason(error), None
+    if problem:
+        raise ConfigurationError([f"ckpt_path: {path} cannot be read as a checkpoint: {problem}. Try another one."])
+    if not isinstance(checkpoint, dict):
+        raise ConfigurationError(["ckpt_path: the file is a checkpoint, but not one of introspection_lit."])
+    seal = checkpoint.pop(SEAL, None)
+    try:
+        many = _written_out(checkpoint, {}) > MOST_VALUES  # of tensors, the numbers are not counted
+        with room_for(path):
+            sound = not many and (_parts_are_sound(path) if seal is None else seal == content_hash(checkpoint))
+    except (RuntimeError, TypeError, ValueError, MemoryError):  # RecursionError is a RuntimeError
+        sound = False  # it holds what none of ours does
+    if not sound:
+        raise ConfigurationError([f"ckpt_path: {path} does not hold what was written: {changed(f'its entry {SEAL!r}')}."])
+    if problems := adapter_problems(checkpoint):
+        raise ConfigurationError([f"ckpt_path: {path}: {problem}." for problem in problems])
+    return checkpoint
+
+
+def _archive_problem(path: Path) -> str | None:
+    if path.stat().st_size == 0:
+        return "it is empty"
+    return None if zipfile.is_zipfile(path) else "it is cut off, or no checkpoint at all (no zip archive)"
+
+
+def _written_out(value: Any, counted: dict[int, int]) -> int:
+    """Count nested values, those that are there more than once as often as they are: a few lists can be billions."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = 1  # of one that is inside itself
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        counted[id(value)] += sum(_written_out(part, counted) for part in parts)
+    return counted[id(value)]
+
+
+def _parts_are_sound(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # of damage, zipfile has errors of many kinds
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, without its advice to unpickle the file all the same."""
+    if found := re.search(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+)", str(error)):
+        return f"it asks for {found[1]}, which no checkpoint needs: loading it could run somebody's code"
+    return f"{type(error).__name__}; it may be cut off or damaged"
+
+
+def adapter_problems(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Check the adapter of a checkpoint of ours by itself: its numbers are finite and its shapes those of its rank.
+
+    Args:
+        checkpoint: Any; of one that is not ours nothing is said.
+    """
+    identity, adapter = checkpoint.get("introspection"), checkpoint.get("state_dict")
+    if not isinstance(identity, dict):
+        return []
+    if not isinstance(adapter, dict) or not all(isinstance(name, str) and plain(adapter[name]) for name in adapter):
+        return ["it has no adapter: 'state_dict' is not made of plain tensors of floating-point numbers"]
+    lora = identity.get("lora")
+    rank = lora.get("r") if isinstance(lora, dict) and isinstance(lora.get("r"), int) else None
+    problems = []
+    for name, tensor in adapter.items():
+        side = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+        if not tensor.float().isfinite().all():
+            problems.append(f"it has numbers that are not finite in {name}")
+        elif rank is not None and side is not None and (tensor.dim() != 2 or tensor.shape[side] != rank):
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, which is not of rank {rank}")
+    more = [f"it has {len(problems) - 3} more tensors like this"] if len(problems) > 3 else []
+    return [*problems[:3], *more]
+
+
+def plain(tensor: Any) -> bool:
+    """Whether it is a tensor of floating-point numbers, each of them there: a file can say that one number is millions."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and not tensor.is_nested
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )

@@ -1,0 +1,403 @@
+"""The Lightning module: the detection pass, its loss, its metrics and its optimiser."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, chosen_threshold
+from introspection_lit.models.adapters import read_adapter, shape_of, weight_names
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.loading import add_lora, load_model
+from introspection_lit.steering.activation_checkpointing import recomputed
+from introspection_lit.steering.prefill import fork, no_logits, position_ids
+from introspection_lit.tasks.scoring import detection_loss, log_odds, mass
+from introspection_lit.training.callbacks.finite_numbers import Predictions, Scored, broken_scores, check_step
+from introspection_lit.training.checkpoint_checks import identity_problems
+from introspection_lit.training.distributed import leave_base_alone, one_loads_for_all
+from introspection_lit.training.fsdp import adapter_shapes
+from introspection_lit.training.fsdp_shards import plain_name
+from introspection_lit.training.run_context import data_of
+from introspection_lit.trials.batch import TrialBatch
+from introspection_lit.trials.test_sets import SOURCES, TEST_SETS
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.seeds import generator
+
+if TYPE_CHECKING:
+    from introspection_lit.utils.lazy_types import PeftModel, PreTrainedModel
+
+
+class IntrospectionModule(LightningModule):
+    """A frozen model with a LoRA adapter that learns to tell steered from clean KV caches.
+
+    Args:
+        base: The model, and how to load it.
+        lora: The adapter.
+        adapter: A PEFT adapter, folder or hub id, to validate, test or predict with, instead of a checkpoint; ``lora`` then
+            does not matter.
+        threshold: On the log-odds, for adapters that come without one. By default what validation has chosen, or 0.
+        max_fpr: The share of false alarms that the threshold may have on each kind of validation context, seen or expected;
+            1: no limit (see :func:`~introspection_lit.evaluation.metrics.chosen_threshold`).
+        loss: ``full``: cross-entropy over the whole vocabulary at the answer position. ``pairwise``: over the two answers
+            alone, which lets their mass drift.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Of AdamW.
+        warmup: Share of the steps over which the learning rate rises; over the rest it falls linearly to 0.
+        recompute: Save memory: keep only each decoder layer's input for the backward pass, and run the layer again there
+            (see :func:`~introspection_lit.steering.activation_checkpointing.recomputed`). Gradients are the same.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel = BaseModel(),
+        lora: Lora = Lora(),
+        adapter: str | None = None,
+        threshold: float | None = None,
+        max_fpr: float = 1.0,
+        loss: Literal["full", "pairwise"] = "full",
+        learning_rate: float = 2e-4,
+        weight_decay: float = 0.0,
+        warmup: float = 0.1,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.base, self.lora = base, lora
+        self.adapter, self.given_threshold = adapter, threshold
+        self.max_fpr, self.loss = max_fpr, loss
+        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.recompute = recompute
+        self.threshold = threshold or 0.0
+        self.validated: dict[str, float] = {}  # the last validation, for the checkpoint
+        self.strict_loading = False  # checkpoints hold the adapter only
+        self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
+        self.metrics_of("validation").max_fpr = max_fpr
+        self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
+        self.scored: list[Scored] = []  # the batches of the step that is being made
+        self.predictions = Predictions()
+        self.shape = {
+            "r": lora.r,
+            "alpha": lora.alpha,
+            "target_modules": sorted(lora.target_modules),
+            "layers": sorted(lora.layers),
+        }
+        self.layers: list[nn.Module] = []
+        self.model: PeftModel
+
+    def configure_model(self) -> None:
+        """Load the base model and put the adapter on it; a second call does nothing.
+
+        Raises:
+            ConfigurationError: The weights cannot be read, or the decoder layers or target modules not found.
+        """
+        if self.layers:
+            return
+        # A plain list: the layers are found inside the model, not registered a second time.
+        try:
+            model = self._load_base()
+            layers = find_decoder_layers(model, self.base.decoder_layers)
+            self.model = add_lora(model, self.lora).train() if self.adapter is None else self._load_adapter(model)
+        except ConfigurationError:
+            raise
+        except ValueError as error:
+            raise ConfigurationError([str(error)]) from error
+        self.layers = layers
+        leave_base_alone(self)
+
+    def _load_base(self) -> PreTrainedModel:
+        """The base model: whole on this process's device; for several processes of FSDP, in the first one only."""
+        device = self.trainer.strategy.root_device
+        if not one_loads_for_all(self.trainer):
+            return load_model(self.base, device)
+        from introspection_lit.training.fsdp_loading import load_shared
+
+        return load_shared(self.base, self.trainer.global_rank, device)
+
+    def _load_adapter(self, model: PreTrainedModel) -> PeftModel:
+        """Put an adapter that is there already on the model, and take its threshold."""
+        from peft import PeftModel, get_peft_model_state_dict
+
+        assert self.adapter is not None
+        adapter = read_adapter(self.adapter)
+        problem = f"model.adapter: {self.adapter} does not fit {self.base.name}"
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # said below, as an error
+                loaded = PeftModel.from_pretrained(
+                    # Its checked configuration: PEFT would read the file again, and believe all of it.
+                    model,
+                    str(adapter.folder),
+                    config=adapter.config,
+                    low_cpu_mem_usage=model.device.type == "meta",
+                )
+        except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
+            lines = str(error).strip().splitlines()
+            raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
+        if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded, save_embedding_layers=False)):
+            examples = ", ".join(sorted(differing)[:2])
+            raise ConfigurationError([f"{problem}: {len(differing)} tensors are missing or too many, such as {examples}."])
+        self.shape = shape_of(adapter)
+        if adapter.description and self.given_threshold is None:
+            self.threshold = adapter.description["threshold"]
+        return loaded
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the language model; prefill and detection pass both come through here."""
+        return self.model(**inputs)
+
+    def answer_logits(self, batch: TrialBatch) -> Tensor:
+        """The detection pass: read the cache with the question and predict the answer. Hooks are off.
+
+        Args:
+            batch: With its cache, which stays as it was.
+
+        Returns:
+            Logits at the answer position, ``(batch, vocabulary)``.
+        """
+        assert batch.cache is not None, "the prefill has not run"
+        cache, context_mask = fork(batch.cache), batch.context_mask
+        if batch.lead_ids is not None:
+            lead = batch.lead_ids.expand(len(context_mask), -1)
+            context_mask = torch.cat([context_mask, torch.ones_like(lead)], dim=1)
+            positions = position_ids(context_mask)[:, -lead.shape[1] :]
+            self(
+                input_ids=lead,
+                attention_mask=context_mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=no_logits(lead),
+            )
+        if batch.cache_of is not None:
+            cache.batch_select_indices(batch.cache_of)
+            context_mask = context_mask[batch.cache_of]
+        mask = torch.cat([context_mask, batch.question_mask], dim=1)
+        positions = position_ids(mask)[:, context_mask.shape[1] :]
+        last = batch.question_mask.sum(dim=1) - 1
+        kept, place = torch.unique(last, return_inverse=True)
+        with recomputed(self.layers) if self.recompute and torch.is_grad_enabled() else nullcontext():
+            outputs = self(
+                input_ids=batch.question_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=kept,
+            )
+        return outputs.logits[torch.arange(len(last), device=last.device), place]
+
+    def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of any split: scores a batch and gathers it for the metrics; returns loss, log-odds and mass."""
+        logits = self.answer_logits(batch)
+        loss = detection_loss(logits, batch.answer_ids, batch.labels, self.loss)
+        scores, masses = log_odds(logits, batch.answer_ids).detach(), mass(logits, batch.answer_ids).detach()
+        if gather:
+            metrics = self.metrics_of(batch.split)
+            metrics.total = batch.total
+            metrics.update(scores, batch.labels, masses, batch.inputs, batch.numbers, batch.kinds)
+        return loss, scores, masses
+
+    def metrics_of(self, split: str) -> DetectionMetrics:
+        """What has been gathered of a split."""
+        metrics = self.metrics[f"{split}_trials"]
+        assert isinstance(metrics, DetectionMetrics)
+        return metrics
+
+    def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:
+        """The loss of a training batch; whether it is a number is checked once the step is complete."""
+        loss, scores, masses = self._step(batch)
+        self.scored.append(Scored(batch.trials, loss.detach(), scores, masses))
+        size = len(batch.trials)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
+        self.log("train/mass_step", masses.mean(), sync_dist=True, batch_size=size)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check the step that is about to be made.
+
+        Raises:
+            RunError: A loss, a score or the gradient is not finite.
+        """
+        scored, self.scored = self.scored, []
+        check_step(self, scored)
+
+    def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:
+        """Score a validation batch."""
+        loss, _, _ = self._step(batch)
+        self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(batch.trials))
+
+    def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Score a batch of one of the test sets; returns ``log_odds`` and ``mass``, each ``(batch,)``."""
+        _, scores, masses = self._step(batch)
+        return {"log_odds": scores, "mass": masses}
+
+    def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Returns:
+            ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
+
+        Raises:
+            RunError: A score is not finite; unless trials are replayed, to look at just that. Several processes stop
+                together, once all trials are scored.
+        """
+        _, scores, masses = self._step(batch, gather=False)
+        if data_of(self.trainer).replay is None:
+            self.predictions.check(self, batch, scores, masses)
+        return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
+
+    def on_predict_start(self) -> None:
+        """Nothing is predicted yet."""
+        self.predictions = Predictions()
+
+    def on_predict_epoch_end(self) -> None:
+        """Stop, if any process has scores that are not finite.
+
+        Raises:
+            RunError: One has.
+        """
+        self.predictions.check_all(self)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of the training trials since the last time, decided at 0."""
+        if self.metrics_of("train").update_called:  # none, if the run was resumed after the last step of an epoch
+            self._log_summary("train", threshold=0.0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Set the threshold while fitting, and log the validation metrics at the threshold."""
+        fitting = self.trainer.state.fn == "fit"
+        summary = self._log_summary("validation", None if fitting else self.threshold)
+        gathered = self.metrics_of("validation").gathered
+        if not fitting and gathered is not None:
+            now = chosen_threshold(gathered, self.max_fpr)
+            rank_zero_info(f"threshold: {self.threshold:.4f} is stored; this validation would set {now:.4f}")
+        if fitting and not self.trainer.sanity_checking:
+            self.threshold = summary["threshold"]
+            self.validated = {name: summary[name] for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
+        # For choosing a checkpoint: the AUROC, and between equal ones (1.000 comes early) the lower loss. AUROCs differ by
+        # at least half a pair of trials; what the loss adds is below half of that.
+        loss = self.trainer.callback_metrics["validation/loss"]
+        smallest = 0.25 / max(summary["n_steered"] * summary["n_clean"], 1)
+        self.log("validation/selection", summary["auroc"] + smallest * torch.exp(-loss).item())
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of every test set at the stored threshold."""
+        for split in TEST_SETS:
+            if self.metrics_of(split).update_called:
+                self._log_summary(split, self.threshold)
+
+    def _log_summary(self, split: str, threshold: float | None) -> dict[str, Any]:
+        metrics = self.metrics_of(split)
+        metrics.threshold = threshold
+        try:
+            summary = self.summaries[split] = metrics.compute()
+        except NotFinite as error:
+            plan, numbers = data_of(self.trainer).splits[split].plan, metrics.summarised
+            raise broken_scores(self, error, [plan.trial(int(numbers[row])) for row in error.rows]) from error
+        for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
+            on_bar = (split, name) == ("validation", "auroc")
+            self.log(f"{split}/{name}", summary[name], prog_bar=on_bar, rank_zero_only=True)
+        metrics.reset()
+        return summary
+
+    def on_fit_start(self) -> None:
+        """Turn dropout on: models come out of ``from_pretrained`` in eval mode, and Lightning leaves them so."""
+        self.model.train()
+        self.seed = torch.initial_seed()
+        self.scored = []
+
+    def on_train_batch_start(self, batch: TrialBatch, batch_idx: int) -> None:
+        """Make dropout a function of (seed, epoch, batch, process), so that a resumed run equals an uninterrupted one."""
+        random = generator(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(random.integers(2**63)))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the adapter, with linear warm-up and decay."""
+        from transformers import get_linear_schedule_with_warmup
+
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        # Lightning has made the loader to count its batches, before it knows where a resumed run goes on: it makes another.
+        self.trainer.fit_loop._combined_loader = None
+        schedule = get_linear_schedule_with_warmup(optimizer, round(self.warmup * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the optimiser's settings."""
+        settings = f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, warmup {self.warmup}"
+        problems = []
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.warmup <= 1):
+            expected = "Expected learning_rate > 0, weight_decay >= 0 and a warmup share in [0, 1], all of them finite"
+            problems.append(f"model: got {settings}. {expected}.")
+        if not 0 <= self.max_fpr <= 1:
+            problems.append(f"model.max_fpr: got {self.max_fpr}. Expected a share in [0, 1].")
+        if not math.isfinite(self.given_threshold or 0.0):
+            problems.append(f"model.threshold: got {self.given_threshold}. Expected a log-odds, which is finite.")
+        return problems
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the configuration it is loaded into."""
+        return {
+            "base_model": self.base.name,
+            "revision": self.base.revision,
+            "dtype": self.base.dtype,
+            "quantization": self.base.quantization,
+            "lora": self.shape,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter, drop the base weights; add the threshold and what the adapter belongs to."""
+        adapter = {name: tensor for name, tensor in checkpoint["state_dict"].items() if "lora_" in name}
+        expected = sum("lora_" in name for name, _ in self.model.named_parameters())
+        assert len(adapter) == expected, f"{len(adapter)} of {expected} adapter tensors would be saved"
+        checkpoint["state_dict"] = adapter
+        checkpoint["introspection"] = {
+            "threshold": self.threshold,
+            "validation": self.validated,
+            **self.identity(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this model, and take its threshold.
+
+        Raises:
+            ConfigurationError: It was made by another program, for another base model or another adapter shape.
+        """
+        saved = checkpoint.get("introspection")
+        problems = identity_problems(saved, self.identity())
+        if problems or saved is None:
+            raise ConfigurationError(problems)
+        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            raise ConfigurationError(
+                [
+                    "ckpt_path: the checkpoint holds weights alone, such as those of training that has diverged: training "
+                    "cannot go on from it. Use another one."
+                ]
+            )
+        own = {plain_name(name) for name, _ in self.named_parameters() if "lora_" in name}
+        if set(checkpoint.get("state_dict", ())) != own:
+            found = len(own & set(checkpoint.get("state_dict", ())))
+            raise ConfigurationError([f"ckpt_path: the checkpoint holds {found} of the adapter's {len(own)} tensors."])
+        shapes = adapter_shapes(self)
+        for name, tensor in checkpoint["state_dict"].items():
+            if tensor.shape != shapes[name]:
+                expected = f"has shape {tuple(tensor.shape)}, in the model {tuple(shapes[name])}"
+                raise ConfigurationError([f"ckpt_path: the checkpoint does not fit the model: {name} {expected}."])
+        self.threshold = saved["threshold"] if self.given_threshold is None else self.given_threshold
+        self.validated = saved["validation"]
+
+
+@contextmanager
+def adapter_off(module: IntrospectionModule) -> Iterator[None]:
+    """The model as it was before training, while the block runs."""
+    with torch.no_grad(), module.model.disable_adapter():
+        yield

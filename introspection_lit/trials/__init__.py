@@ -1,0 +1,1 @@
+"""Which trial is which, and from trials to tensors."""

@@ -1,0 +1,130 @@
+"""The grid: every direction in every context, band and strength, asked every question. What a benchmark runs through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, Bands
+from introspection_lit.steering.vector_bank import OPTIONAL_SPLITS
+from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS
+from introspection_lit.trials.plans import Plan, part_of
+from introspection_lit.trials.trial import Trial
+
+# Under what name a question is reported.
+DETECTION, CLEAR_YES, CLEAR_NO = "detection", "clear yes", "clear no"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What ``predict`` runs through when it is given, instead of the test sets.
+
+    Attributes:
+        vectors: Splits of the bank whose directions are run.
+        random_vectors: How many of the random ones; of the others all.
+        contexts: How many contexts, evenly from all kinds: of a file of conversations, or of the split ``heldout``. By
+            default 8, or all of the conversations.
+        info: Conditions: what is said before the question (see ``data.info``).
+        bands: As ``data.bands``; each is run.
+        strengths: Each is run, in ``data.strength_unit``.
+        true_questions: Control questions whose answer is the word for "true", with ``{yes}`` and ``{no}`` for the words.
+        false_questions: Control questions whose answer is the other word.
+    """
+
+    vectors: list[str] = field(default_factory=lambda: ["heldout", "concept"])
+    random_vectors: int = 50
+    contexts: int | None = None
+    info: list[str] = field(default_factory=lambda: ["none"])
+    bands: list[str | list[int]] = field(default_factory=lambda: ["middle"])
+    strengths: list[float] = field(default_factory=lambda: [1.0])
+    true_questions: list[str] = field(default_factory=lambda: list(TRUE_QUESTIONS))
+    false_questions: list[str] = field(default_factory=lambda: list(FALSE_QUESTIONS))
+
+    def problems(self) -> list[str]:
+        """What is wrong with its numbers and names."""
+        problems = []
+        if (
+            (self.contexts is not None and self.contexts < 1)
+            or self.random_vectors < 1
+            or not self.vectors
+            or not self.info
+        ):
+            given = f"{self.contexts} contexts, {self.random_vectors} random vectors, {self.vectors} and {self.info}"
+            problems.append(f"data.grid: got {given}. Expected at least one context, vector, kind of vector and info.")
+        if not self.strengths or not all(LEAST_STRENGTH <= strength <= MOST_STRENGTH for strength in self.strengths):
+            expected = f"Expected some, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
+            problems.append(f"data.grid.strengths: got {self.strengths}. {expected}.")
+        known = ("train", "heldout", "concept", *OPTIONAL_SPLITS)
+        unknown = [name for name in self.vectors if name not in known]
+        return problems + [f"data.grid.vectors: {name!r} is none of {', '.join(known)}." for name in unknown]
+
+    def roles(self, questions: int) -> list[str]:
+        """What each question of a split is, given how many detection questions come first."""
+        controls = [CLEAR_YES] * len(self.true_questions) + [CLEAR_NO] * len(self.false_questions)
+        return [DETECTION] * questions + controls
+
+
+@dataclass(frozen=True)
+class GridPlan(Plan):
+    """Trial n of a grid: contexts outermost, then clean and every intervention, then the questions.
+
+    Neighbours share a context and an intervention, so that one prefill serves all questions.
+
+    Attributes:
+        split: Its name.
+        contexts: How many contexts.
+        questions: How many questions.
+        vectors: How many directions.
+        bands: Each of them.
+        each_strength: Each of them.
+    """
+
+    split: str
+    contexts: int
+    questions: int
+    vectors: int
+    bands: Bands
+    each_strength: tuple[float, ...]
+
+    @property
+    def strengths(self) -> tuple[float, float]:  # type: ignore[override]
+        """The lowest and the highest."""
+        return min(self.each_strength), max(self.each_strength)
+
+    @property
+    def interventions(self) -> int:
+        """How many ways to steer there are."""
+        return self.vectors * len(self.bands) * len(self.each_strength)
+
+    @property
+    def total(self) -> int:
+        """How many trials there are."""
+        return self.contexts * (1 + self.interventions) * self.questions
+
+    def trial(self, number: int) -> Trial:
+        """Make trial ``number``; beyond the last one it starts again."""
+        rest, question = divmod(number % self.total, self.questions)
+        context, intervention = divmod(rest, 1 + self.interventions)
+        if intervention == 0:
+            return Trial(self.split, number, context, question, steered=False)
+        rest, strength = divmod(intervention - 1, len(self.each_strength))
+        vector, band = divmod(rest, len(self.bands))
+        return Trial(
+            self.split, number, context, question, True, vector, self.bands[band], float(self.each_strength[strength])
+        )
+
+    def batch(
+        self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
+    ) -> list[Trial]:
+        """The trials from ``number * size`` on, in order."""
+        return [self.trial(place) for place in part_of(range(number * size, (number + 1) * size), share)]
+
+
+def split_name(info: str, vectors: str) -> str:
+    """The name of a split of a grid."""
+    return f"grid/{info}/{vectors}"
+
+
+def info_of(split: str) -> str:
+    """The condition of a split of a grid; it may be a path."""
+    return split.split("/", 1)[1].rpartition("/")[0]

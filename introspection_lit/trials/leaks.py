@@ -1,0 +1,149 @@
+"""Leaks: what a test must not share with training, within a configuration and across a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from introspection_lit.contexts.context import fingerprint
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.trials.split import Split
+
+OTHER_DATA = (
+    "ckpt_path: the checkpoint was trained on other contexts, vectors, questions, bands or strengths than this "
+    "configuration holds. Resume with the data.* settings (data.seed above all) that it began with."
+)
+
+
+HINT = "Test with the data.* settings of the training, data.seed above all (config.yaml of its run)."
+
+
+def between_splits(bank: VectorBank) -> list[str]:
+    """The leaks between the splits of a bank, as problems of the configuration."""
+    return [f"data.bank: {leak}: what is tested has been trained on." for leak in bank.leaks()]
+
+
+def split_keys(split: Split, bank: VectorBank) -> list[str]:
+    """Fingerprints of the directions that a split's trials have."""
+    return bank.keys(split.source.vectors)[: split.plan.vectors]
+
+
+def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapter: bool) -> dict[str, Any]:
+    """Say what training and validation have seen, for the checkpoint.
+
+    Args:
+        splits: By name; ``train`` and ``validation`` are recorded.
+        bank: Their directions.
+        prefill_adapter: Whether the adapter was on while caches were written.
+
+    Returns:
+        Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
+        ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
+        equal data.
+    """
+    seen = [splits[name] for name in ("train", "validation")]
+    return {
+        "messages": sorted({fingerprint(context.user) for split in seen for context in split.contexts}),
+        "kinds": sorted({context.kind for split in seen for context in split.contexts}),
+        "vectors": sorted(key for split in seen for key in split_keys(split, bank)),
+        "questions": sorted({fingerprint(question) for split in seen for question in split.all_asked()}),
+        "prefill_adapter": prefill_adapter,
+        "phrasing": asdict(splits["train"].phrasing) | {"answers": list(splits["train"].phrasing.answers)},
+        "bands": [list(band) for band in splits["train"].plan.bands],
+        "strengths": list(splits["train"].plan.strengths),
+        "strength_unit": splits["train"].strength_unit,
+        "control": splits["train"].control,
+    }
+
+
+def trained_otherwise(record: Mapping[str, Any], split: Split, prefill_adapter: bool) -> list[str]:
+    """List what a test does differently from training though nothing leaks; it may be meant, so these are warnings.
+
+    Args:
+        record: What :func:`training_record` said when the checkpoint was made.
+        split: One of the splits of this configuration.
+        prefill_adapter: Whether the adapter is on while caches are written now.
+    """
+    now = {
+        "prefill_adapter": prefill_adapter,
+        **asdict(split.phrasing),
+        "answers": list(split.phrasing.answers),
+        "strength_unit": split.strength_unit,
+    }
+    then = {"prefill_adapter": record["prefill_adapter"], **record["phrasing"], "strength_unit": record["strength_unit"]}
+    return [
+        f"{name} is {now[name]!r}, in training it was {then[name]!r}: the threshold was set under the latter."
+        for name in now
+        if name in then and now[name] != then[name]
+    ]
+
+
+def trained_on(record: Mapping[str, Any], tests: Mapping[str, Split], bank: VectorBank) -> list[str]:
+    """List what the test sets share with the training of a checkpoint and must not.
+
+    Args:
+        record: What :func:`training_record` said when the checkpoint was made.
+        tests: The test sets by name.
+        bank: Their directions.
+
+    Returns:
+        Problems: user messages, kinds (of ``newkinds``), directions or held-out questions that were trained on;
+        and directions of ``seen`` that were not.
+    """
+    problems = []
+    for name, split in tests.items():
+        source, vectors = split.source, set(split_keys(split, bank))
+        messages = [context.user for context in split.contexts if fingerprint(context.user) in record["messages"]]
+        kinds = sorted({context.kind for context in split.contexts} & set(record["kinds"]))
+        trained = vectors & set(record["vectors"])
+        asked = {fingerprint(question) for question in split.questions} & set(record["questions"])
+        found = []
+        if messages:
+            found.append(f"{len(messages)} contexts were trained on (such as {messages[0][:50]!r})")
+        if source.contexts == "newkinds" and kinds:
+            found.append(f"the kinds {kinds} were trained on")
+        if source.vectors == "train" and trained != vectors:
+            found.append("some of its vectors were not trained on")
+        if source.vectors != "train" and trained:
+            found.append("some of its vectors were trained on")
+        if source.questions != "train" and asked:
+            found.append("some of its questions were trained on")
+        problems += [f"ckpt_path: test set {name!r}: {problem}. {HINT}" for problem in found]
+    return problems
+
+
+def audit(splits: Mapping[str, Split], bank: VectorBank) -> dict[str, Any]:
+    """Measure what the splits of an experiment share, for the report.
+
+    Args:
+        splits: By name, ``train`` and ``validation`` among them.
+        bank: Their directions.
+
+    Returns:
+        ``vectors``: the largest |cos| between each two kinds of direction of which one is trained or validated on;
+        ``shared_messages``: user messages that the test shares with training or validation; ``unseen_kinds_in_training``:
+        kinds of ``newkinds`` that are trained or validated on; ``shared_questions``: held-out questions that are
+        trained on. All but the first are 0 or empty, or the run would have been refused.
+    """
+    trained = {split: rows.flatten(0, -2) for split, rows in bank.directions.items()}
+    cosines = {
+        f"{first} / {second}": round(float((trained[first] @ trained[second].T).abs().max()), 4)
+        for first in ("train", "validation")
+        for second in trained
+        if second not in ("train", first) and len(trained[first]) and len(trained[second])
+    }
+    before = [splits[name] for name in ("train", "validation")]
+    tests = {name: split for name, split in splits.items() if name not in ("train", "validation")}
+    seen = {fingerprint(context.user) for split in before for context in split.contexts}
+    kinds = {context.kind for split in before for context in split.contexts}
+    asked = {fingerprint(question) for question in splits["train"].all_asked()}
+    messages = {fingerprint(context.user) for split in tests.values() for context in split.contexts}
+    heldout = [split for split in tests.values() if split.source.questions == "heldout"]
+    unseen = [split for split in tests.values() if split.source.contexts == "newkinds"]
+    return {
+        "vectors": cosines,
+        "shared_messages": len(messages & seen),
+        "unseen_kinds_in_training": sorted({c.kind for split in unseen for c in split.contexts} & kinds),
+        "shared_questions": len({fingerprint(question) for split in heldout for question in split.questions} & asked),
+    }

@@ -1,0 +1,203 @@
+"""Manifests: the trials of a training written out, one a line, to be read by people and trained on as they are.
+
+The first line is a header, each other line a trial. Files are written and read as streams: a manifest of a million trials
+needs no more memory than one of a hundred.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from introspection_lit.contexts.context import fingerprint
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.trials.plans import PairedPlan
+from introspection_lit.trials.trial import Trial
+from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.files import whole
+
+if TYPE_CHECKING:
+    from introspection_lit.trials.split import Split
+
+
+FORMAT = "introspection_lit/manifest/1"
+
+
+# Every so many trials the place in the file is remembered, to find the others from there.
+STRIDE = 1024
+
+
+# After so many repeats in a row nothing new is expected.
+MANY = 20_000
+
+
+# So many pairs are read ahead at once; more than a pool of batches has.
+WINDOW = 4096
+
+
+REMEDY = "Put it back as it was and resume from the last checkpoint, or start again with the manifest as it is now."
+
+
+# No line of ours is longer; what is given in messages is cut off long before.
+LONGEST_LINE, MOST_SHOWN = 1_000_000, 160
+
+
+# What stands for the seal while it is computed: as long as the seal itself.
+UNSEALED = "0" * 64
+
+
+FIELDS = ("number", "steered", "context", "kind", "begins", "question", "vector", "band", "strength")
+
+
+class Seen:
+    """A set on disk: says whether something was added before, in constant memory."""
+
+    def __init__(self) -> None:
+        self.database = sqlite3.connect("")  # a temporary file that sqlite removes
+        self.database.execute("PRAGMA journal_mode = OFF")
+        self.database.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.database.close()
+
+    def add(self, *what: object) -> bool:
+        """Add something; False if it was there."""
+        digest = hashlib.sha256(json.dumps(what).encode()).digest()[:16]
+        cursor = self.database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,))
+        return cursor.rowcount == 1
+
+
+def row_of(number: int, trial: Trial, split: Split, bank: VectorBank) -> dict[str, Any]:
+    """A trial as a line of a manifest: everything in words, so that it can be read without the rest."""
+    context = split.contexts[trial.context]
+    return {
+        "number": number,
+        "steered": trial.steered,
+        "context": context.key,
+        "kind": context.kind,
+        "begins": context.user[:60],
+        "question": split.asked(trial),
+        "vector": bank.names[split.source.vectors][trial.vector] if trial.steered else None,
+        "band": list(trial.band) if trial.steered else None,
+        "strength": trial.strength if trial.steered else None,
+    }
+
+
+def distinct_pairs(plan: PairedPlan, wanted: int) -> Iterator[tuple[Trial, Trial]]:
+    """Pairs of trials, clean and steered, leaving out those whose steered trial was there before.
+
+    Args:
+        plan: Where they come from.
+        wanted: How many pairs.
+
+    Raises:
+        ConfigurationError: There are not that many.
+    """
+    given = repeated = pair = 0
+    with Seen() as seen:
+        while given < wanted:
+            clean, steered = plan.trial(2 * pair), plan.trial(2 * pair + 1)
+            pair += 1
+            if seen.add(steered.context, steered.question, steered.vector, steered.band, steered.strength):
+                given, repeated = given + 1, 0
+                yield clean, steered
+            elif (repeated := repeated + 1) > MANY:
+                raise ConfigurationError(
+                    [
+                        f"--n-examples: {2 * wanted} trials asked for, but after {2 * given} nothing new comes: there are "
+                        f"{plan.contexts} contexts, {plan.vectors} vectors, {len(plan.bands)} bands and strengths from "
+                        f"{plan.strengths[0]:g} to {plan.strengths[1]:g}. Ask for fewer, or widen data.strengths."
+                    ]
+                )
+
+
+def write_manifest(
+    path: Path,
+    header: dict[str, Any],
+    rows: Iterable[dict[str, Any]],
+    check: Callable[[Path], list[str]] = lambda _path: [],
+) -> None:
+    """Write a manifest as a stream; the file is complete and right, or not there.
+
+    Args:
+        path: Where to.
+        header: Its first line; ``format`` and a seal are added.
+        rows: The trials.
+        check: Reads what was written and says what is wrong with it.
+
+    Raises:
+        ConfigurationError: Something is.
+    """
+    with whole(path) as unfinished:
+        with unfinished.open("wb") as file:
+            first = json.dumps({"format": FORMAT, SEAL: UNSEALED, **header}, ensure_ascii=False) + "\n"
+            digest = hashlib.sha256(first.encode())
+            file.write(first.encode())
+            for row in rows:
+                line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+                digest.update(line)
+                file.write(line)
+            file.seek(first.encode().index(UNSEALED.encode()))
+            file.write(digest.hexdigest().encode())
+        if problems := check(unfinished):
+            raise ConfigurationError(problems)
+
+
+def settings(split: Split, bank: VectorBank, base_model: str, revision: str, seed: int) -> dict[str, Any]:
+    """What a manifest and a training on it must agree about; part of the header.
+
+    Args:
+        split: The training split.
+        bank: Its directions.
+        base_model: The model's name.
+        revision: Its revision; empty for the default.
+        seed: The experiment's seed.
+    """
+    phrasing = asdict(split.phrasing)
+    return {
+        "base_model": base_model,
+        "revision": revision,
+        "seed": seed,
+        "training_contexts": fingerprint(*sorted(context.key for context in split.contexts)),
+        "questions": list(split.questions),
+        **phrasing,
+        "answers": list(split.phrasing.answers),
+        "bank": bank.fingerprint,
+        "train_vectors": split.plan.vectors,
+        "bands": [list(band) for band in split.plan.bands],
+        "strengths": list(split.plan.strengths),
+        "strength_unit": split.strength_unit,
+    }
+
+
+def disagreements(header: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Say where a manifest was made for something else than what is about to be trained."""
+    return [
+        f"data.manifest: made with {name} {_short(header.get(name))}, the configuration has {_short(value)}. Leave the "
+        "setting as it was, or run scripts/generate_training_data.py again with this one."
+        for name, value in expected.items()
+        if header.get(name) != value or isinstance(header.get(name), bool) != isinstance(value, bool)
+    ]
+
+
+def _short(value: object, most: int = MOST_SHOWN) -> str:
+    """A value of a file as a message can show it, however long it is."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _found(numbers: Mapping[str, int], name: object) -> int | None:
+    """The number of a name; None if it is none, or no text at all."""
+    return numbers.get(name) if isinstance(name, str) else None

@@ -1,0 +1,273 @@
+"""A manifest read back as the plan of a training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from introspection_lit.steering.bands import Bands
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.trials.manifest import (
+    FIELDS,
+    FORMAT,
+    LONGEST_LINE,
+    REMEDY,
+    STRIDE,
+    UNSEALED,
+    WINDOW,
+    Seen,
+    _found,
+    _short,
+)
+from introspection_lit.trials.plans import PairedPlan, part_of, shuffled
+from introspection_lit.trials.trial import Trial
+from introspection_lit.utils.checksums import SEAL, changed
+from introspection_lit.utils.config_files import once
+from introspection_lit.utils.errors import ConfigurationError, RunError
+
+if TYPE_CHECKING:
+    from introspection_lit.trials.split import Split
+
+
+class Manifest:
+    """A manifest on disk.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigurationError: It does not exist or does not begin with a manifest's header.
+
+    Attributes:
+        header: Its first line.
+        total: How many trials the header says there are.
+        places: Where trials 0, ``STRIDE``, 2 ``STRIDE``, ... begin, as far as is known.
+        hashes: Of each ``STRIDE`` trials that have been read: what is read again must be the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
+            raise ConfigurationError(
+                [f"data.manifest: no such file: {path}. Expected one written by scripts/generate_training_data.py."]
+            )
+        with path.open("rb") as file:
+            self.first = file.readline(LONGEST_LINE)
+            self.header = self._header(self.first)
+            self.places = [file.tell()]
+        self.hashes: list[bytes] = []
+        self.total = int(self.header["n"])
+
+    def _header(self, line: bytes) -> dict[str, Any]:
+        try:
+            header = json.loads(line, object_pairs_hook=once)
+        except (ValueError, RecursionError):
+            header = None
+        if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("n"), int):
+            raise ConfigurationError(
+                [f"data.manifest: {self.path} is not a manifest: its first line is not a header with format {FORMAT!r}."]
+            )
+        if header["n"] < 2 or header["n"] % 2:
+            number = _short(header["n"])
+            raise ConfigurationError([f"data.manifest: {self.path} says that it has {number} trials; expected pairs."])
+        return header
+
+    def lines(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
+        """The trials from number ``start`` on, as they are in the file, with their numbers.
+
+        Raises:
+            RunError: They are not what was read before.
+        """
+        block = min(start // STRIDE, len(self.places) - 1)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.places[block])
+                while lines := self._block(file, block):
+                    for number, line in enumerate(lines, block * STRIDE):
+                        if number >= start:
+                            yield number, line
+                    block += 1
+        except OSError as error:
+            raise RunError([f"data.manifest: {self.path} can no longer be read ({error.strerror}). {REMEDY}"]) from error
+        if block < len(self.hashes):
+            raise RunError([f"data.manifest: {self.path} has been cut off since it was checked. {REMEDY}"])
+
+    def _block(self, file: BinaryIO, block: int) -> list[bytes]:
+        """The next ``STRIDE`` trials of the file, or those that are left; empty at its end."""
+        lines: list[bytes] = []
+        while len(lines) < STRIDE and (line := file.readline(LONGEST_LINE)):
+            lines.append(line)
+        if not lines:
+            return lines
+        digest = hashlib.sha256(b"".join(lines)).digest()
+        if block == len(self.hashes):
+            self.hashes.append(digest)
+            self.places.append(file.tell())
+        elif self.hashes[block] != digest:
+            first = block * STRIDE + 2
+            last = first + len(lines) - 1
+            raise RunError(
+                [f"data.manifest: lines {first} to {last} of {self.path} have changed since they were checked. {REMEDY}"]
+            )
+        return lines
+
+
+class ManifestPlan(PairedPlan):
+    """The trials of a manifest, again and again, as the plan of a split.
+
+    Args:
+        manifest: The file.
+        split: The split that it is for, with the plan that the manifest was drawn from or one like it.
+        bank: Its directions.
+        seed: The experiment's seed; orders the batches.
+    """
+
+    def __init__(self, manifest: Manifest, split: Split, bank: VectorBank, seed: int) -> None:
+        self.manifest = manifest
+        self.seed, self.split = seed, split.name
+        self.contexts, self.questions, self.vectors = split.plan.contexts, split.plan.questions, split.plan.vectors
+        self.bands: Bands = split.plan.bands
+        self.strengths = split.plan.strengths
+        self._context = {context.key: number for number, context in enumerate(split.contexts)}
+        self._question = {question: number for number, question in enumerate(split.questions)}
+        own = [number for number, context in enumerate(split.contexts) if split.question(number, 0) is None]
+        self._own = {number: split.asked(Trial(split.name, 0, number, 0, steered=False)) for number in own}
+        self._vector = {name: number for number, name in enumerate(bank.names[split.source.vectors][: self.vectors])}
+        self._pairs: dict[int, tuple[Trial, Trial]] = {}
+        self._window = WINDOW
+        self.fingerprint = ""  # of the file, once it has been checked
+
+    def problems(self) -> list[str]:
+        """Read the whole file and say what is wrong with it: the first ten problems."""
+        found: list[str] = []
+        digest = hashlib.sha256()
+        seal = self.manifest.header.get(SEAL)  # older manifests have none
+        plain = isinstance(seal, str) and len(seal) == len(UNSEALED) and seal.isascii()
+        first = self.manifest.first
+        found_seal = hashlib.sha256(first.replace(str(seal).encode(), UNSEALED.encode(), 1) if plain else first)
+        expected = 0
+        clean: Trial | None = None
+        with Seen() as seen:
+            for number, line in self.manifest.lines():
+                expected = number + 1
+                digest.update(line)
+                found_seal.update(line)
+                try:
+                    trial = self._trial(number, line)
+                except ValueError as error:
+                    found.append(f"line {number + 2}: {error}")
+                    clean = None
+                else:
+                    if number % 2 == 0:
+                        clean = trial
+                    elif clean is not None and (clean.context, clean.question) != (trial.context, trial.question):
+                        found.append(
+                            f"line {number + 2}: its context or question is not that of the clean trial before it."
+                        )
+                    if trial.steered and not seen.add(*trial[2:]):
+                        found.append(f"line {number + 2}: the same steered trial as an earlier one.")
+                if len(found) >= 10 or expected > self.manifest.total:
+                    break
+        self.fingerprint = digest.hexdigest()[:16]
+        if expected != self.manifest.total and len(found) < 10:
+            found.append(f"it has {expected} trials or more, its header says {self.manifest.total}: it may be cut off.")
+        if not found and seal is not None and seal != found_seal.hexdigest():
+            found.append(changed(f"{SEAL!r} from its first line") + ".")
+        return [f"data.manifest: {self.manifest.path}: {problem}" for problem in found]
+
+    def _trial(self, number: int, line: bytes) -> Trial:
+        """Read a line.
+
+        Raises:
+            ValueError: It is not a trial of this split.
+        """
+        try:
+            row = json.loads(line, object_pairs_hook=once)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error}).") from error
+        if not isinstance(row, dict) or set(row) != set(FIELDS):
+            raise ValueError(f"expected an object with the fields {', '.join(FIELDS)}.")
+        if type(row["number"]) is not int or row["number"] != number or row["steered"] is not bool(number % 2):
+            raise ValueError(f"expected number {number}, {'steered' if number % 2 else 'clean'}: trials come in pairs.")
+        context, question = _found(self._context, row["context"]), _found(self._question, row["question"])
+        if context is None:
+            raise ValueError(
+                f"the context {_short(row['context'])} ({_short(row['begins'])}) is none of the training split's."
+            )
+        if context in self._own:
+            question = 0 if row["question"] == self._own[context] else None
+        if question is None:
+            raise ValueError(f"the question {_short(row['question'])} is none of data.questions, or not the context's own.")
+        if not row["steered"]:
+            if any(row[name] is not None for name in ("vector", "band", "strength")):
+                raise ValueError("a clean trial with a vector, a band or a strength. Expected null for each.")
+            return Trial(self.split, number, context, question, steered=False)
+        vector, band, strength = _found(self._vector, row["vector"]), row["band"], row["strength"]
+        if vector is None:
+            raise ValueError(f"the vector {_short(row['vector'])} is none of the training split's.")
+        whole_numbers = isinstance(band, list) and all(type(layer) is int for layer in band)
+        if not whole_numbers or tuple(band) not in self.bands:
+            raise ValueError(
+                f"the band {_short(band)} is none of data.bands ({', '.join(str(list(known)) for known in self.bands)})."
+            )
+        low, high = self.strengths
+        if (
+            not isinstance(strength, float | int)
+            or isinstance(strength, bool)
+            or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9)
+        ):
+            raise ValueError(f"the strength {_short(row['strength'])} is not in data.strengths, {low:g} to {high:g}.")
+        return Trial(self.split, number, context, question, True, vector, (band[0], band[1]), float(strength))
+
+    def _pair(self, pair: int) -> tuple[Trial, Trial]:
+        """Both trials of a pair; those that follow it in the file are kept at hand.
+
+        Raises:
+            RunError: The file is no longer what was checked.
+        """
+        pair %= self.manifest.total // 2
+        if pair not in self._pairs:
+            if len(self._pairs) > self._window:
+                self._pairs = {}
+            clean = None
+            for number, line in self.manifest.lines(2 * pair):
+                trial = self._trial(number, line)
+                if trial.steered and clean is not None:
+                    self._pairs[number // 2] = (clean, trial)
+                    if number // 2 == pair + self._window:
+                        break
+                clean = trial
+        return self._pairs[pair]
+
+    def batch(
+        self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
+    ) -> list[Trial]:
+        """The trials of a batch: the next of the file, but that pools of ``pool`` batches are sorted by length.
+
+        After the last batch of a pass the next pass begins; each has every trial once. A last batch that is not full is
+        filled up with the first trials of the file.
+        """
+        half, total = size // 2, self.manifest.total // 2
+        self._window = max(WINDOW, pool * half)
+        batches = -(-total // half)
+        turn, place = divmod(number, batches)
+        which, place = divmod(place, pool)
+        pairs = range(which * pool * half, min((which + 1) * pool * half, total))
+        by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
+        full = -(-len(pairs) // half)
+        by_length += range(full * half - len(pairs))
+        slot = int(shuffled(self.seed, self.split, "pool", turn * batches + which, full)[place])
+        chosen = part_of(by_length[slot * half : (slot + 1) * half], share)
+        return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
+
+    def trial(self, number: int) -> Trial:
+        """Trial ``number``; beyond the last one it starts again."""
+        return self._pair(number // 2)[number % 2]
+
+    def context_of(self, pair: int) -> int:
+        """The context that both trials of a pair have."""
+        return self._pair(pair)[0].context

@@ -1,0 +1,1 @@
+"""Files, errors, random streams and other ground that everything stands on."""

@@ -1,0 +1,95 @@
+"""Limits of time and memory for what a stranger's file makes us compute: its chat template, its patterns of names."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+
+SECONDS = 20.0
+
+
+# What a block may take beyond what the process has.
+BYTES = 2 << 30
+
+
+# What reading a file may take: as often its size, and so much beside it.
+TIMES, BESIDE, READING = 3, 1 << 28, 3600.0
+
+
+class BeyondLimitError(Exception):
+    """It took too long. Not enough memory is Python's own ``MemoryError``."""
+
+
+@contextmanager
+def limited(seconds: float | None = None, memory: int | None = None) -> Iterator[None]:
+    """Stop a block that takes too long, or more memory than it may.
+
+    Where that cannot be done there is no limit: on Windows, in another thread than the main one, and inside a single call
+    of a library that is not Python (the tokenizer's own patterns are such a case). Memory is only limited on Linux.
+
+    Args:
+        seconds: How long; default: ``SECONDS``.
+        memory: How many bytes; None: not limited.
+
+    Raises:
+        BeyondLimitError: It took longer.
+        MemoryError: It wanted more.
+    """
+    seconds = SECONDS if seconds is None else seconds
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise BeyondLimitError(f"it takes longer than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    # Again and again: the first may be caught by the code that is to be stopped.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    try:
+        with _room(memory):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@lru_cache(maxsize=1)
+def _start_threads() -> None:
+    """Let torch start its threads, whose stacks take memory: one that cannot be started later would end the process."""
+    import torch
+
+    torch.ones(torch.get_num_threads() << 16).sum()
+
+
+def room_for(path: Path) -> AbstractContextManager[None]:
+    """Limit a block that reads a file to what a file of its size can need: a few bytes can ask for gigabytes.
+
+    Raises:
+        MemoryError: It wanted more, where memory can be limited; torch's own error may come first.
+    """
+    return limited(READING, TIMES * path.stat().st_size + BESIDE)
+
+
+@contextmanager
+def _room(memory: int | None) -> Iterator[None]:
+    pages = Path("/proc/self/statm")
+    if memory is None or not pages.is_file():
+        yield
+        return
+    import resource
+
+    _start_threads()
+    taken = int(pages.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    ends = [end for end in (soft, hard) if end != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([taken + memory, *ends]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
