@@ -60,7 +60,7 @@ $(SHORT)/.installed: setup.cfg constraints-oldest.txt
 
 TELLING := fit_leaves_everything or exported_adapter or separate_test or qlora or help or nf4_on_the_cpu or config
 short: $(SHORT)/.installed  ## Run a few tests with the oldest versions but of torch: a minute, and one to install
-	$(SHORT)/bin/python -m pytest tests/test_configs.py tests/test_cli.py tests/test_model.py -k '$(TELLING)'
+	$(SHORT)/bin/python -m pytest tests/test_configs.py tests/test_cli.py tests/models/test_loading.py -k '$(TELLING)'
 
 lint: $(INSTALLED)  ## Check style and types
 	$(RUN) -m ruff check .

@@ -9,6 +9,17 @@ import introspection_lit
 
 PACKAGE = Path(introspection_lit.__file__).parent
 NAME = PACKAGE.name
+# From the ground up; packages in one set do not know each other.
+LAYERS = (
+    {"utils"},
+    {"contexts", "models", "steering"},
+    {"tasks"},
+    {"trials"},
+    {"evaluation"},
+    {"report"},
+    {"training"},
+    {"tools"},
+)
 
 
 def module_name(path: Path) -> str:
@@ -35,6 +46,31 @@ def imports_of(path: Path) -> set[str]:
 GRAPH = {name: imports_of(path) - {name} for name, path in MODULES.items()}
 
 
+def package_of(name: str) -> str:
+    """The package that a module is in; empty for the files of the root."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 2 or (len(parts) == 2 and MODULES[name].name == "__init__.py") else ""
+
+
+def layer_of(name: str) -> float:
+    """How high a module stands; the files of the root stand right below ``tools``, which calls the command line."""
+    package = package_of(name)
+    if not package:
+        return len(LAYERS) - 1.5
+    return next(height for height, packages in enumerate(LAYERS) if package in packages)
+
+
+def upward_imports() -> set[tuple[str, str]]:
+    """Imports that go up, or across to a package of the same layer."""
+    found = set()
+    for name, imported in GRAPH.items():
+        for other in imported - {NAME}:
+            same = package_of(name) == package_of(other)
+            if not same and (package_of(other) == "tools" or layer_of(other) >= layer_of(name)):
+                found.add((name, other))
+    return found
+
+
 def in_circles() -> set[str]:
     """The modules that import themselves by way of others."""
 
@@ -51,13 +87,29 @@ def in_circles() -> set[str]:
 
 
 # Known exceptions; they may only become fewer.
+UPWARD = {
+    ("contexts.generation.build", "tasks.questions"),
+    ("evaluation.logit_lens", "training.module"),
+    ("evaluation.side_effects", "training.module"),
+    ("models.recorded_settings", "contexts.context"),
+    ("models.recorded_settings", "tasks.questions"),
+    ("tasks.wording", "training.datamodule"),
+    ("trials.replay", "training.datamodule"),
+}
 CIRCLE = {
     f"{NAME}.{name}"
     for name in (
-        "adapters", "batch_size", "collector", "data", "diverged", "export", "logit_lens", "module", "preparation",
-        "replay", "reuse", "side_effects", "strategies", "wording",
+        "evaluation.logit_lens", "evaluation.side_effects", "tasks.wording", "training.batch_size",
+        "training.cache_reuse", "training.callbacks.evidence", "training.callbacks.finite_numbers",
+        "training.callbacks.replay_report", "training.datamodule", "training.experiment_setup", "training.fsdp",
+        "training.module", "training.run_context", "trials.replay",
     )
 }  # fmt: skip
+
+
+def test_packages_import_only_from_below() -> None:
+    """But for the known exceptions."""
+    assert upward_imports() == {(f"{NAME}.{above}", f"{NAME}.{below}") for above, below in UPWARD}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

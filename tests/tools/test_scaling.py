@@ -26,7 +26,7 @@ from introspection_lit.tools.benchmark.scaling import (
     trial_operations,
 )
 
-GUIDE = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "tests" / "conf" / "tiny.yaml")
 SCRIPTS = ("generate_vectors", "baseline_benchmark", "generate_training_data", "finetune", "evaluate")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import introspection_lit.soak
+import introspection_lit.tools.endurance.soak
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -184,7 +184,7 @@ def soak(tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.Monk
     contexts = ["--data.contexts", few_contexts, "--data.validation_kinds", "[csv]"]
     tests = ["--data.test_trials", "{heldout: 8}", "--trainer.log_every_n_steps", "50"]
 
-    monkeypatch.setattr(introspection_lit.soak, "FEWEST_LIVES", 2)
+    monkeypatch.setattr(introspection_lit.tools.endurance.soak, "FEWEST_LIVES", 2)
 
     def run() -> dict[str, Any]:
         code = 0

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from introspection_lit.cli import IntrospectionCLI, main
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 # So many trials that clean caches are kept.
 DETERMINISTIC = ["--trainer.deterministic", "true", "--data.trials_per_epoch", "160", "--data.test_trials", "{heldout: 8}"]
 DETERMINISTIC += ["--trainer.max_epochs", "1"]

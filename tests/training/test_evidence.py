@@ -24,7 +24,7 @@ from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
 from introspection_lit.evaluation.trial_table import ADAPTER
 from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence, lens_of
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 TOTALS = {
     "seen": 4,
     "heldout": 10,

@@ -222,7 +222,7 @@ def test_sound_results_are_read(tmp_path: Path) -> None:
     """Ours, whole and shortened, and those in the docs."""
     for content in (WHOLE, SHORT):
         assert read(save(tmp_path, content)) == content
-    docs = Path(__file__).parents[1] / "docs" / "results"
+    docs = Path(__file__).parents[2] / "docs" / "results"
     for file in (*docs.glob("quickstart/seed-*.json"), *docs.glob("smollm2-135m/results.json")):
         assert read(file)["sets"]
     assert read(docs / "quickstart" / "controls.json", "rows")["rows"]

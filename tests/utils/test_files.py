@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from test_manifest import bank as bank  # noqa: PLC0414 - a fixture
 from test_manifest import train as train  # noqa: PLC0414
 from test_manifest import write as manifest_of
-from test_vectors import small_bank
+from test_vector_bank import small_bank
 
 from introspection_lit.cli import main
 from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, changes, copy_adapter
@@ -33,7 +33,7 @@ from introspection_lit.utils.checksums import SEAL, broken_seal, hash_of, sealed
 from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.files import folder_problems, save_figure, sync, whole, whole_folder, write_whole
 
-TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
+TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 def killed(program: str, *words: str | Path) -> None:
     """Run a program that kills itself with SIGKILL at the word ``KILL``."""
     program = program.replace("KILL", "os.kill(os.getpid(), 9)")
-    head = "import os, sys\nfrom pathlib import Path\nfrom introspection_lit import files\n"
+    head = "import os, sys\nfrom pathlib import Path\nfrom introspection_lit.utils import files\n"
     done = subprocess.run([sys.executable, "-c", head + program, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     files._cleared.clear()  # what comes next is another process

@@ -31,7 +31,7 @@ from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.utils.errors import ConfigurationError
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 RUN = Path("lightning_logs/default/version_0")
 # Ten times what float16 can hold, at the first steered layer.
@@ -357,8 +357,8 @@ def test_two_processes_tell_one_story(tiny: Path, some_contexts: list[str], tmp_
     ]
     words += [*poison(call=2, row=1, process=1), "--data.batch_size", "2"]
     arguments = [sys.executable, "-m", "introspection_lit", "fit", "--config", CONFIG, *words]
-    tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests' / 'helpers'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr[-2000:]
     assert re.search(r"1 of the step's 4 trials gave no finite score, first train:\d+, .*\(process 2 of 2\)", done.stderr)

@@ -13,7 +13,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parent
+ROOT = HELPERS.parents[1]
 
 
 class ShardCount(Callback):
@@ -42,7 +43,7 @@ def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
     running = []
     for rank in range(2):

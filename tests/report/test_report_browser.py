@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no browser: looked for chromium, chromium-browser and google-chrome"),
 ]
 
-OLD = Path(__file__).parents[1] / "docs/results/quickstart/seed-0.json"
+OLD = Path(__file__).parents[2] / "docs/results/quickstart/seed-0.json"
 # Measures a page from within, closed and with everything unfolded, and tells the page around it.
 MEASURE = """<script>
 addEventListener("load", () => {

@@ -274,7 +274,7 @@ def batches_on_cards(name: str, shape: Shape) -> list[str]:
 @pytest.mark.parametrize("name", ["qwen2.5-coder-32b", "qwen2.5-7b"])
 def test_tables_of_the_guide_are_computed(name: str) -> None:
     """Memory by part, and the largest micro-batch on cards of three sizes."""
-    guide = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
     shape = decoder_shape(geometry(name))
     parts = memory.markdown({title: estimate(shape, NF4, Lora(), load) for title, load in WHERE.items()})
     assert parts in guide, parts
@@ -291,7 +291,7 @@ def test_a_real_model() -> None:
     kept = kept_for_backward(module, prefilled(module, load), "32-true")
     assert computed.weights == held
     assert computed.activations == pytest.approx(kept, rel=0.05)
-    guide = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
     for title, now, real in (("weights", computed.weights, held), ("activations", computed.activations, kept)):
         shown = re.search(rf"\| {title} \| {now / 2**20:.0f} \| (\d+) \|", guide)
         assert shown, f"{title}: {now / 2**20:.0f} | {real / 2**20:.0f}"

@@ -33,7 +33,7 @@ from introspection_lit.trials.loaders import BatchesOfSplit
 from introspection_lit.utils.config_files import Misread, read_carefully, values
 from introspection_lit.utils.errors import ConfigurationError
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 LAYERS, HIDDEN = 6, 32  # of the tiny model
 
 

@@ -33,7 +33,7 @@ from introspection_lit.training.distributed import through_wrapper
 from introspection_lit.training.fsdp import ALONE, ShardedPrecision, ShardedStrategy, strategy_problems
 from introspection_lit.training.fsdp_shards import dtype_problems
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 FSDP = ShardedStrategy.strategy_name
 CLIP, STEPS = 0.05, 4
 KEPT_GIB = "0.001"  # room for some of the ten training contexts

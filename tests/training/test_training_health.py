@@ -16,7 +16,7 @@ from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.evaluation.statistics import wilson_interval
 from introspection_lit.training.callbacks.training_health import FPR, LITTLE, TRAINING_FPR, Watch
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.memory_errors import give_back, is_out_of_memory
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 def cuda(*_: Any) -> Any:

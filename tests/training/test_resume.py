@@ -15,7 +15,7 @@ from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.training.callbacks.interruption import SIGNALS
 from introspection_lit.training.module import IntrospectionModule
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 # Epochs of eight batches and four steps.
 STEPS = ["--data.trials_per_epoch", "32", "--trainer.accumulate_grad_batches", "2", "--trainer.deterministic", "true"]
 HALVES = [*STEPS, "--trainer.val_check_interval", "0.5"]

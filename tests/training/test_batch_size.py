@@ -13,7 +13,7 @@ from introspection_lit.models.memory_estimate import estimate
 from introspection_lit.training import batch_size
 from introspection_lit.training.batch_size import fits, largest_part, longest, needed, step_problems
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from introspection_lit.steering.prefill import fork, pad, position_ids, steered_
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.trials.batch import TrialBatch
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]
 QUESTIONS = [list(range(100, 124)), list(range(110, 115)), list(range(120, 140))]
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

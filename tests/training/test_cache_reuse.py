@@ -12,7 +12,7 @@ import torch
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.training.module import IntrospectionModule
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 OFF = ["--data.reuse.clean", "false", "--data.reuse.layers", "false"]
 
 

@@ -15,7 +15,7 @@ from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, ra
 from introspection_lit.training import module
 from introspection_lit.training.checks import precision_problems
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
+CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 @pytest.fixture
