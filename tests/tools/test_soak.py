@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import introspection_lit.tools.endurance.soak
 import pytest
 import torch
 from matplotlib.figure import Figure
 from stepping import CONFIG, script
 from torch import nn
 
+import introspection_lit.tools.endurance.soak
 from introspection_lit.tools.endurance.footprint import Footprint, footprint, function_caches, most_remembered
 from introspection_lit.tools.endurance.soak import LONG, REST, SHORT, Sample, Soak
 from introspection_lit.tools.endurance.soak_report import checks, figure, growth
