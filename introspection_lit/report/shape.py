@@ -59,10 +59,10 @@ CELL = fields("vectors band", **ROW)
 LINES = fields("mean", "mean low high", mean=NUMBERS, low=NUMBERS, high=NUMBERS)
 
 
-SAID = dict.fromkeys(("p_yes_clean", "p_yes_steered", "said_yes_clean", "said_yes_steered"), SHARE)
+SAID = dict.fromkeys(("said_yes_clean", "said_yes_steered"), SHARE)
 
 
-FACTS = fields(**RATES, said_yes=SHARE, yes=SHARE, log_odds=NUMBER)
+FACTS = fields(**RATES, yes=SHARE, log_odds=NUMBER)
 
 
 LANGUAGE = fields(nats=NUMBER, perplexity=number(0, 1e300))  # of a ruined model

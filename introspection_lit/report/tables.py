@@ -118,8 +118,6 @@ def factual_table(evidence: Results) -> Table | None:
         "log-odds, clean": "clean",
         "log-odds, steered": "steered",
         "shift": "shift",
-        "P(yes), clean": "p_yes_clean",
-        "P(yes), steered": "p_yes_steered",
         "says yes, clean": "said_yes_clean",
         "says yes, steered": "said_yes_steered",
         "AUROC": "auroc",
@@ -155,7 +153,7 @@ def side_effects_table(evidence: Results) -> Table | None:
         ("nats per token", "perplexity", "nats"),
         (f"factual questions: accuracy ({count(facts)})", "factual", "accuracy"),
         ("factual questions: AUROC", "factual", "auroc"),
-        ("factual questions: says yes", "factual", "said_yes"),
+        ("factual questions: says yes", "factual", "yes"),
         ("factual questions: mass", "factual", "mass"),
         ("factual questions: mean log-odds", "factual", "log_odds"),
     ]

@@ -189,8 +189,8 @@ def example(seed: int = 0, extra_kinds: int = 0, strengths: Sequence[float] = ST
                 "change": 0.049,
             },
             "factual": {
-                "off": {"accuracy": 0.731, "auroc": 0.802, "said_yes": 0.612, "mass": 0.641, "log_odds": 0.521},
-                "on": {"accuracy": 0.706, "auroc": 0.791, "said_yes": 0.534, "mass": 0.988, "log_odds": 0.112},
+                "off": {"accuracy": 0.731, "auroc": 0.802, "yes": 0.612, "mass": 0.641, "log_odds": 0.521},
+                "on": {"accuracy": 0.706, "auroc": 0.791, "yes": 0.534, "mass": 0.988, "log_odds": 0.112},
             },
             "facts": 160,
             "texts": 64,
