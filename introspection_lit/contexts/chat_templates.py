@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 
 # What stands between brackets, as in <|user|>, [INST] or <<SYS>>: it marks a turn wherever it stands.
 _BRACKETED = re.compile(r"[<\[{|\uff5c]+[^\s<>\[\]{}]+[>\]}|\uff5c]+")
-
-
 # Letters, digits and spaces alone, as the role in "<|im_start|>user": a word of the language if nothing stands before it.
 _BARE = re.compile(r"[\w ]*")
-
-
 # No sign that can be seen: controls, formats (zero width, directions), combining marks.
 _UNSEEN = ("Cc", "Cf", "Mn", "Me")
 

@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 
 
 YES_NO = ("yes", "no")
-
-
 HALF = "has half of a surrogate pair, which no file and no tokenizer can hold"
-
-
 TURN = "would open or close a turn"
 
 

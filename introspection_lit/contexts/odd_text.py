@@ -14,14 +14,8 @@ import numpy as np
 from introspection_lit.utils.errors import ConfigurationError
 
 Way = Callable[[str, np.random.Generator], str]
-
-
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
-
-
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-
-
 # Keys that touch on a keyboard: left and right in a row, and the two nearest of the rows above and below.
 _NEIGHBOURS = {
     key: "".join(
@@ -32,14 +26,8 @@ _NEIGHBOURS = {
     for row, keys in enumerate(_ROWS)
     for at, key in enumerate(keys)
 }
-
-
 _SLIPS = ("swapped", "dropped", "doubled", "neighbour")
-
-
 _SLIP_SHARES = (0.4, 0.25, 0.15, 0.2)
-
-
 # The first of 26 letters in a row; the small and the capital letters of fullwidth Latin are apart.
 _SCRIPTS = {"fullwidth": ("\uff41", "\uff21"), "Georgian": ("\u10d0", "\u10d0"), "Cherokee": ("\u13a0", "\u13a0")}
 

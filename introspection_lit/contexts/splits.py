@@ -116,8 +116,6 @@ def spread(contexts: Sequence[Context], n: int) -> list[Context]:
 
 # Contexts of a kind in a set that is mixed from several splits.
 MOST_OF_A_KIND, MIXED = 6, 200
-
-
 # Words of a message that are written in rare letters: each letter is several tokens.
 RARE_WORDS = 4
 

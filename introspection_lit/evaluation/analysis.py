@@ -25,15 +25,9 @@ from introspection_lit.evaluation.trial_table import ADAPTER, CURVES, PLAIN_SETS
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, DETECTION
 
 Row = dict[str, Any]
-
-
 # The false-alarm rate at which observers are compared.
 FPR = 0.01
-
-
 RESAMPLES = 300
-
-
 REFERENCE_SETS = ("heldout", "concept", "doses", "doses_concept")
 
 

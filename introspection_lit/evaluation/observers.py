@@ -18,8 +18,6 @@ from transformers import Cache
 from introspection_lit.utils.errors import ConfigurationError
 
 PROBE, NORMS, TEXT = "linear probe", "norms", "text"
-
-
 # Inverse strengths of the penalty that are tried.
 PENALTIES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 

@@ -15,8 +15,6 @@ from introspection_lit.evaluation.statistics import Floats, clustered_bootstrap
 from introspection_lit.utils.errors import ConfigurationError
 
 LAPSES, WIDTHS = (0.0, 0.1), (0.05, 2.0)
-
-
 # A strength is not extrapolated further than this many times the largest one tested.
 FURTHEST = 3.0
 

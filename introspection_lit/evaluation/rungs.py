@@ -15,12 +15,8 @@ RUNGS = {
     "newkinds": "unseen kinds",
     "newquestions": "unseen questions",
 }
-
-
 # A rung holds if all three do.
 LOWEST_AUROC, LOWEST_TPR, HIGHEST_FPR = 0.95, 0.9, 0.05
-
-
 Summaries = dict[str, dict[str, Any]]
 
 

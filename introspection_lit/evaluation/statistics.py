@@ -18,8 +18,6 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
 
 Floats = NDArray[np.float64]
-
-
 NO_CLUSTER = ("", "-1", "-1.0")
 
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from introspection_lit.trials.test_sets import SOURCES
 
 ADAPTER = "adapter"
-
-
 RANDOM = "random"
 
 
@@ -116,11 +114,7 @@ PLAIN_SETS = tuple(
     for name, source in SOURCES.items()
     if source.questions == "train" and source.contexts not in ("odd", "train", "validation")
 )
-
-
 # Those of them with directions added as usual.
 USUAL_SETS = tuple(name for name in PLAIN_SETS if SOURCES[name].sign == 1 and SOURCES[name].positions == 1)
-
-
 # What kind of direction a detection curve is about, and where it comes from.
 CURVES = {RANDOM: "doses", "concept": "doses_concept"}

@@ -21,8 +21,6 @@ KINDS = (
     *("UNILORA", "FOURIERFT", "WAVEFT", "C3A", "DELORA", "DEFT", "GLORA", "GRALORA", "HIRA", "LILY", "MISS", "BONE", "OSF"),
     *("BEFT", "LN_TUNING", "PEANUT", "PSOFT", "ROAD", "SUPERTUNING", "TRAINABLE_TOKENS"),
 )
-
-
 # Ways of making first weights that need neither data nor the base model's weights: the file's are put in their place.
 STARTS = (
     *("gaussian", "orthogonal", "eva", "lycoris", "kaiming_uniform", "xavier_uniform", "normal", "uniform", "bat", "mini"),
@@ -111,15 +109,9 @@ FORMS: dict[Callable[[object], bool], str] = {
         "orth_reg_weight total_step"
     ),
 }
-
-
 SETTINGS = {name: form for form, names in FORMS.items() for name in names.split()}
-
-
 # Written by PEFT, and of no use here: never given to it. The first would name packages to import.
 LEFT_OUT = ("auto_mapping", "runtime_config")
-
-
 WHY = {
     "bias": "such an adapter changes the base model's own biases, also while it is switched off",
     "init_lora_weights": "such a start changes the base model's own weights; PEFT's save_pretrained can convert it, with "

@@ -30,14 +30,8 @@ if TYPE_CHECKING:
 
 
 DESCRIPTION = "introspection.json"
-
-
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
 FILES = (CONFIG, WEIGHTS, DESCRIPTION)
-
-
 LARGEST_JSON = 1 << 28  # bytes
 
 

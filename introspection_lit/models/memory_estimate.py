@@ -17,19 +17,11 @@ if TYPE_CHECKING:
 
 
 Strategy = Literal["one", "ddp", "fsdp"]
-
-
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
 # bitsandbytes' blocks: a scale of 8 bits for 64 weights, and one of 32 bits for 256 of those scales.
 NF4_BLOCK, NF4_SCALES = 64, 256
-
-
 # FSDP gathers the next unit while it computes with this one.
 GATHERED_UNITS = 2
-
-
 # CUDA's memory that is neither ours nor free: what a plan should leave alone.
 USABLE = 0.9
 

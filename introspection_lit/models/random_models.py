@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 RANDOM = "random:"
-
-
 # As published in each model's config.json; ``tiny`` is for tests.
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "qwen2.5-coder-32b": {
@@ -67,8 +65,6 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-
-
 # The standard deviation of random weights, as models are usually initialised: activations stay finite in every dtype.
 STANDARD_DEVIATION = 0.02
 

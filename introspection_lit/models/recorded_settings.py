@@ -76,8 +76,6 @@ SETTINGS: dict[str, Callable[[object], bool]] = {
     "data.prefill_adapter": flag,
     "data.seed": whole,
 }
-
-
 # The training record, as leaks.training_record makes it.
 RECORD: dict[str, Callable[[object], bool]] = {
     "messages": texts,

@@ -15,8 +15,6 @@ from introspection_lit.report.verdict import detection, sentences
 
 # Settings that differ between any two runs and say nothing.
 TRIVIAL = ("time",)
-
-
 Runs = Mapping[str, Mapping[str, Any]]
 
 

@@ -23,19 +23,11 @@ from introspection_lit.report.parts import (
 )
 
 NAMES = {"tpr": "TPR at 1 % FPR", "auroc": "AUROC"}
-
-
 VECTORS = {"random": "random vectors", "concept": "concept vectors"}
-
-
 # More bands than this hide each other; the table has all intervals.
 MOST_BANDS = 3
-
-
 # Where a ROC curve is read off for its table.
 READ_AT = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-
-
 Points = Sequence[Mapping[str, Any]]
 
 

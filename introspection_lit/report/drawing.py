@@ -20,11 +20,7 @@ from introspection_lit.report.parts import FigureOfReport, Table, part, short, s
 from introspection_lit.report.plots import CLEAN, PALETTE, STEERED
 
 WIDTH, HEIGHT, RESOLUTION = 5.0, 3.4, 200
-
-
 ROW = 0.24  # the height of a row that has a label
-
-
 STYLE = {
     "font.size": 11,
     "axes.labelsize": 10.5,
@@ -37,21 +33,11 @@ STYLE = {
     # Words of a results file are never formulas: "$" in a kind's name would be one, and may not even be well-formed.
     "text.parse_math": False,
 }
-
-
 # Colour, line and shape, so that none is needed to tell lines apart.
 LINES = tuple(zip(PALETTE, ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), "-"), "os^Dv*P", strict=True))
-
-
 OBSERVERS = ("adapter", "untrained", "linear probe", "with info", "norms", "text")
-
-
 GREY = "#595959"
-
-
 Given = ParamSpec("Given")
-
-
 Made = TypeVar("Made")
 
 

@@ -12,8 +12,6 @@ from introspection_lit.report.drawing import HEIGHT, ROW, blank, styled
 from introspection_lit.report.parts import FigureOfReport, Table, layers, part, rate, short, strength
 
 MOST_CELLS = 100_000  # of a table; ours have some hundred
-
-
 Rows = Sequence[Mapping[str, Any]]
 
 

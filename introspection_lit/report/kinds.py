@@ -12,15 +12,11 @@ from introspection_lit.report.parts import FigureOfReport, Table, rate, short, w
 from introspection_lit.report.plots import CLEAN, PALETTE, STEERED
 
 SEEN = {True: "seen in training", False: "unseen"}
-
-
 # What is drawn: title, axis, number of inputs, the sign that puts the worst first, and the worse of two.
 DRAWN = {
     "fpr": ("False alarms by kind", "FPR", "n_clean", -1, max),
     "tpr": ("Steering found by kind", "TPR", "n_steered", 1, min),
 }
-
-
 Rows = Sequence[Mapping[str, Any]]
 
 

@@ -9,11 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 MISSING = "not measured"
-
-
 NOT_REACHED = "not reached"
-
-
 # A mark and a word: read without colour, and aloud.
 HELD = {True: "✓ held", False: "✗ not held", None: "? not judged"}
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 # Blue, orange and green of Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
 CLEAN, STEERED, ANOTHER = "#0072B2", "#E69F00", "#009E73"
-
-
 # The rest of it that shows on white: purple, vermilion, sky blue, black.
 PALETTE = (CLEAN, STEERED, ANOTHER, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 

@@ -14,11 +14,7 @@ from introspection_lit.utils.checksums import broken_seal
 from introspection_lit.utils.errors import ConfigurationError
 
 RESULTS = "results.json"
-
-
 WRITER = "python -m introspection_lit test --config FILE"
-
-
 LARGEST = 2**28  # bytes; ours have some 200,000
 
 

@@ -12,59 +12,23 @@ from introspection_lit.evaluation.rungs import RUNGS
 from introspection_lit.utils.schema import Check, fields, listed, named, number, one_of
 
 NUMBER, SHARE, COUNT = number(), number(0, 1), number(0, whole=True)
-
-
 SEED = number(0, 2**32 - 1, whole=True)
-
-
 STRENGTH, LAYER = number(0), number(0, 100_000, whole=True)
-
-
 TEXT, FLAG, BAND = one_of(str, "a text"), one_of(bool, "true or false"), listed(LAYER, 2)
-
-
 SHARES, NUMBERS, ENDS = listed(SHARE), listed(NUMBER), listed(SHARE, 2)
-
-
 RATES = dict.fromkeys(("auroc", "accuracy", "tpr", "fpr", "tpr_at_1pct_fpr", "mass", "recalibrated"), SHARE)
-
-
 RATES |= {f"{name}_interval": ENDS for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
-
-
 RATES |= dict.fromkeys(("n", "n_clean", "n_steered", "n_clean_distinct", "alarms"), COUNT)
-
-
 WORDS = dict.fromkeys(("kind", "vectors", "observer", "set", "name", "what", "expected", "question"), TEXT)
-
-
 ROW = WORDS | RATES | {"seen": FLAG, "held": FLAG, "band": BAND, "strength": STRENGTH}
-
-
 FIT = {"share": SHARE, "strength": STRENGTH, "interval": listed(STRENGTH, 2), "lapse": SHARE, "guess": SHARE}
-
-
 FIT |= {"location": NUMBER, "width": number(0)}
-
-
 TESTED = RATES | {"dprime": NUMBER, "threshold": NUMBER, "p_yes_clean": SHARE, "p_yes_steered": SHARE}
-
-
 KIND = fields("kind seen", **ROW)
-
-
 CELL = fields("vectors band", **ROW)
-
-
 LINES = fields("mean", "mean low high", mean=NUMBERS, low=NUMBERS, high=NUMBERS)
-
-
 SAID = dict.fromkeys(("said_yes_clean", "said_yes_steered"), SHARE)
-
-
 FACTS = fields(**RATES, yes=SHARE, log_odds=NUMBER)
-
-
 LANGUAGE = fields(nats=NUMBER, perplexity=number(0, 1e300))  # of a ruined model
 
 
@@ -125,8 +89,6 @@ EVIDENCE = fields(
         loss=NUMBERS,
     ),
 )
-
-
 WHOLE = fields(
     "sets",
     sets=test_sets,
@@ -141,11 +103,7 @@ WHOLE = fields(
     checkpoint=TEXT,
     adapter=TEXT,
 )
-
-
 SPREAD = fields(mean=NUMBER, sd=number(0), worst=NUMBER, worst_seed=SEED, values=NUMBERS)
-
-
 # By the field that a file must have: results, several seeds, control adapters.
 SHAPES: Mapping[str, Check] = {
     "sets": WHOLE,

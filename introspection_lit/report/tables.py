@@ -20,11 +20,7 @@ from introspection_lit.report.parts import (
 )
 
 Results = Mapping[str, Any]
-
-
 SET_HEAD = ("AUROC", "TPR", "FPR", "TPR at 1 % FPR", "d'", "mass", "steered", "clean (distinct)")
-
-
 METRICS = {"auroc": "AUROC", "tpr": "TPR", "fpr": "FPR", "tpr_at_1pct_fpr": "TPR at 1 % FPR", "dprime": "d'"}
 
 

@@ -120,6 +120,4 @@ def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, 
 
 # A strength below the least is lost in the rounding of float32; the square of one above the most overflows in a norm.
 LEAST_STRENGTH, MOST_STRENGTH = 1e-6, 1e6
-
-
 Bands = tuple[tuple[int, int], ...]

@@ -24,8 +24,6 @@ CONCEPTS = (
     "trains", "gardens", "anger", "justice", "computers", "mountains", "dancing", "money",
     "horses", "love", "war", "rain", "chess", "coffee", "medicine", "ancient Rome", "fire", "silence",
 )  # fmt: skip
-
-
 # The concept stands early, so that the words after it are read in its light.
 TEMPLATES = (
     "I keep thinking about {} and it will not leave my mind.",
@@ -33,8 +31,6 @@ TEMPLATES = (
     "This essay on {} begins with a memory from long ago.",
     "Nothing but {} matters here, from the first word to the last.",
 )
-
-
 # How many other concepts each one is contrasted with, in each template, for the principal component.
 CONTRASTS = 8
 

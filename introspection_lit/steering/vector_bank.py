@@ -23,26 +23,14 @@ from introspection_lit.utils.seeds import generator
 from introspection_lit.utils.tensor_hash import content_hash
 
 RANDOM_SPLITS = ("train", "validation", "heldout")
-
-
 # Splits that a bank may have: concepts extracted in another way, and directions from files.
 OPTIONAL_SPLITS = ("concept_pca", "imported")
-
-
 # Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
 MAX_COSINE = 0.9
-
-
 FORMAT = "introspection_lit/vector-bank/1"
-
-
 KNOWN = {"base_model", "revision", "seed", "layer"}  # what the metadata says beyond names, norms and seals
-
-
 # A name is printed in tables and messages, and written to manifests and results.
 LONGEST_NAME = 200
-
-
 REMEDY = "Make one for this model with scripts/generate_vectors.py, or leave data.bank out to have one made for the run."
 
 

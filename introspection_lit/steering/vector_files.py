@@ -27,24 +27,12 @@ from introspection_lit.utils.files import whole
 from introspection_lit.utils.resource_limits import room_for
 
 FORMATS = (".gguf", ".pt", ".safetensors")
-
-
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
 # What a file may ask for: a few bytes can claim to be more numbers than any machine has room for.
 MOST_ENTRIES = 100_000
-
-
 MOST_BYTES = 2**33
-
-
 MOST_GGUF_FIELDS = 20_000
-
-
 NO_LAYER = 10**9  # more than any model has
-
-
 # A tensor lies in a dict by name or layer, or in a dict of such dicts.
 DEEPEST = 2
 

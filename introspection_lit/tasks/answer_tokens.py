@@ -16,12 +16,8 @@ if TYPE_CHECKING:
 
 
 PROBE = exchange("probe", "Hello", "Hello")
-
-
 # What is suggested in place of a word of several tokens, as far as the tokenizer has it.
 SUGGESTIONS = ("yes", "no", "true", "false", "on", "off", "red", "blue", "left", "right", "A", "B", "1", "0")
-
-
 # After one of these a word follows without a space.
 OPENING = "\"'([{<«“`"
 

@@ -45,8 +45,6 @@ class Way(NamedTuple):
 
 
 ADAPTER = Way("adapter", None, True)
-
-
 UNTRAINED = (Way("untrained", "none", False), Way("with info", "explained", False))
 
 

@@ -25,8 +25,6 @@ from introspection_lit.tools import option_types
 from introspection_lit.utils.errors import ConfigurationError, RunError, visible
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Coder-32B-Instruct"
-
-
 # The experiment of each model that has one: its precision, quantisation, bands, strengths and sizes.
 EXPERIMENTS = {
     DEFAULT_MODEL: "qwen2.5-coder-32b.yaml",

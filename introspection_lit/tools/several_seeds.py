@@ -17,17 +17,9 @@ from introspection_lit.report.verdict import worst_unseen
 from introspection_lit.utils.errors import ConfigurationError
 
 Results = Mapping[str, Any]
-
-
 Row = dict[str, Any]
-
-
 METRICS = ("auroc", "accuracy", "tpr", "fpr", "mass", "n_clean_distinct")
-
-
 LOGGER = "--trainer.logger.init_args"
-
-
 # Seconds that a process gets to end by itself after Ctrl-C, before it is told to.
 GRACE = 5
 

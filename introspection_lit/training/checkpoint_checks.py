@@ -20,25 +20,13 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.validators import faults
 
 RECORD_KEY = "IntrospectionDataModule"
-
-
 # The loop that each of the trainer's functions goes on with.
 LOOPS = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop", "predict": "predict_loop"}
-
-
 # What of torch's schedule is restored; anything else would be written over its methods.
 SCHEDULE = {"base_lrs", "last_epoch", "_step_count", "_last_lr", "lr_lambdas"}
-
-
 FLAGS = ("_is_initial", "_get_lr_called_within_step", "verbose")
-
-
 SCHEDULE |= set(FLAGS)
-
-
 COUNTS = (torch.int32, torch.int64)
-
-
 OLDEST = 2  # Lightning's major version; it would rewrite older checkpoints
 
 

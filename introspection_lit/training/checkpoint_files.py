@@ -22,8 +22,6 @@ from introspection_lit.utils.tensor_hash import content_hash
 
 # What the weights of a training that has diverged are called, in the run's folder of checkpoints; not to be gone on from.
 DIVERGED = "diverged.ckpt"
-
-
 # Nested values of a checkpoint, each tensor one. Ours have some thousand.
 MOST_VALUES = 10**7
 

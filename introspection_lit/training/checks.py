@@ -15,14 +15,8 @@ if TYPE_CHECKING:
 
 # What a checkpoint can be chosen by.
 FIGURES = ("auroc", "accuracy", "tpr", "fpr", "mass", "loss")
-
-
 OTHERS = ("validation/selection", "step", "epoch")
-
-
 MONITORED = (*OTHERS, *(f"{split}/{name}" for split in ("validation", "train") for name in FIGURES))
-
-
 SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 # By source of the contexts: what validation and test keep for themselves where nobody says so.
 KINDS = {BUILTIN: (VALIDATION_KINDS, TEST_KINDS), LARGE: (VALIDATION_KINDS, (*TEST_KINDS, *NEW))}
-
-
 # Steps of training that are sorted by length together; a validation or test set is sorted as a whole.
 TRAINING_POOL = 8
 

@@ -120,8 +120,6 @@ def prepare(data: IntrospectionDataModule) -> Prepared:
 
 # How many contexts a grid has, if they are not the user's own and nobody says how many.
 DEFAULT_CONTEXTS = 8
-
-
 # How many random directions a bank gets when it is made and nobody says how many.
 DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
 

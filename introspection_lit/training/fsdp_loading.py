@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-
 Form = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor
 
 

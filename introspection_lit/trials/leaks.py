@@ -14,8 +14,6 @@ OTHER_DATA = (
     "ckpt_path: the checkpoint was trained on other contexts, vectors, questions, bands or strengths than this "
     "configuration holds. Resume with the data.* settings (data.seed above all) that it began with."
 )
-
-
 HINT = "Test with the data.* settings of the training, data.seed above all (config.yaml of its run)."
 
 

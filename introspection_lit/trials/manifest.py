@@ -28,31 +28,17 @@ if TYPE_CHECKING:
 
 
 FORMAT = "introspection_lit/manifest/1"
-
-
 # Every so many trials the place in the file is remembered, to find the others from there.
 STRIDE = 1024
-
-
 # After so many repeats in a row nothing new is expected.
 MANY = 20_000
-
-
 # So many pairs are read ahead at once; more than a pool of batches has.
 WINDOW = 4096
-
-
 REMEDY = "Put it back as it was and resume from the last checkpoint, or start again with the manifest as it is now."
-
-
 # No line of ours is longer; what is given in messages is cut off long before.
 LONGEST_LINE, MOST_SHOWN = 1_000_000, 160
-
-
 # What stands for the seal while it is computed: as long as the seal itself.
 UNSEALED = "0" * 64
-
-
 FIELDS = ("number", "steered", "context", "kind", "begins", "question", "vector", "band", "strength")
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 # Letters of a question in a message.
 LONGEST = 200
-
-
 # Numbers of trials are kept in 64 bits.
 MOST = 2**63
 

@@ -47,13 +47,7 @@ SOURCES = {
     "swapped": Source("heldout", "heldout", "swapped"),
     "factual": Source("heldout", "heldout", "factual"),
 }
-
-
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
-
-
 # Where something other than steering is asked about, or in another code: for these the stored threshold means nothing.
 OTHER_QUESTIONS = ("swapped", "factual")
-
-
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")

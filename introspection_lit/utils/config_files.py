@@ -13,22 +13,12 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 
 SECTIONS = ("trainer", "model", "data", "checkpoint", "evidence")
-
-
 PLAIN = ("seed_everything", "test_after_fit", "ckpt_path", "weights_only")
-
-
 LOGGERS = ("TensorBoardLogger", "CSVLogger")
-
-
 # Sections of options inside the sections; a text in their place would be the name of a file to read them from.
 PARTS = {"model": ("base", "lora"), "data": ("grid", "reuse")}
-
-
 # Values of a configuration once every alias is written out. Ours have fewer than a hundred.
 MOST_VALUES = 100_000
-
-
 # What Lightning takes for something other than a file, which none of our runs has.
 NO_FILES = ("", "best", "hpc", "registry")
 

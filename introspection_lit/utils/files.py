@@ -23,34 +23,18 @@ if TYPE_CHECKING:
 
 
 ROOM = "Make room there, or name a folder elsewhere."
-
-
 RIGHTS = "Name a folder that can be written to, or have its rights changed."
-
-
 NAMES = "A part of the path is a file, or not what it seems: name another one."
-
-
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), RIGHTS),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), NAMES),
     errno.EIO: "The disk, or the way to it, fails: name a folder elsewhere.",
 }
-
-
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
-
-
 LEFTOVER = re.compile(r"\.(?P<host>[A-Za-z0-9-]*)\.(?P<process>\d+)\.\d+\.(unfinished|replaced)")
-
-
 EXCHANGE = 2  # RENAME_EXCHANGE of Linux's renameat2
-
-
 _numbers = itertools.count()
-
-
 _cleared: set[Path] = set()
 
 

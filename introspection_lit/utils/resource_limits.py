@@ -11,12 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 SECONDS = 20.0
-
-
 # What a block may take beyond what the process has.
 BYTES = 2 << 30
-
-
 # What reading a file may take: as often its size, and so much beside it.
 TIMES, BESIDE, READING = 3, 1 << 28, 3600.0
 

@@ -8,8 +8,6 @@ from typing import Any
 
 # Says what is wrong with a value at a place; null always is fine: it means that nobody measured it.
 Check = Callable[[Any, str], Iterator[str]]
-
-
 # More numbers or rows than any test has; figures and tables of them would fill the machine.
 MOST, LARGEST = 1_000_000, 1e9
 

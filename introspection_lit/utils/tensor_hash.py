@@ -13,8 +13,6 @@ from introspection_lit.utils.errors import RunError
 
 # What torch reads back without unpickling; a subclass, such as numpy's float or a named tuple, it does not.
 PLAIN = {str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device}
-
-
 MAPPINGS, SEQUENCES = {dict, OrderedDict, Counter}, {list, tuple, torch.Size, bytearray}
 
 

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 # Of `data.contexts: large`: usable contexts of each unseen kind, and what decides which.
 PER_KIND, SEED = 320, 0
-
-
 PACKAGES = ("numpy", "sympy", "tokenizers", "torch", "transformers")
 
 

@@ -9,8 +9,6 @@ from importlib.resources import files
 import numpy as np
 
 Pair = tuple[str, str]
-
-
 TABLES = (
     (
         "rivers",
@@ -23,8 +21,6 @@ TABLES = (
     ("sleepers", ("Animal", "Hours"), (("Bat", 19.7), ("Horse", 2.9), ("Lion", 13.5), ("Sloth", 15), ("Seal", 6))),
     ("peaks", ("Peak", "Metres"), (("Etna", 3403), ("Triglav", 2864), ("Ararat", 5137), ("Teide", 3715), ("Rysy", 2501))),
 )
-
-
 TOPICS = (
     "tides",
     "glaciers",

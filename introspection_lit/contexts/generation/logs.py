@@ -10,14 +10,8 @@ import numpy as np
 from introspection_lit.contexts.generation.code import rows
 
 Pair = tuple[str, str]
-
-
 USERS = ("lena", "omar", "svc-report", "mwangi", "root", "petra", "guest7", "tomasz", "aiko", "deploy")
-
-
 HOSTS = ("heron.example", "node-4", "db2.mill.example", "edge-fra", "lab-pi", "kestrel", "atlas-07", "shop.example")
-
-
 FILES = (
     "/srv/in/may.csv",
     "/var/lib/q/7.db",
@@ -26,8 +20,6 @@ FILES = (
     "s3://cold/2021.tar",
     "notes/todo.txt",
 )
-
-
 ASK_FOR = (
     "Show me what {s} would write if things go wrong.",
     "Invent some lines from the log of a {s} service.",
@@ -39,8 +31,6 @@ ASK_FOR = (
     "fake log, {s}, {t} onwards",
     "My parser for {f} needs a case with {s}. Give me one.",
 )
-
-
 EXPLAIN = (
     "what happened?",
     "Is this bad?",
@@ -54,8 +44,6 @@ EXPLAIN = (
     "Summarise in one line.",
     "",
 )
-
-
 ANSWERS = (
     "{m}.",
     "In short: {m}.",
@@ -178,7 +166,5 @@ LAYOUTS = {
     "Windows event": "{LEVEL}, {H}, Source {w}, ID {pid}: {t}",
     "Erlang": "=={LEVEL} REPORT== {time} {{{w}, '{t}'}}",
 }
-
-
 # Formats whose lines differ by what happened in more than words.
 SPECIAL: dict[str, Callable[[np.random.Generator, int, str, str, bool, str], str]] = {"nginx": _nginx, "Java": _java}

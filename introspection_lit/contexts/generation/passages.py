@@ -27,8 +27,6 @@ import numpy as np
 from introspection_lit.contexts.generation.requests import asked
 
 Pair = tuple[str, str]
-
-
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z\"'(`*\d])")
 
 

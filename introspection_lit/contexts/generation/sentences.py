@@ -18,8 +18,6 @@ import numpy as np
 from introspection_lit.contexts.generation.passages import docstrings
 
 Pair = tuple[str, str]
-
-
 # What a sentence starts after: nothing, a full stop, or the sign of an item in a list.
 _STARTS = re.compile(r"(^|[.!?]\s|\n- |\n\d\. |^\d\. |^- )$")
 

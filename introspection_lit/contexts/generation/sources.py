@@ -23,19 +23,11 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
 
 Pair = tuple[str, str]
-
-
 Source = Callable[[np.random.Generator], Iterator[Pair]]
-
-
 # How alike two contexts of a kind may be: the Jaccard index of their words, and the share of word 5-grams seen before.
 MOST_ALIKE, MOST_SEEN = 0.8, 0.4
-
-
 # A source that yields this many contexts in a row of which none can be used has run dry.
 PATIENCE = 2000
-
-
 _WORDS = re.compile(r"[\u3400-\u9fff]+|[\u3040-\u309f]+|[\u30a0-\u30ff]+|[^\W_]+")
 
 
@@ -71,8 +63,6 @@ UNSEEN: dict[str, Source] = {
     "turkish": _composed("turkish"),
     "typos": typos,
 }
-
-
 NEW: dict[str, Source] = {
     "bytecode": bytecode,
     "docstrings": docstrings,

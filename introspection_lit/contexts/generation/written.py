@@ -12,14 +12,8 @@ from introspection_lit.contexts.context import Context, exchange
 from introspection_lit.utils.seeds import generator
 
 KIND = "model-written"
-
-
 TEMPERATURE = 0.8
-
-
 LONGEST = 80  # tokens of a reply; one that has not ended by then is left out
-
-
 REQUESTS = (
     "Tell me about {} in two sentences.",
     "What should a beginner know about {}?",
@@ -36,8 +30,6 @@ REQUESTS = (
     "A slogan for {}, please.",
     "Where does {} come from?",
 )
-
-
 SUBJECTS = (
     "beekeeping", "night trains", "sourdough", "chess", "wool", "thunderstorms", "maps", "the trombone", "lighthouses",
     "recycling", "juggling", "moss", "tax forms", "comets", "fencing", "tea", "earthquakes", "wild garlic", "typewriters",

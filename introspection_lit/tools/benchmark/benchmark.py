@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 # As many as training has for all that the schedules of learning rate and reuse can tell; the measurement stops by itself.
 EPOCHS = 10_000
-
-
 # The dtype of arithmetic under a precision, by its first part.
 DTYPES = {"bf16": "bfloat16", "16": "float16", "32": "float32"}
 

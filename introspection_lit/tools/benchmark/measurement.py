@@ -39,12 +39,8 @@ if TYPE_CHECKING:
 
 
 ONE_AT_A_TIME, PLAIN, REUSE = "one at a time", "batched", "batched, reuse"
-
-
 # Each saving alone.
 LAYERS, CLEAN = "batched, layers shared", "batched, clean kept"
-
-
 PATHS = (ONE_AT_A_TIME, PLAIN, LAYERS, CLEAN, REUSE)
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # Products of a backward over those of its forward, where the weights are frozen: gradients of activations only; and in
 # attention, where queries, keys and values all get gradients and the scores are computed again.
 BACKWARD, ATTENTION_BACKWARD = 1.0, 2.5
-
-
 # Passes over all weights in a training step: prefill, detection pass, backward.
 PASSES = 3
 

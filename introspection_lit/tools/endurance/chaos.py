@@ -31,8 +31,6 @@ from introspection_lit.utils.tensor_hash import content_hash
 
 # At any moment instead of at a place; the number is then a thousandth of the time that a whole run takes.
 ANY = "any moment"
-
-
 # How long processes may live that have lost one of theirs, in seconds, and how long any run may take.
 GRACE, LONGEST = 20.0, 300.0
 
@@ -130,8 +128,6 @@ PLACES: dict[str, Callable[[Callable[[], None]], None]] = {
     "removal": _before(Strategy, "remove_checkpoint"),
     "half an adapter": _before(LoraConfig, "save_pretrained"),  # its weights are written, this is not
 }
-
-
 # What only the first of several processes comes by.
 OF_FIRST = ("half a checkpoint", "unnamed checkpoint", "removal", "half an adapter")
 

@@ -32,20 +32,12 @@ if TYPE_CHECKING:
 
 
 LONG, SHORT, RESUMED, REST = "one long fit", "short fit", "resumed fit", "between lives"
-
-
 # Below this nothing can be said of a trend: some warm up, and two points make a line.
 FEWEST_SAMPLES, FEWEST_LIVES = 6, 4
-
-
 # Of the time, how long each short fit lasts.
 SHARE_OF_FIT = 1 / 60
-
-
 # Fits end by the clock.
 ENDLESS = {"trainer.max_epochs": "100000", "trainer.max_steps": "-1"}
-
-
 # Epochs of seconds, with a validation, a figure and a checkpoint after each; what the user gives comes after, and wins.
 SETTINGS = {
     "trainer.accelerator": "cpu",

@@ -15,38 +15,22 @@ from introspection_lit.tools.endurance.footprint import Footprint
 from introspection_lit.tools.endurance.soak import LONG, REST, RESUMED, SHORT, Sample, Soak
 
 MIB = 2**20
-
-
 # Of each half, the first part in which caches fill, lazy imports happen and allocators settle.
 WARM_UP = 1 / 3
-
-
 # What may come and go without a leak. Resident memory moves by some MiB as the allocator takes pages and gives them back;
 # what is allocated differs with the width of the batch that is being trained on. Over the 20 minutes of an hour's run that
 # are judged, some ten thousand steps, 4 MiB are less than half a KiB a step.
 RESIDENT_GROWTH, RESIDENT_SHARE = 20 * MIB, 0.02
-
-
 # Within the first minutes the allocator still takes what it will keep: of a shorter time, resident memory says little, and
 # what is allocated has to do.
 SETTLED, UNSETTLED_GROWTH = 300.0, 100 * MIB
-
-
 ALLOCATED_GROWTH = 4 * MIB
-
-
 # What a life may leave behind: jsonargparse keeps some of every command line that it reads, a tenth of a MiB.
 LEFT_BY_LIFE = MIB
-
-
 # A batch whose trials share caches has a tensor that says so, and so on.
 SPREAD_OF_TENSORS = 3
-
-
 # Python objects: a library's own bookkeeping, such as types that are made once, takes some hundreds.
 OBJECTS_GROWTH = 3000
-
-
 Reading = Callable[[Footprint], int]
 
 

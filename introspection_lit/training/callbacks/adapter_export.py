@@ -27,13 +27,9 @@ if TYPE_CHECKING:
 LOAD_HUB = """from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained("{name}")"""
-
-
 LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model
 
 base = load_model(BaseModel("{name}"))"""
-
-
 CARD = """---
 base_model: {base_model}
 library_name: peft

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 
 UNTRAINED, WITH_INFO = "untrained", "with info"
-
-
 # Where the layers are read.
 LENS_SET = "heldout"
 

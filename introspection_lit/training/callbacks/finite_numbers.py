@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 # A loss scaled for float16 begins at 2**16 and is halved whenever gradients overflow: 32 times in a row is no bad luck.
 SMALLEST_SCALE = 2.0**-16
-
-
 ADVICE = "Lower model.learning_rate or data.strengths, or use another trainer.precision (32-true is the safest)."
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Of a GPU's memory: gaps between tensors that are worth doing something about.
 GAPS = 0.1
-
-
 # GiB of kept caches that are not worth a thought.
 LITTLE_KEPT = 0.25
 

@@ -27,14 +27,8 @@ from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.memory_errors import is_out_of_memory, on_host
 
 BEGINNING = "memory was not enough"
-
-
 LOADING, MEASURING = "loading the model", "measuring norms and concepts"
-
-
 EVIDENCE = "gathering evidence"
-
-
 # Which function says what was going on: its file, its name, and what is said. The first that is among those that were
 # running counts. The optimiser's step is around forward and backward: it comes last.
 PLACES = (
@@ -52,8 +46,6 @@ PLACES = (
     ("optim/adam.py", "step", "the optimiser's step"),
     ("optim/adamw.py", "step", "the optimiser's step"),  # of torch 2.6
 )
-
-
 LONGEST_SAYING = 300
 
 

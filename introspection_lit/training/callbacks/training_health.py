@@ -13,17 +13,11 @@ from introspection_lit.training.run_context import module_of
 # Below this, nine tenths of what the model would say is neither answer: the log-odds are those of a rare event. Untrained
 # models begin at .6 to .8 when the question names the answers, and training on the full softmax takes them above .95.
 LITTLE = 0.1
-
-
 # Of the highest mass so far. In the runs of docs/results it never fell by more than a hundredth between validations.
 SHARE = 0.5
-
-
 # From here on false alarms are called run away, if they were certainly fewer before. At the threshold that validation sets,
 # runs that learn have .08 at most, and at 0 in their first epoch of training .20.
 ALARMS = 0.25
-
-
 MASS, FPR, TRAINING_FPR = "mass", "false alarms", "false alarms in training"
 
 
