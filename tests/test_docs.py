@@ -79,10 +79,33 @@ def test_output_shown_first_is_that_of_seed_0() -> None:
         assert f"│ {name:<8} │ {rates} │" in README
 
 
-def test_linked_files_exist() -> None:
-    """Documents and pictures that the README points to."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def anchors(document: Path) -> set[str]:
+    """What headings can be linked to as on GitHub: lower case, no punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+FOLDERS = ("introspection_lit", "scripts", "tests", "examples")
+SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_python_files_that_documents_name_exist(document: Path) -> None:
+    """A name may be the end of a path: a file that moves is renamed in the documents too."""
+    names = re.findall(r"(?<![\w*/])[\w/]+\.py\b", document.read_text(encoding="utf-8"))
+    assert [name for name in names if not any(path.as_posix().endswith(f"/{name}") for path in SOURCES)] == []
+
+
+def test_tests_that_the_check_list_names_exist() -> None:
+    """As ``file::test``, or a name alone after one of the same file."""
+    tests = {path.as_posix(): path.read_text(encoding="utf-8") for path in SOURCES if path.name.startswith("test_")}
+    file = None
+    for line in (ROOT / "docs" / "validity.md").read_text(encoding="utf-8").splitlines():
+        for named, test in re.findall(r"`(?:([\w/]+\.py)::)?(test_\w+)`", line):
+            file = next(text for path, text in tests.items() if path.endswith(f"/{named}")) if named else file
+            assert file, test
+            assert f"def {test}(" in file, test
 
 
 PIPELINE = ROOT / "docs" / "results" / "pipeline"
@@ -131,11 +154,13 @@ def test_guide_says_how_much_is_a_push_toward_yes() -> None:
     assert f"over the {len(detection)} directions" in guide
 
 
-def test_guides_link_to_files_that_exist() -> None:
-    """From where they are."""
-    for document in (ROOT / "docs").glob("*.md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), (document.name, target)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_and_anchors_resolve(document: Path) -> None:
+    """Documents, headings and pictures, from where the document is."""
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", document.read_text(encoding="utf-8")):
+        file = document.parent / target if target else document
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
 def test_commands_of_the_pipeline_are_those_of_the_issue() -> None:

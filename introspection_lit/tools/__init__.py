@@ -1,1 +1,4 @@
-"""What the scripts call; nothing imports it."""
+"""Code that only the files in ``scripts/`` call: the research pipeline, several seeds, benchmark, endurance runs.
+
+Not here: anything that the command line needs. No other package imports this one.
+"""

@@ -1,1 +1,4 @@
-"""Which trial is which, and from trials to tensors."""
+"""Trials: plans, test sets, manifests and leak checks; and trials as padded tensors.
+
+Not here: steering itself (``steering``), and the data module that uses these (``training``).
+"""

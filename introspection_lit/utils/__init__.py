@@ -1,1 +1,4 @@
-"""Files, errors, random streams and other ground that everything stands on."""
+"""Errors, files, checksums, paths, limits and named random streams: what every other package uses.
+
+Not here: anything that knows about language models, trials or training.
+"""

@@ -1,1 +1,4 @@
-"""Where more contexts come from: composed texts, passages found on the machine, and what the model itself writes."""
+"""Builds more contexts: composed texts, passages from installed packages, and replies that the model writes.
+
+Not here: the built-in contexts, which are in ``assets/contexts.jsonl``.
+"""
