@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,8 +18,7 @@ from introspection_lit.models.adapters import read_adapter, shape_of, weight_nam
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
-from introspection_lit.steering.activation_checkpointing import recomputed
-from introspection_lit.steering.prefill import fork, no_logits, position_ids
+from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.tasks.scoring import detection_loss, log_odds, mass
 from introspection_lit.training.callbacks.finite_numbers import Predictions, Scored, broken_scores, check_step
 from introspection_lit.training.checkpoint_checks import identity_problems
@@ -154,45 +153,8 @@ class IntrospectionModule(LightningModule):
         return self.model(**inputs)
 
     def answer_logits(self, batch: TrialBatch) -> Tensor:
-        """The detection pass: read the cache with the question and predict the answer. Hooks are off.
-
-        Args:
-            batch: With its cache, which stays as it was.
-
-        Returns:
-            Logits at the answer position, ``(batch, vocabulary)``.
-        """
-        assert batch.cache is not None, "the prefill has not run"
-        cache, context_mask = fork(batch.cache), batch.context_mask
-        if batch.lead_ids is not None:
-            lead = batch.lead_ids.expand(len(context_mask), -1)
-            context_mask = torch.cat([context_mask, torch.ones_like(lead)], dim=1)
-            positions = position_ids(context_mask)[:, -lead.shape[1] :]
-            self(
-                input_ids=lead,
-                attention_mask=context_mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=no_logits(lead),
-            )
-        if batch.cache_of is not None:
-            cache.batch_select_indices(batch.cache_of)
-            context_mask = context_mask[batch.cache_of]
-        mask = torch.cat([context_mask, batch.question_mask], dim=1)
-        positions = position_ids(mask)[:, context_mask.shape[1] :]
-        last = batch.question_mask.sum(dim=1) - 1
-        kept, place = torch.unique(last, return_inverse=True)
-        with recomputed(self.layers) if self.recompute and torch.is_grad_enabled() else nullcontext():
-            outputs = self(
-                input_ids=batch.question_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=kept,
-            )
-        return outputs.logits[torch.arange(len(last), device=last.device), place]
+        """Run the question pass (see :func:`~introspection_lit.steering.question_pass.read_answers`)."""
+        return read_answers(self, batch, self.layers, self.recompute)
 
     def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """One step of any split: scores a batch and gathers it for the metrics; returns loss, log-odds and mass."""

@@ -135,7 +135,7 @@ def test_without_gradient_nothing_is_checkpointed(family_model: PreTrainedModel,
     """Validation, test and the prefill run the layers' own forward."""
     module, batch = asked(family_model, Lora())
     module.recompute = True
-    monkeypatch.setattr("introspection_lit.training.module.recomputed", lambda _: pytest.fail("checkpointed"))
+    monkeypatch.setattr("introspection_lit.steering.question_pass.recomputed", lambda _: pytest.fail("checkpointed"))
     with torch.no_grad():
         module.answer_logits(batch)
 
@@ -215,7 +215,7 @@ def test_fit_gives_the_same_adapter(tiny: Path, tmp_path: Path, monkeypatch: pyt
         calls.append(len(layers))
         return recomputed(layers)
 
-    monkeypatch.setattr("introspection_lit.training.module.recomputed", counted)
+    monkeypatch.setattr("introspection_lit.steering.question_pass.recomputed", counted)
     options = ["--model.base.name_or_path", str(tiny), "--trainer.precision", precision, "--checkpoint.save_top_k", "-1"]
     runs = [main(["fit", "--config", CONFIG, *options])]
     assert not calls
