@@ -31,10 +31,15 @@ from introspection_lit.training.callbacks.writers import ConfigWriter, Predictio
 from introspection_lit.training.checkpoint_files import CheckpointFiles
 from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.module import IntrospectionModule
-from introspection_lit.utils.config_files import checkpoint_name_problems, empty_options, read_carefully, seed_problems
+from introspection_lit.utils.config_files import (
+    checkpoint_name_problems,
+    empty_options,
+    refuse_ambiguous_yaml,
+    seed_problems,
+)
 from introspection_lit.utils.errors import ConfigurationError, RunError
-from introspection_lit.utils.files import explained_elsewhere, folder_problems
-from introspection_lit.utils.paths import given_path
+from introspection_lit.utils.files import explain_write_errors, folder_problems
+from introspection_lit.utils.paths import parse_path
 
 
 class IntrospectionCLI(LightningCLI):
@@ -87,7 +92,7 @@ class IntrospectionCLI(LightningCLI):
         Raises:
             ConfigurationError: A configuration is no text, or a name no file's.
         """
-        read_carefully()
+        refuse_ambiguous_yaml()
         try:
             super().parse_arguments(parser, args)
         except (UnicodeError, RecursionError) as error:
@@ -148,7 +153,7 @@ class IntrospectionCLI(LightningCLI):
         if self.subcommand is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         where = getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir
-        given_path("trainer.logger" if trainer.logger else "trainer.default_root_dir", str(where))
+        parse_path("trainer.logger" if trainer.logger else "trainer.default_root_dir", str(where))
         run = getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir
         problems = folder_problems(Path(run), "trainer.logger" if trainer.logger else "trainer.default_root_dir")
         if checkpoints := self._get(self.config, "checkpoint.dirpath"):
@@ -209,7 +214,7 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
     if isinstance(words, list):
         answer(words)
     try:
-        with explained_elsewhere(), explained_memory():
+        with explain_write_errors(), explained_memory():
             return _cli(args, run=True)
     except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"error: the configuration cannot work. {error}\n")

@@ -24,7 +24,7 @@ from introspection_lit.tools import baseline, baseline_figures, option_types, pi
 from introspection_lit.training.protocol import grid_protocol
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import save_figure, whole, write_whole
+from introspection_lit.utils.files import atomic_file, save_figure, write_file
 from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,9 +117,9 @@ def benchmark(steps: pipeline.Steps) -> None:
     described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule)}
     results = {**described, "grid": asdict(cli.datamodule.grid), "summary": summary, "directions": compared}
     text, figure = json.dumps(results, indent=1, allow_nan=False), baseline_figures.figure(compared, summary)
-    with whole(steps.folder / f"{name}.jsonl") as copied:
+    with atomic_file(steps.folder / f"{name}.jsonl") as copied:
         copied.write_bytes(b"".join(path.read_bytes() for path in rows))
-    write_whole(steps.folder / f"{name}.json", text + "\n")
+    write_file(steps.folder / f"{name}.json", text + "\n")
     save_figure(steps.folder / f"{name}.png", figure)
     console = PlainConsole()
     console.print(baseline.direction_table(compared, summary))

@@ -19,7 +19,7 @@ from introspection_lit.models.base_model import SAFE_PRECISIONS, SHORT_NAMES
 from introspection_lit.models.random_models import GEOMETRIES, RANDOM
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.files import write_file
 
 # Each number: its default, and what it means.
 NUMBERS = {
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
     console.print(benchmark_report.table(results))
     console.print("\n".join(benchmark_report.notes(results)), soft_wrap=True)
     if output is not None:
-        write_whole(output, json.dumps(results, indent=2, allow_nan=False, default=str) + "\n")
+        write_file(output, json.dumps(results, indent=2, allow_nan=False, default=str) + "\n")
 
 
 if __name__ == "__main__":

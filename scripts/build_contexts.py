@@ -26,7 +26,7 @@ from introspection_lit.models.base_model import EMBEDDED, BaseModel
 from introspection_lit.models.loading import load_model, load_tokenizer
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError, RunError
-from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.files import write_file
 
 
 def table(builtin: list[Context], added: list[Context], lengths: Lengths) -> Table:
@@ -95,11 +95,11 @@ def main(args: list[str] | None = None) -> None:
                 )
             added += own
         text = as_text(added)
-        write_whole(options.out, text)
+        write_file(options.out, text)
         companion = options.out.with_suffix(".json")
         settings = {name: getattr(options, name) for name in ("seed", "per_kind", "limit", "model")}
         described = facts(options.out.name, text, settings, builtin, added)
-        write_whole(companion, json.dumps(described, indent=2) + "\n")
+        write_file(companion, json.dumps(described, indent=2) + "\n")
     except (ValueError, OSError, RunError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from error

@@ -27,7 +27,7 @@ from rich.table import Table
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.endurance.chaos import ANY, PLACES, Outcome, Runs
 from introspection_lit.utils.errors import RunError
-from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.files import write_file
 from introspection_lit.utils.provenance import provenance
 
 # Small, but with all that a run has: steps of two batches, a validation in the middle of each epoch and at its end.
@@ -105,7 +105,7 @@ def chaos(options: argparse.Namespace, more: Sequence[str]) -> list[Outcome]:
     made_by = provenance()
     found = {key: made_by[key] for key in ("command", "commit", "versions", "hardware")} | {"seed": options.seed}
     rows = [asdict(outcome) for outcome in outcomes]
-    write_whole(folder / "chaos.json", json.dumps(found | {"processes": options.processes, "outcomes": rows}, indent=2))
+    write_file(folder / "chaos.json", json.dumps(found | {"processes": options.processes, "outcomes": rows}, indent=2))
     Console().print(table(outcomes))
     print(f"details: {folder / 'chaos.json'}")
     return [outcome for outcome in outcomes if not outcome.identical]

@@ -25,7 +25,7 @@ from introspection_lit.report.reading import read
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.several_seeds import Training, settled
 from introspection_lit.utils.checksums import write_json
-from introspection_lit.utils.config_files import foreign_parts, read_plain
+from introspection_lit.utils.config_files import read_plain_yaml, untrusted_parts
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.provenance import provenance
@@ -112,12 +112,12 @@ def as_in(run: Path) -> list[str]:
         raise ConfigurationError([f"--run {run}: no config.yaml in it. Expected the folder of a fit that was tested."])
     read(run / "results.json")
     try:
-        config = read_plain(file.read_text(encoding="utf-8"))
+        config = read_plain_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError([f"--run {run}: its config.yaml cannot be read ({error})."]) from error
     if not isinstance(config, dict) or "test_after_fit" not in config or not isinstance(config.get("data"), dict):
         raise ConfigurationError([f"--run {run}: its config.yaml is not that of a fit. Expected the run that trained."])
-    if foreign := foreign_parts(config):
+    if foreign := untrusted_parts(config):
         raise ConfigurationError(
             [
                 f"--run {run}: its config.yaml could run code or write elsewhere: {'; '.join(foreign)}. It is only read "

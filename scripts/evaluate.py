@@ -20,7 +20,7 @@ from introspection_lit.evaluation import rungs
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.training.protocol import protocol
 from introspection_lit.utils.console import PlainConsole
-from introspection_lit.utils.files import save_figure, write_whole
+from introspection_lit.utils.files import save_figure, write_file
 from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def evaluate(steps: pipeline.Steps) -> None:
     verdicts = [rungs.verdict(name, rows) for name, rows in ways.items()]
     described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule)}
     results = {**described, "verdicts": verdicts, "ways": ways}
-    write_whole(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_file(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     save_figure(folder / "ladder.png", ladder.figure(ways))
     console = PlainConsole()
     console.print(ladder.table(ways))

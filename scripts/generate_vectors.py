@@ -22,7 +22,7 @@ from introspection_lit.steering.vector_bank import repeated
 from introspection_lit.tools import option_types, pipeline, vector_report
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import save_figure, write_whole
+from introspection_lit.utils.files import save_figure, write_file
 from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,7 +87,7 @@ def generate(steps: pipeline.Steps) -> None:
         raise ConfigurationError([f"--import: {leak}: what is tested would be trained on." for leak in bank.leaks()])
     bank.save(steps.bank)
     described = {**provenance(), **bank.metadata, **vector_report.report(bank)}
-    write_whole(folder / "vectors.json", json.dumps(described, indent=1) + "\n")
+    write_file(folder / "vectors.json", json.dumps(described, indent=1) + "\n")
     save_figure(folder / "vectors.png", vector_report.figure(bank))
     if options.export_as:
         for name, direction in zip(bank.names["concept"], bank.directions["concept"], strict=True):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import save_figure, write_whole
+from introspection_lit.utils.files import save_figure, write_file
 
 if TYPE_CHECKING:
     from introspection_lit.tools.endurance.soak import Sample
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
         "most_remembered": seen.most_remembered,
         "samples": [sample._asdict() | {"holds": sample.holds._asdict()} for sample in seen.samples],
     }
-    write_whole(output, json.dumps(results, indent=2, allow_nan=False, default=str) + "\n")
+    write_file(output, json.dumps(results, indent=2, allow_nan=False, default=str) + "\n")
     save_figure(output.with_suffix(".png"), soak_report.figure(seen.samples))
     Console(width=120).print(soak_report.table(found))
     print(f"{seen.samples[-1].steps} training batches, {seen.samples[-1].life} lives. Details: {output}")

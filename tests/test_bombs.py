@@ -24,7 +24,7 @@ from introspection_lit.models.loading import load_config
 from introspection_lit.steering.vector_files import read_directions
 from introspection_lit.training.checkpoint_checks import content_problems
 from introspection_lit.training.checkpoint_files import read_checkpoint
-from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.checksums import CHECKSUM
 from introspection_lit.utils.errors import ConfigurationError
 
 GIGABYTE = 2**30
@@ -48,7 +48,7 @@ def expanded(file: Path) -> None:
 def expanded_and_sealed(file: Path) -> None:
     """The same with a seal, which is computed from all numbers."""
     torch.save(
-        {"introspection": {}, "state_dict": {}, "x": torch.zeros(1).as_strided((10**9,), (0,)), SEAL: "0" * 64}, file
+        {"introspection": {}, "state_dict": {}, "x": torch.zeros(1).as_strided((10**9,), (0,)), CHECKSUM: "0" * 64}, file
     )
 
 
@@ -76,7 +76,7 @@ def inside_itself(file: Path) -> None:
     """A list that has no end."""
     content: list[Any] = []
     content.append(content)
-    torch.save({"introspection": {}, "state_dict": {}, "epoch": content, SEAL: "0" * 64}, file)
+    torch.save({"introspection": {}, "state_dict": {}, "epoch": content, CHECKSUM: "0" * 64}, file)
 
 
 @pytest.mark.parametrize(

@@ -27,16 +27,16 @@ from introspection_lit.cli import main
 from introspection_lit.models.adapters import DESCRIPTION, adapter_problems, read_adapter
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_config, load_model, load_tokenizer
-from introspection_lit.models.recorded_settings import believed, followed
+from introspection_lit.models.recorded_settings import resolve_paths, validate_settings
 from introspection_lit.steering.vector_files import read_directions
 from introspection_lit.tools import pipeline
 from introspection_lit.training.callbacks.best_checkpoint import BestCheckpoint
 from introspection_lit.training.checkpoint_checks import checkpoint_problems
 from introspection_lit.utils import resource_limits as limits
-from introspection_lit.utils.config_files import foreign_parts
+from introspection_lit.utils.config_files import untrusted_parts
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError, IntrospectionError, visible
-from introspection_lit.utils.paths import belonging
+from introspection_lit.utils.paths import inside_folder
 
 
 class Bomb:
@@ -364,14 +364,14 @@ def test_paths_stay_in_their_folder(name: str, tmp_path: Path) -> None:
     beside.write_text("{}")
     (folder / f"link.{'txt' if ending else 'json'}").symlink_to(secret)
     for path in PATHS[name]:
-        settings = believed({name: path.replace("{tmp}", str(tmp_path)), "data.seed": 3}, "theirs")
+        settings = validate_settings({name: path.replace("{tmp}", str(tmp_path)), "data.seed": 3}, "theirs")
         with pytest.raises(ConfigurationError, match=rf"made with {name} .* give it with --"):
-            followed(settings, folder / DESCRIPTION, [])
-        assert followed(settings, folder / DESCRIPTION, [name]) == {"data.seed": 3}
+            resolve_paths(settings, folder / DESCRIPTION, [])
+        assert resolve_paths(settings, folder / DESCRIPTION, [name]) == {"data.seed": 3}
     for path in (beside.name, str(beside)):
-        assert followed({name: path}, folder / DESCRIPTION, [])[name] == str(beside)
+        assert resolve_paths({name: path}, folder / DESCRIPTION, [])[name] == str(beside)
     for usual in ("builtin", None) if not ending else ("none", "explained", "neutral", None):
-        assert followed({name: usual}, folder / DESCRIPTION, []) == {name: usual}
+        assert resolve_paths({name: usual}, folder / DESCRIPTION, []) == {name: usual}
 
 
 def test_the_users_own_file_wins(tmp_path: Path) -> None:
@@ -397,9 +397,9 @@ def test_the_users_own_file_wins(tmp_path: Path) -> None:
 def test_revisions_that_anybody_can_make(revision: str) -> None:
     """On the hub anybody can propose a change to anybody's model: it is a revision of it, and not its owner's."""
     for good in ("main", "v1.0", "release/2", "0123abc"):
-        assert believed({"model.base.revision": good}, "theirs")
+        assert validate_settings({"model.base.revision": good}, "theirs")
     with pytest.raises(ConfigurationError, match=r"model\.base\.revision"):
-        believed({"model.base.revision": revision}, "theirs")
+        validate_settings({"model.base.revision": revision}, "theirs")
 
 
 def test_what_belongs_to_a_folder(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_what_belongs_to_a_folder(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     (tmp_path / "run" / "up").symlink_to(tmp_path)
     paths = ["run/a", "run/b/../a", "run/..", "run/up/a", "a", "circle", "run/\0", "run", "/", "~", "run/" + "x" * 5000]
-    kept = belonging([tmp_path / path for path in paths], tmp_path / "run")
+    kept = inside_folder([tmp_path / path for path in paths], tmp_path / "run")
     assert kept == [tmp_path / path for path in ("run/a", "run/b/../a", "run", "run/" + "x" * 5000)]
     for path in kept:
         assert os.path.realpath(path).startswith(os.path.realpath(tmp_path / "run"))
@@ -470,7 +470,7 @@ def test_a_runs_own_configuration_names_no_class(name: str, tmp_path: Path, mark
     """controls.py reads it without being told to, so it must not be a program."""
     usual = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
     usual |= {"test_after_fit": True}
-    assert foreign_parts(usual) == []
+    assert untrusted_parts(usual) == []
     for section, options in CONFIGS[name].items():
         whole = isinstance(options, str)
         usual[section] = options if whole else usual.get(section, {}) | options
@@ -478,7 +478,7 @@ def test_a_runs_own_configuration_names_no_class(name: str, tmp_path: Path, mark
     (tmp_path / "results.json").write_text(json.dumps({"sets": {}}))
     with pytest.raises(IntrospectionError, match="could run code or write elsewhere"):
         script("controls").as_in(tmp_path)
-    assert foreign_parts(usual)
+    assert untrusted_parts(usual)
 
 
 def test_yaml_that_grows(tmp_path: Path) -> None:

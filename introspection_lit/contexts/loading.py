@@ -8,9 +8,9 @@ from importlib.resources import files
 from typing import Any
 
 from introspection_lit.contexts.context import BUILTIN, LARGE, Context, Message, exchange, unwritable
-from introspection_lit.utils.config_files import once
+from introspection_lit.utils.config_files import unique_fields
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.paths import given_path
+from introspection_lit.utils.paths import parse_path
 
 
 def load_contexts(source: str) -> list[Context]:
@@ -45,7 +45,7 @@ def load_contexts(source: str) -> list[Context]:
             ]
         )
     else:
-        path = given_path("data.contexts", source)
+        path = parse_path("data.contexts", source)
         if not path.is_file():
             raise ConfigurationError(
                 [f"data.contexts: no such file: {source}. Expected 'builtin', 'large', 'hub:NAME', a .jsonl or .json file."]
@@ -78,7 +78,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{name}, line {number}", json.loads(line, object_pairs_hook=once)
+                yield f"{name}, line {number}", json.loads(line, object_pairs_hook=unique_fields)
             except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
                 yield f"{name}, line {number}", error
 
@@ -86,7 +86,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
 def _json_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
     """The conversations of a JSON file: one (a list of messages, or an object with ``messages``) or a list of them."""
     try:
-        content = json.loads(text, object_pairs_hook=once)
+        content = json.loads(text, object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as error:
         return [(name, error)]
     if isinstance(content, dict) and isinstance(content.get("conversations"), list):

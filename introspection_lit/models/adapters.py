@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from introspection_lit.models.adapter_config import read_settings
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import outline
-from introspection_lit.models.recorded_settings import RECORD, believed
-from introspection_lit.utils.checksums import SEAL, broken_seal, changed, hash_of
+from introspection_lit.models.recorded_settings import RECORD, validate_settings
+from introspection_lit.utils.checksums import CHECKSUM, checksum_problem, file_hash, mismatch
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import whole_folder
-from introspection_lit.utils.paths import belonging, given_path
+from introspection_lit.utils.files import atomic_folder
+from introspection_lit.utils.paths import inside_folder, parse_path
 from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, limited
 from introspection_lit.utils.validators import faults
 
@@ -58,7 +58,7 @@ def read_adapter(name: str) -> Adapter:
     Raises:
         ConfigurationError: There is none, or it cannot be used here; all problems.
     """
-    folder = given_path("model.adapter", name)
+    folder = parse_path("model.adapter", name)
     if not folder.is_dir():
         folder = _from_hub(name)
     if missing := _missing(name, folder):
@@ -80,7 +80,7 @@ def read_adapter(name: str) -> Adapter:
                 raise ValueError(f"its threshold is {threshold}")
             if odd := faults(description["trained_on"], RECORD, required=True):
                 raise ValueError(f"its training record: {'; '.join(odd)}")
-            believed(description.get("options", {}), str(folder / DESCRIPTION))
+            validate_settings(description.get("options", {}), str(folder / DESCRIPTION))
         except ConfigurationError as error:
             problems += error.problems
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -97,7 +97,7 @@ def _missing(name: str, folder: Path) -> list[str]:
     return [
         f"model.adapter: {folder / file} is a link to a file outside of the adapter's folder. Copy that file into it."
         for file in FILES
-        if (folder / file).is_file() and not belonging([folder / file], folder)
+        if (folder / file).is_file() and not inside_folder([folder / file], folder)
     ]
 
 
@@ -254,7 +254,7 @@ def shape_of(adapter: Adapter) -> dict[str, Any]:
 def copy_adapter(source: Path, folder: Path) -> None:
     """Copy an exported adapter; the folder appears complete or not at all, and an older export is replaced."""
     check_replaceable(folder)
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         shutil.copytree(source, unfinished, dirs_exist_ok=True)
 
 
@@ -279,12 +279,12 @@ def changes(folder: Path, description: Mapping[str, Any] | None) -> list[str]:
     """
     if not description:
         return []
-    found = [f"model.adapter: {folder / DESCRIPTION}: {fault}."] if (fault := broken_seal(description)) else []
+    found = [f"model.adapter: {folder / DESCRIPTION}: {fault}."] if (fault := checksum_problem(description)) else []
     hashes = description.get("files")
     if not isinstance(hashes, dict):
         return found
     for name in (WEIGHTS, CONFIG):
-        if name in hashes and (folder / name).is_file() and hash_of(folder / name) != hashes[name]:
-            said = changed(f"'files' and {SEAL!r} from {DESCRIPTION}")
+        if name in hashes and (folder / name).is_file() and file_hash(folder / name) != hashes[name]:
+            said = mismatch(f"'files' and {CHECKSUM!r} from {DESCRIPTION}")
             found.append(f"model.adapter: {folder / name}: {said}.")
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from introspection_lit.models.random_models import RANDOM
-from introspection_lit.utils.paths import given_path
+from introspection_lit.utils.paths import parse_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -99,7 +99,7 @@ class BaseModel:
     def name(self) -> str:
         """The model's one name, whichever way it was typed: short names written out, local paths absolute."""
         name = SHORT_NAMES.get(self.name_or_path, self.name_or_path)
-        path = given_path("model.base.name_or_path", name)
+        path = parse_path("model.base.name_or_path", name)
         return str(path.resolve()) if path.exists() else name
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.tasks.questions import INFO_CHOICES
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.paths import belonging
+from introspection_lit.utils.paths import inside_folder
 from introspection_lit.utils.validators import faults, finite, flag, text, texts, whole
 
 
@@ -90,7 +90,7 @@ RECORD: dict[str, Callable[[object], bool]] = {
 }
 
 
-def believed(options: object, source: str) -> dict[str, Any]:
+def validate_settings(options: object, source: str) -> dict[str, Any]:
     """The settings of a file, if all of them are known and look right.
 
     Args:
@@ -111,11 +111,11 @@ def believed(options: object, source: str) -> dict[str, Any]:
 NAMED_BY = {"data.contexts": "--conversations FILE (data.contexts)", "data.info": "--data.info FILE"}
 
 
-def followed(settings: dict[str, Any], source: Path, given: Collection[str]) -> dict[str, Any]:
+def resolve_paths(settings: dict[str, Any], source: Path, given: Collection[str]) -> dict[str, Any]:
     """The settings of a file, those that name a file beside it with the whole path.
 
     Args:
-        settings: From :func:`believed`.
+        settings: From :func:`validate_settings`.
         source: The file that they are from.
         given: Settings that the user gives himself: they are left out.
 
@@ -129,7 +129,7 @@ def followed(settings: dict[str, Any], source: Path, given: Collection[str]) -> 
         if value is None or value in (BUILTIN, LARGE) or value in INFO_CHOICES:
             continue
         path = source.parent / value
-        beside = ".." not in path.parts and bool(belonging([path], source.parent))
+        beside = ".." not in path.parts and bool(inside_folder([path], source.parent))
         if value.startswith("hub:") or not beside or not os.path.isfile(path):  # Path.is_file may raise
             problems.append(
                 f"{source}: made with {name} {value[:200]!r}, which is no file in its folder. What such files name "

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.random_models import is_random
 from introspection_lit.utils.errors import RunError
-from introspection_lit.utils.files import cache_folder, whole_folder
+from introspection_lit.utils.files import atomic_folder, cache_folder
 
 
 def resolve(base: BaseModel) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def unpack_gguf(file: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        with whole_folder(folder, replace=False) as unfinished:
+        with atomic_folder(folder, replace=False) as unfinished:
             _dequantise(file, unfinished)
     except RunError as error:
         raise ValueError(f"INTROSPECTION_LIT_CACHE: {error.problems[0]}") from error

@@ -12,8 +12,8 @@ from introspection_lit.report.drawing import png
 from introspection_lit.report.page import Run, _named, page, render
 from introspection_lit.report.reading import RESULTS, WRITER, read
 from introspection_lit.utils.errors import ConfigurationError, IntrospectionError, visible
-from introspection_lit.utils.files import write_whole
-from introspection_lit.utils.paths import belonging
+from introspection_lit.utils.files import write_file
+from introspection_lit.utils.paths import inside_folder
 
 SEEDS, CONTROLS = "seeds.json", "controls.json"
 
@@ -81,7 +81,7 @@ def load(path: Path) -> Run:
     if not file.exists() and not seeds.exists():
         raise ConfigurationError([f"--run {path}: no {RESULTS} in it. '{WRITER} --ckpt_path FILE' writes one."])
     config = folder / "config.yaml"
-    own = path.is_dir() and config.is_file() and belonging([config], folder)  # no link to what is not to be shown
+    own = path.is_dir() and config.is_file() and inside_folder([config], folder)  # no link to what is not to be shown
     text = config.read_text(encoding="utf-8", errors="replace") if own else None
     several = read(seeds, "seeds") if path.is_dir() and seeds.exists() else {}
     results = read(file) if file.exists() else {}
@@ -107,11 +107,11 @@ def _write(runs: Sequence[Run], out: Path) -> Path:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ConfigurationError([f"{files}: results of another form than '{WRITER}' writes ({reason})."]) from error
     folder = out.parent / ("figures" if out.name == "report.html" else f"{out.stem}-figures")
-    if not belonging([folder], out.parent):
+    if not inside_folder([folder], out.parent):
         raise ConfigurationError([f"{folder}: a link to a folder elsewhere. Remove it, or name another place with --out."])
     for name, picture in pictures.items():
-        write_whole(folder / f"{name}.png", picture)
-    write_whole(out, render(shown, pictures))
+        write_file(folder / f"{name}.png", picture)
+    write_file(out, render(shown, pictures))
     return out
 
 

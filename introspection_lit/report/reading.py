@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from introspection_lit.report.shape import SHAPES
-from introspection_lit.utils.checksums import broken_seal
+from introspection_lit.utils.checksums import checksum_problem
 from introspection_lit.utils.errors import ConfigurationError
 
 RESULTS = "results.json"
@@ -45,7 +45,7 @@ def read(file: Path, needed: str = "sets") -> dict[str, Any]:
         raise ConfigurationError([f"{file}: {reason}. Expected {RESULTS} as '{WRITER}' writes it."]) from error
     if not isinstance(found, dict) or not isinstance(found.get(needed), dict | list):
         raise ConfigurationError([f"{file}: JSON, but no results: {needed!r} is missing. Expected what '{WRITER}' writes."])
-    if fault := broken_seal(found):
+    if fault := checksum_problem(found):
         raise ConfigurationError([f"{file}: {fault}."])
     if faults := list(islice(SHAPES[needed](found, ""), 5)):
         raise ConfigurationError([f"{file}: results of another form than '{WRITER}' writes: {'; '.join(faults)}."])

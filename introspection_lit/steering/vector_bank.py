@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from introspection_lit.utils.checksums import SEAL, changed
+from introspection_lit.utils.checksums import CHECKSUM, mismatch
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.files import write_file
 from introspection_lit.utils.seeds import generator
 from introspection_lit.utils.tensor_hash import content_hash
 
@@ -76,9 +76,9 @@ class VectorBank:
         norms = json.dumps([round(norm, 4) for norm in self.residual_norms.tolist()])
         header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
         header["fingerprint"] = self.fingerprint
-        header[SEAL] = content_hash([dict(sorted(header.items())), tensors])
+        header[CHECKSUM] = content_hash([dict(sorted(header.items())), tensors])
         # As bytes first: safetensors' own writer of files hides why it could not write.
-        write_whole(path, save(dict(tensors), metadata=header))
+        write_file(path, save(dict(tensors), metadata=header))
 
     @classmethod
     def load(cls, path: Path) -> VectorBank:
@@ -93,12 +93,12 @@ class VectorBank:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            seal = metadata.pop(SEAL, None)  # older banks have none
+            seal = metadata.pop(CHECKSUM, None)  # older banks have none
             sound = seal in (None, content_hash([dict(sorted(metadata.items())), tensors]))
             if metadata.pop("format", None) != FORMAT:
                 raise ValueError(f"its metadata does not say {FORMAT!r}")
             if not sound:
-                raise ValueError(changed(f"{SEAL!r} from its metadata"))
+                raise ValueError(mismatch(f"{CHECKSUM!r} from its metadata"))
             metadata.pop("fingerprint", None)
             norms = tensors.pop("residual_norms")
             metadata.pop("residual_norms", None)

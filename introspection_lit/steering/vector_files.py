@@ -23,7 +23,7 @@ from torch import Tensor
 
 from introspection_lit.steering.vector_bank import name_problem, shown
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import whole
+from introspection_lit.utils.files import atomic_file
 from introspection_lit.utils.resource_limits import room_for
 
 FORMATS = (".gguf", ".pt", ".safetensors")
@@ -254,7 +254,7 @@ def write_direction(path: Path, direction: Tensor, model_type: str) -> None:
         known = ", ".join(FORMATS)
         raise ConfigurationError([f"export: {path} is none of {known}, which are the formats that can be written."])
     rows = direction.float().contiguous()
-    with whole(path) as unfinished:
+    with atomic_file(path) as unfinished:
         if path.suffix == ".gguf":
             _write_gguf(unfinished, rows, model_type)
         elif path.suffix == ".pt":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from introspection_lit.contexts.conversations import YES_NO
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.paths import given_path
+from introspection_lit.utils.paths import parse_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ def info_text(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if choice == "none":
         return ""
     if choice not in INFO_CHOICES:
-        path = given_path("data.info", choice)
+        path = parse_path("data.info", choice)
         try:
             if path.exists() and not path.is_file():
                 raise OSError("it is no file")

@@ -20,7 +20,7 @@ import yaml
 
 from introspection_lit.models.adapters import DESCRIPTION, read_adapter
 from introspection_lit.models.base_model import SHORT_NAMES
-from introspection_lit.models.recorded_settings import NAMED_BY, believed, followed
+from introspection_lit.models.recorded_settings import NAMED_BY, resolve_paths, validate_settings
 from introspection_lit.tools import option_types
 from introspection_lit.utils.errors import ConfigurationError, RunError, visible
 
@@ -208,8 +208,8 @@ def settings_of(options: object, source: Path, steps: Steps) -> list[str]:
     Raises:
         ConfigurationError: They are not known ones of the right kind, or name a file outside of the file's folder.
     """
-    settings = believed(options, str(source))
-    return as_arguments(followed(settings, source.absolute(), [name for name in NAMED_BY if steps.gives(name)]))
+    settings = validate_settings(options, str(source))
+    return as_arguments(resolve_paths(settings, source.absolute(), [name for name in NAMED_BY if steps.gives(name)]))
 
 
 def writable(path: Path) -> Path:

@@ -14,9 +14,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from introspection_lit.utils.checksums import SEAL, changed
+from introspection_lit.utils.checksums import CHECKSUM, mismatch
 from introspection_lit.utils.errors import ConfigurationError, RunError
-from introspection_lit.utils.files import whole
+from introspection_lit.utils.files import atomic_file
 from introspection_lit.utils.resource_limits import room_for
 from introspection_lit.utils.tensor_hash import content_hash
 
@@ -44,14 +44,14 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             RunError: The system does not let it be written, or it could not be read back.
         """
-        checkpoint = {**checkpoint, SEAL: content_hash(checkpoint)}
+        checkpoint = {**checkpoint, CHECKSUM: content_hash(checkpoint)}
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path, content = Path(path), io.BytesIO()
         torch.save(checkpoint, content)  # torch's own writer of files hides why it could not write
         try:
-            with whole(path) as unfinished:
+            with atomic_file(path) as unfinished:
                 unfinished.write_bytes(content.getbuffer())
         except RunError as error:
             there = (file for file in path.parent.glob("*.ckpt") if file.name != DIVERGED)
@@ -97,7 +97,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigurationError([f"ckpt_path: {path} cannot be read as a checkpoint: {problem}. Try another one."])
     if not isinstance(checkpoint, dict):
         raise ConfigurationError(["ckpt_path: the file is a checkpoint, but not one of introspection_lit."])
-    seal = checkpoint.pop(SEAL, None)
+    seal = checkpoint.pop(CHECKSUM, None)
     try:
         many = _written_out(checkpoint, {}) > MOST_VALUES  # of tensors, the numbers are not counted
         with room_for(path):
@@ -105,7 +105,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, TypeError, ValueError, MemoryError):  # RecursionError is a RuntimeError
         sound = False  # it holds what none of ours does
     if not sound:
-        raise ConfigurationError([f"ckpt_path: {path} does not hold what was written: {changed(f'its entry {SEAL!r}')}."])
+        raise ConfigurationError(
+            [f"ckpt_path: {path} does not hold what was written: {mismatch(f'its entry {CHECKSUM!r}')}."]
+        )
     if problems := adapter_problems(checkpoint):
         raise ConfigurationError([f"ckpt_path: {path}: {problem}." for problem in problems])
     return checkpoint

@@ -31,7 +31,7 @@ from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, OTHER_QUESTIONS
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.paths import given_path
+from introspection_lit.utils.paths import parse_path
 
 if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
@@ -151,8 +151,8 @@ class IntrospectionDataModule(LightningDataModule):
         self.max_context_tokens = max_context_tokens
         self.system_prompt, self.answer_prefix, self.answers, self.info = system_prompt, answer_prefix, answers, info
         self.questions, self.heldout_questions = questions, heldout_questions
-        self.bank_path = given_path("data.bank", bank) if bank is not None else None
-        self.manifest_path = given_path("data.manifest", manifest) if manifest is not None else None
+        self.bank_path = parse_path("data.bank", bank) if bank is not None else None
+        self.manifest_path = parse_path("data.manifest", manifest) if manifest is not None else None
         self.grid = grid
         self.replay = [replay] if isinstance(replay, str) else replay
         self.vector_counts: dict[str, int | None] = {

@@ -19,9 +19,9 @@ from introspection_lit.contexts.context import fingerprint
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.trials.plans import PairedPlan
 from introspection_lit.trials.trial import Trial
-from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.checksums import CHECKSUM
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import whole
+from introspection_lit.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from introspection_lit.trials.split import Split
@@ -126,9 +126,9 @@ def write_manifest(
     Raises:
         ConfigurationError: Something is.
     """
-    with whole(path) as unfinished:
+    with atomic_file(path) as unfinished:
         with unfinished.open("wb") as file:
-            first = json.dumps({"format": FORMAT, SEAL: UNSEALED, **header}, ensure_ascii=False) + "\n"
+            first = json.dumps({"format": FORMAT, CHECKSUM: UNSEALED, **header}, ensure_ascii=False) + "\n"
             digest = hashlib.sha256(first.encode())
             file.write(first.encode())
             for row in rows:

@@ -25,8 +25,8 @@ from introspection_lit.trials.manifest import (
 )
 from introspection_lit.trials.plans import PairedPlan, part_of, shuffled
 from introspection_lit.trials.trial import Trial
-from introspection_lit.utils.checksums import SEAL, changed
-from introspection_lit.utils.config_files import once
+from introspection_lit.utils.checksums import CHECKSUM, mismatch
+from introspection_lit.utils.config_files import unique_fields
 from introspection_lit.utils.errors import ConfigurationError, RunError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Manifest:
 
     def _header(self, line: bytes) -> dict[str, Any]:
         try:
-            header = json.loads(line, object_pairs_hook=once)
+            header = json.loads(line, object_pairs_hook=unique_fields)
         except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("n"), int):
@@ -145,7 +145,7 @@ class ManifestPlan(PairedPlan):
         """Read the whole file and say what is wrong with it: the first ten problems."""
         found: list[str] = []
         digest = hashlib.sha256()
-        seal = self.manifest.header.get(SEAL)  # older manifests have none
+        seal = self.manifest.header.get(CHECKSUM)  # older manifests have none
         plain = isinstance(seal, str) and len(seal) == len(UNSEALED) and seal.isascii()
         first = self.manifest.first
         found_seal = hashlib.sha256(first.replace(str(seal).encode(), UNSEALED.encode(), 1) if plain else first)
@@ -176,7 +176,7 @@ class ManifestPlan(PairedPlan):
         if expected != self.manifest.total and len(found) < 10:
             found.append(f"it has {expected} trials or more, its header says {self.manifest.total}: it may be cut off.")
         if not found and seal is not None and seal != found_seal.hexdigest():
-            found.append(changed(f"{SEAL!r} from its first line") + ".")
+            found.append(mismatch(f"{CHECKSUM!r} from its first line") + ".")
         return [f"data.manifest: {self.manifest.path}: {problem}" for problem in found]
 
     def _trial(self, number: int, line: bytes) -> Trial:
@@ -186,7 +186,7 @@ class ManifestPlan(PairedPlan):
             ValueError: It is not a trial of this split.
         """
         try:
-            row = json.loads(line, object_pairs_hook=once)
+            row = json.loads(line, object_pairs_hook=unique_fields)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error}).") from error
         if not isinstance(row, dict) or set(row) != set(FIELDS):

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.files import write_file
 
-SEAL = "sha256"  # the field that holds it
+CHECKSUM = "sha256"  # the field that holds it
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -27,22 +27,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         RunError: The system does not let it be written.
         ValueError: A number is not finite.
     """
-    write_whole(path, json.dumps(sealed(content), indent=2, allow_nan=False) + "\n")
+    write_file(path, json.dumps(with_checksum(content), indent=2, allow_nan=False) + "\n")
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a JSON file with its seal."""
-    plain = {name: value for name, value in content.items() if name != SEAL}
-    return {**plain, SEAL: _hash(json.loads(json.dumps(plain, allow_nan=False)))}
+    plain = {name: value for name, value in content.items() if name != CHECKSUM}
+    return {**plain, CHECKSUM: _hash(json.loads(json.dumps(plain, allow_nan=False)))}
 
 
-def broken_seal(content: Mapping[str, Any]) -> str | None:
+def checksum_problem(content: Mapping[str, Any]) -> str | None:
     """Say what is wrong with the seal of a JSON file that was read; None if it is right, or there is none (older files)."""
-    plain = {name: value for name, value in content.items() if name != SEAL}
-    return None if SEAL not in content or content[SEAL] == _hash(plain) else changed(f"its field {SEAL!r}")
+    plain = {name: value for name, value in content.items() if name != CHECKSUM}
+    return None if CHECKSUM not in content or content[CHECKSUM] == _hash(plain) else mismatch(f"its field {CHECKSUM!r}")
 
 
-def changed(seal: str) -> str:
+def mismatch(seal: str) -> str:
     """What is said of a file whose seal is broken.
 
     Args:
@@ -51,7 +51,7 @@ def changed(seal: str) -> str:
     return f"it was changed or damaged after it was written. Take another copy; if the change is meant, remove {seal}"
 
 
-def hash_of(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """The SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,7 +27,7 @@ class Misread(yaml.YAMLError):
     """A configuration that would be read otherwise than its writer meant it."""
 
 
-def read_carefully() -> None:
+def refuse_ambiguous_yaml() -> None:
     """Let jsonargparse refuse YAML with a key that comes twice, or with too many values.
 
     Of two values with one key, the first would silently be dropped. A few lines of aliases of aliases (a "YAML bomb") are
@@ -125,7 +125,7 @@ def checkpoint_name_problems(name: object) -> list[str]:
     return [f"ckpt_path: got {name!r}. Expected the file of a checkpoint, such as .../checkpoints/last.ckpt."]
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The fields of an object: of two with one name, JSON says nothing, and Python would silently drop the first.
 
     Raises:
@@ -138,7 +138,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def read_plain(text: str) -> Any:
+def read_plain_yaml(text: str) -> Any:
     """Read YAML that is plain values, as many as there can be: by aliases, a few lines can become gigabytes.
 
     Raises:
@@ -152,7 +152,7 @@ def read_plain(text: str) -> Any:
         raise ValueError(f"a value is not what its tag says ({error})") from error
 
 
-def foreign_parts(config: object) -> list[str]:
+def untrusted_parts(config: object) -> list[str]:
     """Say what of a run's configuration is not read unless the user gives it himself.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from introspection_lit.utils.errors import ConfigurationError
 
 
-def given_path(option: str, text: str) -> Path:
+def parse_path(option: str, text: str) -> Path:
     """Read a path; whether anything lies there is not asked, only whether it can be asked.
 
     Args:
@@ -30,7 +30,7 @@ def given_path(option: str, text: str) -> Path:
     return path
 
 
-def belonging(paths: Iterable[str | Path], folder: str | Path) -> list[Path]:
+def inside_folder(paths: Iterable[str | Path], folder: str | Path) -> list[Path]:
     """Those of some paths that are inside a folder, links followed; whether there is anything does not matter.
 
     Args:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from introspection_lit.cli import main as command_line
 from introspection_lit.models.adapters import DESCRIPTION
-from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.checksums import CHECKSUM
 
 
 def plain_adapter(model: Path, folder: Path, config: Any) -> str:
@@ -179,7 +179,9 @@ def test_weights_of_another_adapter_are_refused(
         theirs = tmp_path / f"theirs-{number}"
         shutil.copytree(steps.adapter[1], theirs)
         said = json.loads((theirs / DESCRIPTION).read_text())
-        unsealed = {name: value for name, value in said.items() if name not in (SEAL, "files")}  # a change that is meant
+        unsealed = {
+            name: value for name, value in said.items() if name not in (CHECKSUM, "files")
+        }  # a change that is meant
         (theirs / DESCRIPTION).write_text(json.dumps(unsealed))
         save_file({name: rows.contiguous() for name, rows in tensors.items()}, theirs / "adapter_model.safetensors")
         with pytest.raises(SystemExit) as stop:

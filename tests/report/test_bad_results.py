@@ -16,7 +16,7 @@ from results_example import example, example_seeds
 from introspection_lit import report
 from introspection_lit.report.reading import read
 from introspection_lit.tools.several_seeds import tables, together
-from introspection_lit.utils.checksums import sealed
+from introspection_lit.utils.checksums import with_checksum
 from introspection_lit.utils.errors import ConfigurationError
 
 SHARES = ("auroc", "accuracy", "tpr", "fpr", "mass", "tpr_at_1pct_fpr")
@@ -100,7 +100,7 @@ def test_pages_of_results_with_something_wrong(content: Any, tmp_path: Path) -> 
 @given(content=st.data())
 def test_results_of_damaged_bytes(content: st.DataObject, tmp_path: Path) -> None:
     """With a seal: what was written, or refused."""
-    good = json.dumps(sealed(SHORT)).encode()
+    good = json.dumps(with_checksum(SHORT)).encode()
     (tmp_path / "results.json").write_bytes(content.draw(damaged_bytes(good)))
     try:
         found = read(tmp_path / "results.json")

@@ -30,7 +30,7 @@ from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.trials.loaders import BatchesOfSplit
-from introspection_lit.utils.config_files import Misread, read_carefully, values
+from introspection_lit.utils.config_files import Misread, refuse_ambiguous_yaml, values
 from introspection_lit.utils.errors import ConfigurationError
 
 CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
@@ -348,7 +348,7 @@ def test_single_options_that_got_through(fit: Callable[..., str], given: list[st
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3))
 def test_texts_of_scripts_arrive_as_they_are(texts: list[str]) -> None:
     """What a script hands on to the command line is read there as what it was, emoji and line separators included."""
-    read_carefully()
+    refuse_ambiguous_yaml()
     parser = ArgumentParser(parser_mode="yaml")
     parser.add_argument("--texts", type=list[str])
     assert parser.parse_args(as_arguments({"texts": texts})).texts == texts

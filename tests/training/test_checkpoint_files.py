@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from introspection_lit.cli import main
 from introspection_lit.training.callbacks.tensorboard_files import Forgiving, forgive
 from introspection_lit.training.checkpoint_files import CheckpointFiles, read_checkpoint
-from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.checksums import CHECKSUM
 from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.tensor_hash import content_hash
 
@@ -58,7 +58,7 @@ def test_what_is_written_is_read(saved: Path) -> None:
     assert left_in(saved.parent) == ["small.ckpt"]
     assert content_hash(CheckpointFiles().load_checkpoint(saved)) == content_hash(small())
     plain = torch.load(saved, weights_only=True)
-    assert plain.pop(SEAL) == content_hash(small()) == content_hash(plain)
+    assert plain.pop(CHECKSUM) == content_hash(small()) == content_hash(plain)
 
 
 def test_no_damage_goes_unseen(saved: Path) -> None:
@@ -143,7 +143,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(ConfigurationError, match="not one of introspection_lit"):
         read_checkpoint(path)
-    torch.save(small() | {SEAL: "0" * 64}, path)
+    torch.save(small() | {CHECKSUM: "0" * 64}, path)
     assert "does not hold what was written" in said()
 
 
@@ -279,7 +279,7 @@ def test_a_full_disk_costs_no_checkpoint(
     folder = tmp_path / "default" / "version_0" / "checkpoints"
     assert left_in(folder) == ["best-step3.ckpt", "last.ckpt"]
     assert [read_checkpoint(path)["global_step"] for path in sorted(folder.iterdir())] == [3, 3]
-    assert all(SEAL in torch.load(path, weights_only=True) for path in folder.iterdir())
+    assert all(CHECKSUM in torch.load(path, weights_only=True) for path in folder.iterdir())
     printed = capsys.readouterr().err
     assert "error: the run has stopped. 1 problem:" in printed
     assert "No space left on device (ENOSPC)" in printed

@@ -18,7 +18,7 @@ from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import SOURCES
-from introspection_lit.utils.checksums import SEAL
+from introspection_lit.utils.checksums import CHECKSUM
 from introspection_lit.utils.errors import ConfigurationError
 
 CONTEXTS = [exchange("chat", f"message {number}", f"reply {number}") for number in range(12)]
@@ -100,7 +100,7 @@ def test_every_fault_is_found(train: Split, bank: VectorBank, tmp_path: Path) ->
     """Leaks, repeats, damage: each line that is not a training trial is named with its number."""
     lines = write(tmp_path / "good", train, bank, 32).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    lines[0] = json.dumps({name: value for name, value in rows[0].items() if name != SEAL})  # a change that is meant
+    lines[0] = json.dumps({name: value for name, value in rows[0].items() if name != CHECKSUM})  # a change that is meant
 
     def problems(line: int, **changes: object) -> str:
         changed = [*lines]

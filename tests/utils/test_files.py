@@ -29,9 +29,9 @@ from introspection_lit.training import module
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.utils import files
-from introspection_lit.utils.checksums import SEAL, broken_seal, hash_of, sealed, write_json
+from introspection_lit.utils.checksums import CHECKSUM, checksum_problem, file_hash, with_checksum, write_json
 from introspection_lit.utils.errors import ConfigurationError, RunError
-from introspection_lit.utils.files import folder_problems, save_figure, sync, whole, whole_folder, write_whole
+from introspection_lit.utils.files import atomic_file, atomic_folder, folder_problems, save_figure, sync, write_file
 
 TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
@@ -79,8 +79,8 @@ def left_in(folder: Path) -> list[str]:
 def test_a_block_that_fails_changes_nothing(error: type[BaseException], tmp_path: Path) -> None:
     """The old file stays, and nothing else."""
     path = tmp_path / "new" / "file.txt"
-    write_whole(path, "old")
-    with pytest.raises(error), whole(path) as unfinished:
+    write_file(path, "old")
+    with pytest.raises(error), atomic_file(path) as unfinished:
         unfinished.write_text("half")
         raise error
     assert path.read_text() == "old"
@@ -90,7 +90,7 @@ def test_a_block_that_fails_changes_nothing(error: type[BaseException], tmp_path
 def test_each_writer_has_a_file_of_its_own(tmp_path: Path) -> None:
     """Two at once: both end well, and what is there is what one of them wrote."""
     path = tmp_path / "file.txt"
-    with whole(path) as first, whole(path) as second:
+    with atomic_file(path) as first, atomic_file(path) as second:
         assert first != second
         first.write_text("first" * 1000)
         second.write_text("2")
@@ -113,7 +113,7 @@ def test_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", seen_fsync)
     monkeypatch.setattr(os, "replace", seen_replace)
-    with whole(tmp_path / "file.txt") as unfinished:
+    with atomic_file(tmp_path / "file.txt") as unfinished:
         unfinished.write_text("x")
     assert events == [("on disk", str(unfinished)), ("named", str(tmp_path / "file.txt")), ("on disk", str(tmp_path))]
 
@@ -122,14 +122,14 @@ def test_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.
 def test_what_the_system_says_is_explained(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which file, what is wrong, what is still good, what to do; the old file stays."""
     path = tmp_path / "file.txt"
-    write_whole(path, "old")
+    write_file(path, "old")
 
     def refused(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refused)
     with pytest.raises(RunError) as stop:
-        write_whole(path, "new")
+        write_file(path, "new")
     said = str(stop.value)
     for part in (str(path), os.strerror(number), errno.errorcode[number], "as it was", files.REMEDIES[number]):
         assert part in said
@@ -143,7 +143,7 @@ def test_errors_of_other_files_are_not_ours(tmp_path: Path) -> None:
     """What is read in the block fails as it would outside."""
     elsewhere = PermissionError(errno.EACCES, "no", "/elsewhere/secret.txt")
     for error in (elsewhere, FileNotFoundError(errno.ENOENT, "no such file", str(tmp_path / "x"))):
-        with pytest.raises(type(error)), whole(tmp_path / "file.txt"):
+        with pytest.raises(type(error)), atomic_file(tmp_path / "file.txt"):
             raise error
 
 
@@ -154,7 +154,7 @@ def test_file_systems_that_cannot_sync_are_put_up_with(tmp_path: Path, monkeypat
         raise OSError(errno.EINVAL, "cannot")
 
     monkeypatch.setattr(os, "fsync", cannot)
-    write_whole(tmp_path / "file.txt", "x")
+    write_file(tmp_path / "file.txt", "x")
     sync(tmp_path)
 
 
@@ -163,24 +163,24 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deeper" / "a.txt"):
         with pytest.raises(RunError, match="A part of the path is a file"):
-            write_whole(path, "x")
+            write_file(path, "x")
         assert "A part of the path is a file" in folder_problems(path.parent, "x")[0]
     (tmp_path / "folder" / "in").mkdir(parents=True)
     with pytest.raises(RunError, match="EISDIR"):
-        write_whole(tmp_path / "folder", "x")
+        write_file(tmp_path / "folder", "x")
 
 
 def test_a_limit_of_the_system_is_met(tmp_path: Path) -> None:
     """A real error in the middle of writing: files may not be larger than 10 kB."""
     path, limits = tmp_path / "file.bin", resource.getrlimit(resource.RLIMIT_FSIZE)
-    write_whole(path, bytes(5000))
+    write_file(path, bytes(5000))
     picture = Figure()
     picture.add_subplot().imshow(np.random.default_rng(0).random((200, 200)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(RunError, match="EFBIG"):
-            write_whole(path, bytes(20_000))
-        with pytest.raises(RunError, match="EFBIG"), whole_folder(tmp_path / "folder") as unfinished:
+            write_file(path, bytes(20_000))
+        with pytest.raises(RunError, match="EFBIG"), atomic_folder(tmp_path / "folder") as unfinished:
             (unfinished / "large").write_bytes(bytes(20_000))
         with pytest.raises(RunError, match="EFBIG"):
             save_figure(tmp_path / "figure.png", picture)
@@ -193,15 +193,15 @@ def test_a_limit_of_the_system_is_met(tmp_path: Path) -> None:
 def test_a_full_disk(small_disk: Callable[..., Path]) -> None:
     """A real one: what is there stays, nothing half-written does, and there is room again afterwards."""
     disk = small_disk("size=200k")
-    write_whole(disk / "small.bin", bytes(50_000))
+    write_file(disk / "small.bin", bytes(50_000))
     with pytest.raises(RunError, match="No space left on device"):
-        write_whole(disk / "large.bin", bytes(300_000))
+        write_file(disk / "large.bin", bytes(300_000))
     with pytest.raises(RunError, match="No space left on device"):
         small_bank(4096).save(disk / "bank.safetensors")
-    with pytest.raises(RunError, match="Make room"), whole_folder(disk / "folder") as unfinished:
+    with pytest.raises(RunError, match="Make room"), atomic_folder(disk / "folder") as unfinished:
         (unfinished / "large").write_bytes(bytes(300_000))
     assert left_in(disk) == ["small.bin"]
-    write_whole(disk / "small.bin", bytes(60_000))
+    write_file(disk / "small.bin", bytes(60_000))
     assert (disk / "small.bin").stat().st_size == 60_000
 
 
@@ -209,60 +209,57 @@ def test_a_disk_that_is_read_only(small_disk: Callable[..., Path]) -> None:
     """A real one; not even root writes there."""
     disk = small_disk("ro")
     with pytest.raises(RunError, match="EROFS"):
-        write_whole(disk / "file.txt", "x")
+        write_file(disk / "file.txt", "x")
     assert "Read-only file system" in folder_problems(disk / "run" / "version_0", "trainer.logger")[0]
 
 
 def test_a_killed_process_leaves_nothing_that_is_mistaken(tmp_path: Path) -> None:
     """SIGKILL in the middle: the old file is there, the rest is no checkpoint for anybody and goes at the next writing."""
     path = tmp_path / "hpc_ckpt_1.ckpt"
-    write_whole(path, "old")
-    killed("with files.whole(Path(sys.argv[1])) as unfinished:\n    unfinished.write_text('half')\n    KILL", path)
+    write_file(path, "old")
+    killed("with files.atomic_file(Path(sys.argv[1])) as unfinished:\n    unfinished.write_text('half')\n    KILL", path)
     assert path.read_text() == "old"
     (leftover,) = set(left_in(tmp_path)) - {path.name}
     assert leftover.endswith(".unfinished")
     assert "hpc_ckpt_" not in leftover  # what Lightning looks for after a job was requeued
     assert list(tmp_path.glob("*.ckpt")) == [path]
-    others = [f"x.{host}.{process}.0.unfinished" for host, process in ((files.HOST, os.getppid()), ("elsewhere", 1))]
-    for name in (*others, "mine.unfinished"):
-        (tmp_path / name).write_text("being written")
-    write_whole(tmp_path / "another.txt", "x")
-    assert left_in(tmp_path) == sorted(["another.txt", path.name, "mine.unfinished", *others])
+    others = [f"{host}.{process}.x.unfinished" for host, process in ((files.HOST, os.getppid()), ("elsewhere", 1))]
+    for name in (*others, "mine.unfinished", f"{files.HOST}.mine.unfinished"):
+        (tmp_path / name).mkdir()
+    write_file(tmp_path / "another.txt", "x")
+    kept = ["another.txt", path.name, "mine.unfinished", f"{files.HOST}.mine.unfinished", *others]
+    assert left_in(tmp_path) == sorted(kept)
 
 
 def filled(folder: Path, text: str) -> Path:
     """A folder with a file and a folder in it."""
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         (unfinished / "inner").mkdir()
         (unfinished / "inner" / "file").write_text(text)
     return folder
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_folders_are_replaced_whole(at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the system's exchange and without it; a block that fails changes nothing."""
-    if not at_once:
-        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    """A block that fails changes nothing; without ``replace`` the older folder stays."""
     folder = filled(tmp_path / "adapter", "old")
-    with pytest.raises(KeyboardInterrupt), whole_folder(folder) as unfinished:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as unfinished:
         (unfinished / "more").write_text("half")
         raise KeyboardInterrupt
     assert (folder / "inner" / "file").read_text() == "old"
     filled(folder, "new")
-    with whole_folder(folder, replace=False) as unfinished:
+    with atomic_folder(folder, replace=False) as unfinished:
         (unfinished / "late").write_text("too late")
     assert (folder / "inner" / "file").read_text() == "new"
     assert left_in(tmp_path) == ["adapter"]
 
 
 def test_a_folder_is_not_lost_when_its_name_cannot_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an exchange, when the second renaming fails: the older one has its name back."""
+    """When the second renaming fails, the older folder has its name back."""
     folder = filled(tmp_path / "adapter", "old")
     rename = Path.rename
-    monkeypatch.setattr(files, "_exchanged", lambda *_: False)
 
     def fails(self: Path, target: Path) -> Path:
-        if self.suffix == ".unfinished":
+        if (self / "inner" / "file").read_text() == "new":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
         return rename(self, target)
 
@@ -273,47 +270,38 @@ def test_a_folder_is_not_lost_when_its_name_cannot_be_given(tmp_path: Path, monk
     assert left_in(tmp_path) == ["adapter"]
 
 
-KILLED_BETWEEN = """
-files._exchanged = lambda *_: False
-rename = Path.rename
+KILLED_AT_A_RENAME = """
+rename, calls = Path.rename, []
 def renamed(self, target):
     rename(self, target)
-    KILL
+    calls.append(target)
+    if len(calls) == int(sys.argv[2]):
+        KILL
 Path.rename = renamed
-with files.whole_folder(Path(sys.argv[1])) as unfinished:
-    (unfinished / "file").write_text("new")
-"""
-KILLED_AFTER = """
-exchanged = files._exchanged
-def exchange(*folders):
-    assert exchanged(*folders)
-    KILL
-files._exchanged = exchange
-with files.whole_folder(Path(sys.argv[1])) as unfinished:
+with files.atomic_folder(Path(sys.argv[1])) as unfinished:
     (unfinished / "file").write_text("new")
 """
 
 
 def test_a_folder_survives_a_kill_between_the_renames(tmp_path: Path) -> None:
-    """Where there is no exchange there is a moment without the folder: the next export finds it again, even if it fails."""
+    """The next process that writes there moves the older folder back, even if its own block fails."""
     folder = filled(tmp_path / "adapter", "old")
-    killed(KILLED_BETWEEN, folder)
+    killed(KILLED_AT_A_RENAME, folder, "1")
     assert not folder.exists()
-    with pytest.raises(ValueError, match="enough"), whole_folder(folder):
+    with pytest.raises(ValueError, match="enough"), atomic_folder(folder):
         raise ValueError("enough")
     assert (folder / "inner" / "file").read_text() == "old"
     assert left_in(tmp_path) == ["adapter"]
 
 
-def test_a_folder_that_was_exchanged_is_the_new_one(tmp_path: Path) -> None:
-    """Killed right after the exchange: the new folder is there, and the old one goes with the next export."""
+def test_a_folder_that_was_replaced_is_the_new_one(tmp_path: Path) -> None:
+    """Killed right after the second renaming: the new folder is there, and the older one goes with the next writing."""
     folder = filled(tmp_path / "adapter", "old")
-    if not files._exchanged(folder, filled(tmp_path / "other", "other")):
-        pytest.skip("this file system cannot exchange folders")
-    killed(KILLED_AFTER, folder)
+    killed(KILLED_AT_A_RENAME, folder, "2")
     assert (folder / "file").read_text() == "new"
-    filled(folder, "newer")
-    assert left_in(tmp_path) == ["adapter", "other"]
+    write_file(tmp_path / "another.txt", "x")
+    assert left_in(tmp_path) == ["adapter", "another.txt"]
+    assert left_in(folder) == ["file"]
 
 
 def test_run_folder_is_checked_before_the_model(
@@ -348,16 +336,16 @@ def test_every_change_of_results_breaks_their_seal(tmp_path: Path) -> None:
     write_json(path, content)
     text = path.read_text()
     read = json.loads(text)
-    assert broken_seal(read) is None
-    assert broken_seal(json.loads(json.dumps(dict(reversed(read.items()))))) is None
-    assert broken_seal({name: value for name, value in read.items() if name != SEAL}) is None
+    assert checksum_problem(read) is None
+    assert checksum_problem(json.loads(json.dumps(dict(reversed(read.items()))))) is None
+    assert checksum_problem({name: value for name, value in read.items() if name != CHECKSUM}) is None
     places = len(list(leaves(read)))
     assert places == 11
     for number in range(places):
         for change in ("value", "name"):
             changed = json.loads(text)
             holder, key = list(leaves(changed))[number]
-            if key == SEAL and change == "name":
+            if key == CHECKSUM and change == "name":
                 continue
             if change == "value":
                 holder[key] = 0.250001 if holder[key] == 0.25 else [holder[key]]
@@ -365,7 +353,7 @@ def test_every_change_of_results_breaks_their_seal(tmp_path: Path) -> None:
                 holder[f"{key}x"] = holder.pop(key)
             else:
                 holder.insert(key, None)
-            assert broken_seal(changed), (key, change)
+            assert checksum_problem(changed), (key, change)
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"auroc": float("nan")})
     assert path.read_text() == text
@@ -379,7 +367,7 @@ def test_the_report_refuses_changed_results(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(changed)
     with pytest.raises(ConfigurationError, match=r"changed or damaged.*remove its field 'sha256'"):
         load(tmp_path)
-    plain = {name: value for name, value in json.loads(changed).items() if name != SEAL}
+    plain = {name: value for name, value in json.loads(changed).items() if name != CHECKSUM}
     (tmp_path / "results.json").write_text(json.dumps(plain))
     assert load(tmp_path).results["sets"]["seen"]["auroc"] == 0.95
 
@@ -435,13 +423,13 @@ def test_no_damage_to_a_manifest_goes_unseen(train: Split, bank: VectorBank, tmp
             header = json.loads(changed.split(b"\n")[0])
         except ValueError:
             header = {}
-        if isinstance(header, dict) and SEAL in header:  # else its name is what was damaged
+        if isinstance(header, dict) and CHECKSUM in header:  # else its name is what was damaged
             assert problems()
     changed = content.replace(b'"begins": "message', b'"begins": "Message', 1)
     path.write_bytes(changed)
     assert "remove 'sha256' from its first line" in problems()[0]
     header = json.loads(changed.split(b"\n")[0])
-    del header[SEAL]
+    del header[CHECKSUM]
     path.write_bytes(json.dumps(header).encode() + b"\n" + changed.split(b"\n", 1)[1])
     assert problems() == []
 
@@ -452,7 +440,7 @@ def test_changed_adapters_are_noticed(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / CONFIG).write_text('{"r": 4, "lora_alpha": 8}')
-    description = sealed({"threshold": 0.5, "files": {name: hash_of(folder / name) for name in (WEIGHTS, CONFIG)}})
+    description = with_checksum({"threshold": 0.5, "files": {name: file_hash(folder / name) for name in (WEIGHTS, CONFIG)}})
     assert changes(folder, description) == []
     assert changes(folder, {"threshold": 0.5}) == changes(folder, None) == []
     assert DESCRIPTION in changes(folder, description | {"threshold": 0.6})[0]

@@ -28,7 +28,7 @@ from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.tasks.questions import QUESTION
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError, RunError
-from introspection_lit.utils.files import cache_folder, write_whole
+from introspection_lit.utils.files import cache_folder, write_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,8 +158,8 @@ def large_contexts(tokenizer: PreTrainedTokenizerBase, limit: int, told: bool = 
                 builtin, added = build(lengths.usable, PER_KIND, SEED, say)
             text = as_text(added)
             described = json.dumps(facts(path.name, text, settings, builtin, added), indent=2)
-            write_whole(path.with_suffix(".json"), described + "\n")
-            write_whole(path, text)
+            write_file(path.with_suffix(".json"), described + "\n")
+            write_file(path, text)
         except ConfigurationError as error:
             kinds = ", ".join(UNSEEN)
             raise ConfigurationError(

@@ -25,7 +25,7 @@ from peft import LoraConfig
 from introspection_lit import cli
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.module import IntrospectionModule
-from introspection_lit.utils.checksums import hash_of
+from introspection_lit.utils.checksums import file_hash
 from introspection_lit.utils.seeds import generator
 from introspection_lit.utils.tensor_hash import content_hash
 
@@ -96,7 +96,7 @@ def _in_the_middle_of_writing(act: Callable[[], None]) -> None:
     original = Path.write_bytes
 
     def write_bytes(path: Path, content: Any) -> int:
-        if ".ckpt." in path.name:
+        if path.suffix == ".ckpt":
             original(path, memoryview(content)[: len(content) // 2])
             act()
         return original(path, content)
@@ -281,7 +281,7 @@ def made(folder: Path) -> str:
     last = newest(folder)
     if not adapters or last is None:
         return "nothing"
-    weights = hash_of(adapters[-1] / "adapter_model.safetensors")
+    weights = file_hash(adapters[-1] / "adapter_model.safetensors")
     description = json.loads((adapters[-1] / "introspection.json").read_text(encoding="utf-8"))
     checkpoint = read_checkpoint(last)
     kept = [checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")]

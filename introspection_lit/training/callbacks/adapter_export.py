@@ -16,8 +16,8 @@ from safetensors.torch import save
 from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, check_replaceable
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.run_context import data_of, module_of, run_folder
-from introspection_lit.utils.checksums import hash_of, sealed
-from introspection_lit.utils.files import whole_folder
+from introspection_lit.utils.checksums import file_hash, with_checksum
+from introspection_lit.utils.files import atomic_folder
 
 if TYPE_CHECKING:
     from introspection_lit.training.datamodule import IntrospectionDataModule
@@ -103,7 +103,7 @@ def export_adapter(
         load_base=(LOAD_HUB if module.base.on_hub else LOAD_LOCAL).format(name=module.base.name),
     )
     check_replaceable(folder)
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         # As PEFT's save_pretrained writes it, which finds nothing in a model with FSDP units inside (peft 0.21).
         name = module.model.active_adapter
         weights = {
@@ -116,8 +116,8 @@ def export_adapter(
         adapter.base_model_name_or_path, adapter.revision = module.base.name, module.base.revision
         adapter.inference_mode = True
         adapter.save_pretrained(str(unfinished))
-        description["files"] = {name: hash_of(unfinished / name) for name in (WEIGHTS, CONFIG)}
-        (unfinished / DESCRIPTION).write_text(json.dumps(sealed(description), indent=2) + "\n", encoding="utf-8")
+        description["files"] = {name: file_hash(unfinished / name) for name in (WEIGHTS, CONFIG)}
+        (unfinished / DESCRIPTION).write_text(json.dumps(with_checksum(description), indent=2) + "\n", encoding="utf-8")
         (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -14,8 +14,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from introspection_lit.training.callbacks.interruption import validation_is_due
 from introspection_lit.training.run_context import data_of
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import whole
-from introspection_lit.utils.paths import belonging
+from introspection_lit.utils.files import atomic_file
+from introspection_lit.utils.paths import inside_folder
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -115,7 +115,7 @@ class BestCheckpoint(ModelCheckpoint):
             return
         if Path(str(self.dirpath)).resolve() == self.resumed_from.resolve():  # the same folder: go on with its last.ckpt
             last = self._named(state_dict["last_model_path"])
-            self.last_model_path = last if Path(last).is_file() and belonging([last], self.resumed_from) else ""
+            self.last_model_path = last if Path(last).is_file() and inside_folder([last], self.resumed_from) else ""
         known = {*state_dict["best_k_models"], state_dict["best_model_path"]} - {""}
         taken = {path: self._take_over(path, self.resumed_from) for path in known}
         best = taken.get(state_dict["best_model_path"], "")
@@ -134,10 +134,10 @@ class BestCheckpoint(ModelCheckpoint):
     def _take_over(self, path: str, folder: Path) -> str:
         """Copy a checkpoint of the run that is resumed into this one's folder; empty if there is none."""
         source, own = folder / Path(path).name, Path(self._named(path))
-        if not source.is_file() or not belonging([source], folder):
+        if not source.is_file() or not inside_folder([source], folder):
             return ""
         if self.writes and source.resolve() != own.resolve():
-            with whole(own) as unfinished:
+            with atomic_file(own) as unfinished:
                 shutil.copyfile(source, unfinished)
         return self._named(path)
 

@@ -32,7 +32,7 @@ from introspection_lit.trials.loaders import BatchesOfSplit
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import write_whole
+from introspection_lit.utils.files import write_file
 
 if TYPE_CHECKING:
     from introspection_lit.training.datamodule import IntrospectionDataModule
@@ -178,7 +178,7 @@ class Evidence(Callback):
             return
         rank_zero_info("evidence: intervals by bootstrap")
         rows, trained = described(data, self.scores), trained_kinds(data)
-        write_whole(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_file(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         trials = TrialTable.of(rows, trained)
         assert data.bank is not None
         found = evidence.gather(trials, module.threshold, data.strengths[0])

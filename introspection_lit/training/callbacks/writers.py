@@ -25,7 +25,7 @@ from introspection_lit.training.run_context import data_of, module_of, run_folde
 from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.errors import RunError
-from introspection_lit.utils.files import explained, save_figure, whole, write_whole
+from introspection_lit.utils.files import atomic_file, explain_write_errors, save_figure, write_file
 from introspection_lit.utils.provenance import provenance
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ConfigWriter(SaveConfigCallback):
         """Write ``config.yaml``, once."""
         folder = run_folder(trainer)
         if trainer.is_global_zero and not self.already_saved:
-            write_whole(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
+            write_file(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
         self.already_saved = True
 
 
@@ -137,7 +137,7 @@ class PredictionWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the file under a name that says it is unfinished."""
         self.path = self._path(trainer)
-        unfinished = self.writing.enter_context(whole(self.path))
+        unfinished = self.writing.enter_context(atomic_file(self.path))
         self.file = self.writing.enter_context(unfinished.open("w", encoding="utf-8"))
 
     def on_predict_batch_end(
@@ -158,7 +158,7 @@ class PredictionWriter(Callback):
             scored = {name: values[row].item() for name, values in outputs.items()}
             if not math.isfinite(scored["log_odds"] + scored["mass"]):  # of a replayed trial; JSON has no such numbers
                 scored |= {name: str(scored[name]) for name in ("log_odds", "mass")} | {"decision": None}
-            with explained(self.path):
+            with explain_write_errors(self.path):
                 self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
