@@ -65,9 +65,9 @@ def test_there_are_the_four_experiments() -> None:
 
 
 def documented_commands() -> list[str]:
-    """The `python -m introspection_lit` commands of the README."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    return re.findall(r"^(?:\.venv/bin/)?python -m introspection_lit .*$", text, re.MULTILINE)
+    """The `python -m introspection_lit` commands of the README and of the results."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/results.md")).replace("\\\n", " ")
+    return list(dict.fromkeys(re.findall(r"^(?:\.venv/bin/)?python -m introspection_lit .*$", text, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("command", documented_commands())
