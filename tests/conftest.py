@@ -28,7 +28,7 @@ from introspection_lit.contexts.conversations import YES_NO
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
-from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION, own_questions
+from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION, builtin_questions
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
@@ -70,7 +70,7 @@ NO_SYSTEM = (
 def train_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on the built-in contexts and the questions."""
     texts = [" ".join(turn.content for turn in context.turns) for context in load_contexts(BUILTIN)]
-    texts += own_questions([QUESTION, *HELDOUT_QUESTIONS], YES_NO) * 20 + ["The answer is yes", "The answer is no"] * 50
+    texts += builtin_questions([QUESTION, *HELDOUT_QUESTIONS], YES_NO) * 20 + ["The answer is yes", "The answer is no"] * 50
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

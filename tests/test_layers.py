@@ -93,16 +93,14 @@ UPWARD = {
     ("evaluation.side_effects", "training.module"),
     ("models.recorded_settings", "contexts.context"),
     ("models.recorded_settings", "tasks.questions"),
-    ("tasks.wording", "training.datamodule"),
-    ("trials.replay", "training.datamodule"),
 }
 CIRCLE = {
     f"{NAME}.{name}"
     for name in (
-        "evaluation.logit_lens", "evaluation.side_effects", "tasks.wording", "training.batch_size",
+        "evaluation.logit_lens", "evaluation.side_effects", "training.batch_size",
         "training.cache_reuse", "training.callbacks.evidence", "training.callbacks.finite_numbers",
         "training.callbacks.replay_report", "training.datamodule", "training.experiment_setup", "training.fsdp",
-        "training.module", "training.run_context", "trials.replay",
+        "training.module", "training.run_context",
     )
 }  # fmt: skip
 

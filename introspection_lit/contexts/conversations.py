@@ -54,9 +54,9 @@ class Phrasing:
         system: The system prompt. The empty one is given explicitly, which keeps templates from inserting their own.
         answers: The words for "steered" and "not steered".
         answer_prefix: How the assistant's answer starts; the answer word is the next token. No trailing space.
-        info: Said before the question, in the same message.
-        joint: What follows the answer prefix, whichever that is: a space where the tokenizer makes it a token of its own
-            before these answers, as some do before digits (see :func:`~introspection_lit.tasks.answer_tokens.settle`).
+        info: Information before the question, in the same message.
+        joint: Follows the answer prefix: a space if the tokenizer makes the space before the answer words a token of its
+            own, as some do before digits; otherwise empty.
     """
 
     system: str = ""

@@ -23,7 +23,7 @@ from introspection_lit.contexts.conversations import Phrasing, render
 from introspection_lit.evaluation.metrics import require_finite
 from introspection_lit.evaluation.statistics import auroc, rate, wilson_interval
 from introspection_lit.steering.prefill import Forward, pad, writing_mode
-from introspection_lit.tasks.questions import QUESTION, own_questions
+from introspection_lit.tasks.questions import QUESTION, builtin_questions
 from introspection_lit.tasks.scoring import log_odds, mass
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -78,7 +78,7 @@ def fact_prompt(tokenizer: PreTrainedTokenizerBase, phrasing: Phrasing, question
     Returns:
         The whole text.
     """
-    asked = own_questions([question + " Answer {yes} or {no}."], phrasing.answers)[0]
+    asked = builtin_questions([question + " Answer {yes} or {no}."], phrasing.answers)[0]
     start = Message("assistant", phrasing.answer_prefix)
     return render(tokenizer, Context("fact", (Message("user", asked),), (start,)), None, replace(phrasing, info=""))[0]
 

@@ -1,4 +1,4 @@
-"""Answers: the token of each answer word, where it will be scored."""
+"""The token of each answer word at the position where it is scored, right after the answer prefix."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-PROBE = exchange("probe", "Hello", "Hello")
-# What is suggested in place of a word of several tokens, as far as the tokenizer has it.
+# Stands for any context without a question of its own: the tokens of an answer do not depend on the context.
+SAMPLE_CONTEXT = exchange("probe", "Hello", "Hello")
+# Suggested in place of a word of several tokens, if they are one token each.
 SUGGESTIONS = ("yes", "no", "true", "false", "on", "off", "red", "blue", "left", "right", "A", "B", "1", "0")
-# After one of these a word follows without a space.
+# After one of these characters a word follows without a space.
 OPENING = "\"'([{<«“`"
 
 
-def settle(
+def find_answer_tokens(
     tokenizer: PreTrainedTokenizerBase, contexts: Iterable[Context], questions: Sequence[str], phrasing: Phrasing
 ) -> tuple[Phrasing, tuple[int, int]]:
     """Find the token of each answer word right after the answer prefix.
@@ -32,84 +33,83 @@ def settle(
 
     Args:
         tokenizer: The model's.
-        contexts: Conversations that ask questions of their own are looked at; the others do not matter.
-        questions: The experiment's questions.
+        contexts: Only those with an answer prefix of their own are used.
+        questions: The configured questions.
         phrasing: The answer words and the answer prefix.
 
     Returns:
-        The phrasing with the ``joint`` that the words need, and the tokens of "steered" and "not steered".
+        The phrasing with the ``joint`` that the words need, and the token ids of "steered" and "not steered".
 
     Raises:
-        ConfigurationError: A word is not exactly one token there, both are the same one, or conversations disagree.
+        ConfigurationError: A word is not exactly one token, both are the same token, or conversations disagree.
     """
     if not all(word.strip() for word in phrasing.answers):
         raise ConfigurationError([f"data.answers: got an empty word in {list(phrasing.answers)}. Expected two words."])
-    prefix = phrasing.answer_prefix
-    if unfit := control_tokens_in(tokenizer, phrasing.answers, "data.answers"):
-        raise ConfigurationError(unfit)
-    if not prefix.strip():
+    if problems := control_tokens_in(tokenizer, phrasing.answers, "data.answers"):
+        raise ConfigurationError(problems)
+    if not phrasing.answer_prefix.strip():
         raise ConfigurationError(
             ["data.answer_prefix: got none. Expected the start of an answer, such as 'The answer is'."]
         )
     own = {
         (context.asked[-1].content, context) for context in contexts if context.asked and context.asked[-1].role != "user"
     }
-    probes: list[tuple[Context, str | None]] = [(PROBE, question) for question in questions[:1]]
-    probes += [(context, None) for context in dict(own).values()]
-    found = {}
-    for context, question in probes:
-        start = phrasing.answer_prefix if question is not None else context.asked[-1].content
-        if start != start.rstrip() or not start:
-            ending = "ends in white space, which the model would then write twice" if start else "is empty"
+    cases: list[tuple[Context, str | None]] = [(SAMPLE_CONTEXT, question) for question in questions[:1]]
+    cases += [(context, None) for context in dict(own).values()]
+    tokens = {}
+    for context, question in cases:
+        prefix = phrasing.answer_prefix if question is not None else context.asked[-1].content
+        if prefix != prefix.rstrip() or not prefix:
+            ending = "ends in white space, which the model would then write twice" if prefix else "is empty"
             where = "data.answer_prefix" if question is not None else "data.contexts: the start of an answer"
-            raise ConfigurationError([f"{where}: {start!r} {ending}. Expected something like 'The answer is'."])
+            raise ConfigurationError([f"{where}: {prefix!r} {ending}. Expected something like 'The answer is'."])
         text, _ = render(tokenizer, context, question, phrasing)
-        found[start] = _settle_one(tokenizer, text, start, phrasing.answers)
-    if len(set(found.values())) > 1:
+        tokens[prefix] = _tokens_after(tokenizer, text, prefix, phrasing.answers)
+    if len(set(tokens.values())) > 1:
         raise ConfigurationError(
             [
                 f"data.contexts: the answers {phrasing.answers} are other tokens in some conversations than in others: "
-                f"their answers start differently ({', '.join(map(repr, found))}). Expected one way of "
+                f"their answers start differently ({', '.join(map(repr, tokens))}). Expected one way of "
                 "starting the answer, such as 'The answer is', or data.answer_prefix to be like it."
             ]
         )
-    joint, ids = next(iter(found.values()))
+    joint, ids = next(iter(tokens.values()))
     return replace(phrasing, joint=joint), ids
 
 
-def _settle_one(
-    tokenizer: PreTrainedTokenizerBase, text: str, start: str, answers: tuple[str, str]
+def _tokens_after(
+    tokenizer: PreTrainedTokenizerBase, text: str, prefix: str, answers: tuple[str, str]
 ) -> tuple[str, tuple[int, int]]:
-    """The joint and the tokens of the answers after a text that ends in the start of the answer."""
-    special = control_tokens(tokenizer)
-    ways = [("", "")] if text[-1] in OPENING else [(" ", ""), ("", " ")]
-    tried = [(joint, [_token(tokenizer, text + joint, space + word) for word in answers]) for space, joint in ways]
-    for joint, (yes, no) in tried:
+    """The joint and the token ids of both answers after a text that ends in the answer prefix."""
+    control = control_tokens(tokenizer)
+    spacings = [("", "")] if text[-1] in OPENING else [(" ", ""), ("", " ")]  # before the word, or part of the prefix
+    candidates = [(joint, [_token(tokenizer, text + joint, space + word) for word in answers]) for space, joint in spacings]
+    for joint, (yes, no) in candidates:
         if yes is not None and no is not None:
-            if control := [word for word, number in zip(answers, (yes, no), strict=True) if number in special]:
-                problem = f"data.answers: {control} are read as control tokens. Expected words."
-                raise ConfigurationError([problem])
+            if words := [word for word, token in zip(answers, (yes, no), strict=True) if token in control]:
+                raise ConfigurationError([f"data.answers: {words} are read as control tokens. Expected words."])
             if yes == no:
                 raise ConfigurationError([f"data.answers: {answers} are the same token. Expected two different words."])
             return joint, (yes, no)
-    fitting = [word for word in SUGGESTIONS if _token(tokenizer, text, ways[0][0] + word) is not None]
-    bad = [word for place, word in enumerate(answers) if tried[0][1][place] is None]
+    space, tokens = spacings[0][0], candidates[0][1]
+    suggestions = [word for word in SUGGESTIONS if _token(tokenizer, text, space + word) is not None]
     pieces = {
-        word: tokenizer.convert_ids_to_tokens(tokenizer(ways[0][0] + word, add_special_tokens=False)["input_ids"])
-        for word in bad
+        word: tokenizer.convert_ids_to_tokens(tokenizer(space + word, add_special_tokens=False)["input_ids"])
+        for word, token in zip(answers, tokens, strict=True)
+        if token is None
     }
     raise ConfigurationError(
         [
-            f"data.answers: {word!r} is {len(pieces[word])} tokens after {start!r} ({pieces[word]}). Expected a word "
-            f"of exactly one token, such as {', '.join(fitting)}."
-            for word in bad
+            f"data.answers: {word!r} is {len(parts)} tokens after {prefix!r} ({parts}). Expected a word "
+            f"of exactly one token, such as {', '.join(suggestions)}."
+            for word, parts in pieces.items()
         ]
     )
 
 
 def _token(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> int | None:
-    """The one token that continues a text, or None if it is not one or changes the tokens before it."""
+    """The single token that continues a text; None if there are several, or if the tokens before it change."""
     before = tokenizer(text, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(text + continuation, add_special_tokens=False)["input_ids"]
-    fits = continuation.strip() and whole[:-1] == before
-    return int(whole[-1]) if fits else None
+    after = tokenizer(text + continuation, add_special_tokens=False)["input_ids"]
+    is_single = continuation.strip() and after[:-1] == before
+    return int(after[-1]) if is_single else None

@@ -1,4 +1,7 @@
-"""Scores of an answer: log-odds, mass and loss at the answer position."""
+"""The score and the loss of an answer, from the logits at the answer position.
+
+The score of a trial is its log-odds, logit("steered") - logit("not steered"); training minimises :func:`detection_loss`.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,30 @@ from torch.nn import functional
 
 
 def log_odds(logits: Tensor, answer_ids: Tensor) -> Tensor:
-    """The score: logit(yes) - logit(no), in nats.
+    """The score of a trial: logit(yes) - logit(no), in nats.
 
     Args:
         logits: At the answer position, ``(batch, vocabulary)``.
-        answer_ids: Token ids of yes and no, ``(2,)``.
+        answer_ids: Token ids of yes ("steered") and no, ``(2,)``.
 
     Returns:
-        ``(batch,)`` in float32 (a bfloat16 softmax only knows multiples of 1/256). Higher means "steered".
+        ``(batch,)`` in float32, since bfloat16 is too coarse. Higher means "steered"; 0 means that both are equally likely.
     """
     answers = logits.float()[:, answer_ids]
     return answers[:, 0] - answers[:, 1]
 
 
 def mass(logits: Tensor, answer_ids: Tensor) -> Tensor:
-    """P(yes) + P(no) under the full softmax, ``(batch,)`` in [0, 1]. Where it is small, the log-odds mean nothing."""
-    return logits.float().softmax(dim=-1)[:, answer_ids].sum(dim=-1).clamp(max=1)  # rounding may go beyond
+    """The answer probability P(yes) + P(no) under the full softmax.
+
+    Args:
+        logits: At the answer position, ``(batch, vocabulary)``.
+        answer_ids: Token ids of yes and no, ``(2,)``.
+
+    Returns:
+        ``(batch,)`` in [0, 1], in float32. Higher is better: where it is small, the log-odds have no meaning.
+    """
+    return logits.float().softmax(dim=-1)[:, answer_ids].sum(dim=-1).clamp(max=1)  # the sum may round to more than 1
 
 
 def detection_loss(logits: Tensor, answer_ids: Tensor, labels: Tensor, kind: str = "full") -> Tensor:
@@ -33,8 +44,11 @@ def detection_loss(logits: Tensor, answer_ids: Tensor, labels: Tensor, kind: str
         logits: ``(batch, vocabulary)``.
         answer_ids: Token ids of yes and no, ``(2,)``.
         labels: True where the trial was steered, ``(batch,)``.
-        kind: ``full``: over the whole vocabulary, which keeps the mass. ``pairwise``: over the two answers alone, which
-            leaves the mass free; it has been seen to fall to .013 in published work.
+        kind: ``full``: over the whole vocabulary, which keeps the mass high. ``pairwise``: over the two answers alone,
+            which does not constrain the mass; in published work it fell to .013.
+
+    Returns:
+        A scalar in float32.
     """
     if kind == "pairwise":
         return functional.binary_cross_entropy_with_logits(log_odds(logits, answer_ids), labels.float())

@@ -1,8 +1,9 @@
-"""The wording of an experiment: which questions, which answers, and what is said before."""
+"""The wording of a run: its questions, answer words, answer prefix and the information before the question."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -16,32 +17,57 @@ from introspection_lit.contexts.conversations import (
     fakes_turns,
     repeated_questions,
 )
-from introspection_lit.tasks.answer_tokens import PROBE, settle
+from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens
 from introspection_lit.tasks.questions import (
     FALSE_QUESTIONS,
     HELDOUT_QUESTIONS,
     QUESTION,
     TRUE_QUESTIONS,
+    builtin_questions,
     info_text,
-    own_questions,
-    worded,
+    insert_answers,
 )
 from introspection_lit.utils.errors import ConfigurationError, Problems
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from introspection_lit.training.datamodule import IntrospectionDataModule
+
+@dataclass(frozen=True)
+class WordingOptions:
+    """The options of ``data`` that decide the wording; each attribute has the option's name and meaning.
+
+    Attributes:
+        questions: Training questions; None: the built-in one.
+        heldout_questions: Questions of the test set ``newquestions``; None: the built-in ones.
+        answers: Words for "steered" and "not steered"; None: those of the conversations, or yes and no.
+        answer_prefix: Start of every answer; None: that of the conversations, or "The answer is".
+        system_prompt: The system prompt.
+        info: Text before the question: ``none``, ``explained``, ``neutral`` or the path of a ``.txt`` file.
+        concepts: Words whose directions are extracted; they are checked for control tokens with the other texts.
+        max_context_tokens: Longer contexts are left out.
+        test_sets: Names of the test sets of the run.
+    """
+
+    questions: Sequence[str] | None
+    heldout_questions: Sequence[str] | None
+    answers: tuple[str, str] | None
+    answer_prefix: str | None
+    system_prompt: str
+    info: str
+    concepts: Sequence[str]
+    max_context_tokens: int
+    test_sets: Sequence[str]
 
 
 class Wording(NamedTuple):
-    """In which words the experiment asks, and how that is tokenised.
+    """The questions and answers of a run, with the tokens of the answers.
 
     Attributes:
         tokenizer: The model's.
-        phrasing: System prompt, answers, answer prefix, what is said before the question.
-        answer_ids: Tokens of the answers.
-        questions: ``train``, ``heldout``, ``swapped`` and ``factual``, as in
+        phrasing: System prompt, answer words, answer prefix and information before the question.
+        answer_ids: Token ids of the words for "steered" and "not steered".
+        questions: Questions by set: ``train``, ``heldout``, ``swapped`` and ``factual``, as in
             :class:`~introspection_lit.trials.test_sets.Source`.
     """
 
@@ -51,55 +77,82 @@ class Wording(NamedTuple):
     questions: dict[str, list[str]]
 
 
-def find_wording(
-    data: IntrospectionDataModule,
+def build_wording(
+    options: WordingOptions,
+    contexts: Iterable[Context],
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    dealt: dict[str, list[Context]],
-    found: Problems,
-) -> Wording | None:
-    """Settle in which words is asked and answered.
+) -> Wording:
+    """Choose questions, answers and prefix, and check that the model can read them.
 
     Args:
-        data: Its options.
+        options: What the configuration says.
+        contexts: Contexts of all splits; conversation files may bring questions and answers of their own.
         config: The model's configuration.
         tokenizer: The model's.
-        dealt: Contexts by split; they may ask and answer in words of their own.
-        found: Collects what is wrong.
 
-    Returns:
-        The wording; None if something is wrong with it.
+    Raises:
+        ConfigurationError: Any text cannot be used; all problems at once, as far as they can be found.
     """
-    contexts = list({context.key: context for group in dealt.values() for context in group}.values())
-    answers = found.attempt(common_answers, data.answers, contexts)
-    info = found.attempt(info_text, data.info, tokenizer)
-    if answers is None or info is None:
-        return None
-    prefix = common_prefix(contexts) if data.answer_prefix is None else data.answer_prefix
-    phrasing = Phrasing(data.system_prompt, answers, prefix, info)
-    questions = {
-        "train": own_questions([QUESTION], answers) if data.questions is None else worded(data.questions, answers),
-        "heldout": own_questions(HELDOUT_QUESTIONS, answers)
-        if data.heldout_questions is None
-        else worded(data.heldout_questions, answers),
-        "swapped": own_questions([QUESTION], answers[::-1])
-        if data.questions is None
-        else worded(data.questions, answers[::-1]),
-        "factual": own_questions([*TRUE_QUESTIONS, *FALSE_QUESTIONS], answers),
-    }
-    found.add(question_problems(questions["train"], questions["heldout"], data.test_sets))
-    if "swapped" in data.test_sets and questions["swapped"] == questions["train"]:
-        found.add(
-            [
-                "data.questions: they do not name the answers, so the test set 'swapped' would ask the same and call it "
-                "the opposite. Write {yes} and {no} where the answers stand, or leave the test set out."
-            ]
-        )
+    contexts = list({context.key: context for context in contexts}.values())
+    problems = Problems()
+    answers = problems.attempt(common_answers, options.answers, contexts)
+    info = problems.attempt(info_text, options.info, tokenizer)
+    problems.raise_if_any()
+    assert answers is not None and info is not None  # noqa: PT018 - else there was a problem
+    prefix = common_prefix(contexts) if options.answer_prefix is None else options.answer_prefix
+    phrasing = Phrasing(options.system_prompt, answers, prefix, info)
+    questions = _questions(options, answers)
+    problems.add(question_problems(questions, options.test_sets))
     if not questions["train"]:
-        return None
-    for question in [*(data.questions or ()), *(data.heldout_questions or ())]:
-        if any(word.casefold() not in worded([question], answers)[0].casefold() for word in answers):
+        problems.raise_if_any()
+    _warn_without_answers(options, answers)
+    control_problems = _control_token_problems(options, questions, phrasing, tokenizer)
+    problems.add(control_problems)
+    if control_problems:
+        problems.raise_if_any()
+    configured = [*questions["train"], *questions["heldout"]]
+    longest = problems.attempt(longest_question, tokenizer, configured, phrasing)
+    if longest is None:
+        problems.raise_if_any()
+    problems.add(window_problems(options.max_context_tokens, longest or 0, config))
+    contexts = [c for c in contexts if not c.asked or not fakes_turns(tokenizer, c, configured[0], phrasing)]
+    encoded = [problems.attempt(encode, tokenizer, context, None, phrasing) for context in contexts if context.asked]
+    lengths = [len(one.question_ids) for one in encoded if one and len(one.context_ids) <= options.max_context_tokens]
+    problems.add(window_problems(options.max_context_tokens, max(lengths, default=0), config))
+    if options.questions and contexts and all(context.asked for context in contexts):
+        rank_zero_warn("data.questions: the conversations ask questions of their own, so these are not asked.")
+    tokens = problems.attempt(find_answer_tokens, tokenizer, contexts, questions["train"], phrasing)
+    problems.raise_if_any()
+    assert tokens is not None
+    return Wording(tokenizer, *tokens, questions)
+
+
+def _questions(options: WordingOptions, answers: tuple[str, str]) -> dict[str, list[str]]:
+    """The questions of each set, with the answer words in them; ``swapped`` are those of ``train``, words exchanged."""
+
+    def choose(configured: Sequence[str] | None, builtin: Sequence[str], words: tuple[str, str]) -> list[str]:
+        return builtin_questions(builtin, words) if configured is None else insert_answers(configured, words)
+
+    return {
+        "train": choose(options.questions, [QUESTION], answers),
+        "heldout": choose(options.heldout_questions, HELDOUT_QUESTIONS, answers),
+        "swapped": choose(options.questions, [QUESTION], answers[::-1]),
+        "factual": builtin_questions([*TRUE_QUESTIONS, *FALSE_QUESTIONS], answers),
+    }
+
+
+def _warn_without_answers(options: WordingOptions, answers: tuple[str, str]) -> None:
+    """Warn about configured questions that do not name both answer words."""
+    for question in [*(options.questions or ()), *(options.heldout_questions or ())]:
+        if any(word.casefold() not in insert_answers([question], answers)[0].casefold() for word in answers):
             rank_zero_warn(f"the question {question!r} does not name both answers, {answers}: the mass may be small.")
+
+
+def _control_token_problems(
+    options: WordingOptions, questions: dict[str, list[str]], phrasing: Phrasing, tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """Check that no configured text holds control tokens of the model or marks of a turn."""
     texts = {
         "data.questions": questions["train"],
         "data.heldout_questions": questions["heldout"],
@@ -107,70 +160,66 @@ def find_wording(
         "data.answer_prefix": [phrasing.answer_prefix],
         "data.info": [phrasing.info],
         "data.answers": phrasing.answers,
-        "data.concepts": data.concepts,
+        "data.concepts": options.concepts,
     }
-    unfit = [problem for option, given in texts.items() for problem in control_tokens_in(tokenizer, given, option)]
-    found.add(unfit)
-    if unfit:
-        return None
-    asked = [*questions["train"], *questions["heldout"]]
-    lengths = []
-    for question in asked:
-        tokens = found.attempt(encode, tokenizer, PROBE, question, phrasing)
-        if tokens is None:
-            return None
-        lengths.append(len(tokens.question_ids))
-    found.add(window_problems(data.max_context_tokens, max(lengths), config))
-    # Those that would fake turns are left out, later.
-    contexts = [c for c in contexts if not c.asked or not fakes_turns(tokenizer, c, asked[0], phrasing)]
-    own = [found.attempt(encode, tokenizer, context, None, phrasing) for context in contexts if context.asked]
-    lengths = [len(one.question_ids) for one in own if one and len(one.context_ids) <= data.max_context_tokens]
-    found.add(window_problems(data.max_context_tokens, max(lengths, default=0), config))
-    if data.questions and contexts and all(context.asked for context in contexts):
-        rank_zero_warn("data.questions: the conversations ask questions of their own, so these are not asked.")
-    settled = found.attempt(settle, tokenizer, contexts, questions["train"], phrasing)
-    return Wording(tokenizer, settled[0], settled[1], questions) if settled else None
+    return [problem for option, group in texts.items() for problem in control_tokens_in(tokenizer, group, option)]
 
 
-def common_answers(given: tuple[str, str] | None, contexts: Iterable[Context]) -> tuple[str, str]:
-    """The answer words: those of the configuration, those that the conversations of the user's own name, or yes and no.
+def longest_question(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], phrasing: Phrasing) -> int:
+    """Tokens of the longest question turn, information and answer prefix included."""
+    return max(len(encode(tokenizer, SAMPLE_CONTEXT, question, phrasing).question_ids) for question in questions)
 
-    Conversations that ask a question of their own and name no answers have those of the configuration, or yes and no.
+
+def common_answers(configured: tuple[str, str] | None, contexts: Iterable[Context]) -> tuple[str, str]:
+    """Choose the answer words: those of the configuration, those that the conversations name, or yes and no.
+
+    Conversations that ask a question of their own and name no answers use those of the configuration, or yes and no.
+
+    Args:
+        configured: The option ``data.answers``; None: not set.
+        contexts: Contexts of all splits.
 
     Raises:
-        ConfigurationError: They do not agree.
+        ConfigurationError: Configuration and conversations name different answers.
     """
-    wanted = tuple(given) if given is not None else YES_NO
-    own = sorted({context.answers or wanted for context in contexts if context.asked})
-    if len(own) > 1 or (own and given is not None and own[0] != wanted):
+    default = tuple(configured) if configured is not None else YES_NO
+    own = sorted({context.answers or default for context in contexts if context.asked})
+    if len(own) > 1 or (own and configured is not None and own[0] != default):
         named = " and ".join(str(list(words)) for words in own)
-        configured = f", the configuration {list(wanted)}" if given is not None else ""
+        addition = f", the configuration {list(default)}" if configured is not None else ""
         raise ConfigurationError(
-            [f"data.answers: the conversations name the answers {named}{configured}. Expected one pair in a run."]
+            [f"data.answers: the conversations name the answers {named}{addition}. Expected one pair in a run."]
         )
-    first, second = own[0] if own else wanted
+    first, second = own[0] if own else default
     return first, second
 
 
 def common_prefix(contexts: Iterable[Context]) -> str:
-    """How answers start: as those of all conversations do, if they have it in common; else in our way."""
+    """The answer prefix that all conversations with a question share; otherwise the default one."""
     starts = {context.asked[-1].content if context.asked else None for context in contexts if context.asked}
     assistants = {context.asked[-1].role for context in contexts if context.asked}
     return str(starts.pop()) if assistants == {"assistant"} and len(starts) == 1 else Phrasing().answer_prefix
 
 
-def question_problems(train: Sequence[str], heldout: Sequence[str], test_sets: Sequence[str]) -> list[str]:
-    """Check that there are questions, and that held-out ones are not trained on."""
+def question_problems(questions: dict[str, list[str]], test_sets: Sequence[str]) -> list[str]:
+    """Check that there are questions, that held-out ones are not trained on, and that ``swapped`` can be asked."""
+    train, heldout = questions["train"], questions["heldout"]
     problems = [] if train else ["data.questions: got none. Expected at least one question."]
     if not all(question.strip() for question in (*train, *heldout)):
         problems.append("data.questions, data.heldout_questions: got an empty question. Leave it out.")
     if "newquestions" in test_sets and not heldout:
         problems.append("data.heldout_questions: got none, but the test set 'newquestions' asks them. Give at least one.")
-    return problems + heldout_problems(train, heldout)
+    problems += heldout_problems(train, heldout)
+    if "swapped" in test_sets and questions["swapped"] == train:
+        problems.append(
+            "data.questions: they do not name the answers, so the test set 'swapped' would ask the same and call it "
+            "the opposite. Write {yes} and {no} where the answers stand, or leave the test set out."
+        )
+    return problems
 
 
 def heldout_problems(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
-    """Check that no held-out question is trained on; ``train`` may include what conversations of the user's own ask."""
+    """Check that no held-out question is trained on; ``train`` may include the questions of conversation files."""
     return [
         f"data.heldout_questions: {question!r} is a question of the training too: what is tested has been trained on."
         for question in repeated_questions(train, heldout)
@@ -178,11 +227,11 @@ def heldout_problems(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
 
 
 def window_problems(context: int, question: int, config: PretrainedConfig) -> list[str]:
-    """Check that the longest conversation fits into what the model can attend to.
+    """Check that the longest conversation fits into the model's context window.
 
     Args:
-        context: Most tokens of a context.
-        question: Tokens of the question.
+        context: Tokens of the longest context.
+        question: Tokens of the longest question turn.
         config: The model's configuration.
     """
     window = getattr(config, "max_position_embeddings", None)

@@ -26,7 +26,7 @@ from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.grid import Grid
 from introspection_lit.trials.loaders import BatchesOfSplit, EpochBatches, TrainingLoader
 from introspection_lit.trials.manifest_plan import ManifestPlan
-from introspection_lit.trials.replay import Replayed
+from introspection_lit.trials.replay import SingleTrials
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, OTHER_QUESTIONS
 from introspection_lit.trials.trial import Trial
@@ -329,7 +329,7 @@ class IntrospectionDataModule(LightningDataModule):
         """The test sets again, the grid, or what is replayed: ``predict`` writes down each of their trials."""
         if self.replay is not None:
             assert self.bank is not None and self.prepared is not None  # noqa: PT018
-            trainer, batches = self.running, Replayed(self.prepared.replayed, self.splits, self.bank)
+            trainer, batches = self.running, SingleTrials(self.prepared.replayed, self.splits, self.bank)
             sampler = EpochBatches(len(batches), trainer.global_rank, trainer.world_size, lambda: 0)
             return [DataLoader(batches, batch_size=None, sampler=sampler)]
         names = self.test_sets if self.grid is None else list(self.splits)

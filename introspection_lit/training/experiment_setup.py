@@ -25,9 +25,15 @@ from introspection_lit.steering.vector_bank import (
     name_problem,
     shown,
 )
-from introspection_lit.tasks.answer_tokens import PROBE
-from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, info_text, own_questions
-from introspection_lit.tasks.wording import Wording, find_wording, heldout_problems, window_problems
+from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
+from introspection_lit.tasks.wording import (
+    Wording,
+    WordingOptions,
+    build_wording,
+    heldout_problems,
+    longest_question,
+    window_problems,
+)
 from introspection_lit.training import checks
 from introspection_lit.training.batch_size import step_problems
 from introspection_lit.training.callbacks.evidence import Evidence
@@ -90,7 +96,10 @@ def prepare(data: IntrospectionDataModule) -> Prepared:
     tokenizer = found.attempt(load_tokenizer, base) if config else None
     dealt = _deal_contexts(data, tokenizer, found)
     bands = _check_model(data, config, bank, found) if config else None
-    words = find_wording(data, config, tokenizer, dealt, found) if config and tokenizer and dealt else None
+    words = None
+    if config and tokenizer and dealt:
+        every_context = [context for group in dealt.values() for context in group]
+        words = found.attempt(build_wording, _wording_options(data), every_context, config, tokenizer)
     found.raise_if_any()
     assert dealt and bands and words  # noqa: PT018 - a missing one is a problem, and raised by now
     usable = _leave_out(data, dealt, words, found)
@@ -122,6 +131,20 @@ def prepare(data: IntrospectionDataModule) -> Prepared:
 DEFAULT_CONTEXTS = 8
 # How many random directions a bank gets when it is made and nobody says how many.
 DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
+
+
+def _wording_options(data: IntrospectionDataModule) -> WordingOptions:
+    return WordingOptions(
+        questions=data.questions,
+        heldout_questions=data.heldout_questions,
+        answers=data.answers,
+        answer_prefix=data.answer_prefix,
+        system_prompt=data.system_prompt,
+        info=data.info,
+        concepts=data.concepts,
+        max_context_tokens=data.max_context_tokens,
+        test_sets=data.test_sets,
+    )
 
 
 def _deal_contexts(
@@ -325,7 +348,7 @@ def _build_grid(
         found.add(
             [f"data.grid.random_vectors: {grid.random_vectors} asked for, but there are {sizes['heldout']} held out."]
         )
-    controls = own_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
+    controls = builtin_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
     questions = [*detection, *controls]
     controls_of = "data.grid.true_questions, data.grid.false_questions"
     found.add(control_tokens_in(words.tokenizer, controls, controls_of))
@@ -334,7 +357,7 @@ def _build_grid(
         text = found.attempt(info_text, info, words.tokenizer) or ""
         found.add(control_tokens_in(words.tokenizer, [text], "data.grid.info"))
         phrasing = replace(words.phrasing, info=text)
-        longest = max(len(encode(words.tokenizer, PROBE, question, phrasing).question_ids) for question in questions)
+        longest = longest_question(words.tokenizer, questions, phrasing)
         found.add(window_problems(data.max_context_tokens, longest, load_config(data.module.base)))
         for vectors in grid.vectors:
             name = split_name(info, vectors)

@@ -1,10 +1,10 @@
-"""Single trials chosen by split and number, to be scored alone."""
+"""The option ``data.replay``: single trials, named by split and number, each scored in a batch of its own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -15,25 +15,21 @@ from introspection_lit.trials.split import Split
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from introspection_lit.training.datamodule import IntrospectionDataModule
-
-
-# Letters of a question in a message.
-LONGEST = 200
-# Numbers of trials are kept in 64 bits.
-MOST = 2**63
+# Characters of a question in a message.
+QUESTION_LENGTH = 200
+# Trial numbers are stored as int64.
+UNLIMITED = 2**63
 
 
 def chosen_trials(names: Sequence[str], splits: Mapping[str, Split]) -> list[Trial]:
-    """The trials that ``data.replay`` names.
+    """Look up the trials that ``data.replay`` names.
 
     Args:
         names: ``SPLIT:NUMBER`` each.
-        splits: Of the run, by name.
+        splits: The splits of the run, by name.
 
     Raises:
-        ConfigurationError: A name is none, or no trial has it; all problems at once.
+        ConfigurationError: A name is malformed or names no trial; all problems at once.
     """
     trials, problems = [], []
     for name in names:
@@ -42,8 +38,8 @@ def chosen_trials(names: Sequence[str], splits: Mapping[str, Split]) -> list[Tri
             problems.append(f"data.replay: {name!r}: expected SPLIT:NUMBER with one of the splits {', '.join(splits)}.")
         elif not re.fullmatch(r"[0-9]{1,19}", number) or int(number) >= _total(splits[split]):
             total = _total(splits[split])
-            beyond = "" if total == MOST else f" below {total}, which is how many trials {split} has"
-            problems.append(f"data.replay: {name!r}: expected a trial's number, 0 or more{beyond}.")
+            limit = "" if total == UNLIMITED else f" below {total}, which is how many trials {split} has"
+            problems.append(f"data.replay: {name!r}: expected a trial's number, 0 or more{limit}.")
         else:
             trials.append(splits[split].plan.trial(int(number)))
     if not names:
@@ -54,28 +50,34 @@ def chosen_trials(names: Sequence[str], splits: Mapping[str, Split]) -> list[Tri
 
 
 def _total(split: Split) -> int:
-    """How many trials a split has; training has no end, but with a manifest."""
+    """Number of trials in a split; training without a manifest is unlimited."""
     if isinstance(split.plan, ManifestPlan):
         return split.plan.manifest.total
-    return MOST if split.total is None else split.total
+    return UNLIMITED if split.total is None else split.total
 
 
-def in_words(data: IntrospectionDataModule, trial: Trial) -> str:
-    """Everything that defines a trial, for a message."""
-    row = data.describe(trial)
-    how = f"vector {row['vector_name']!r} ({row['vectors']}), band {row['band']}, strength {row['strength']:.6g}"
+def format_trial(row: Mapping[str, Any]) -> str:
+    """Write out everything that defines a trial, for a message.
+
+    Args:
+        row: The trial as :meth:`~introspection_lit.trials.split.Split.describe` returns it.
+    """
+    vector = f"vector {row['vector_name']!r} ({row['vectors']}), band {row['band']}, strength {row['strength']:.6g}"
     return (
-        f"{trial.split}:{trial.number}, {'steered' if trial.steered else 'clean'} (context {row['context_key']!r} of kind "
-        f"{row['kind']!r}, question {row['question_text'][:LONGEST]!r}{', ' + how if trial.steered else ''})"
+        f"{row['split']}:{row['number']}, {'steered' if row['steered'] else 'clean'} (context {row['context_key']!r} of "
+        f"kind {row['kind']!r}, question {row['question_text'][:QUESTION_LENGTH]!r}"
+        f"{', ' + vector if row['steered'] else ''})"
     )
 
 
-class Replayed(Dataset[TrialBatch]):
-    """Item ``b`` is a batch of the ``b``-th of some trials alone; after the last one they start again, to be left out.
+class SingleTrials(Dataset[TrialBatch]):
+    """Batches of one trial each.
+
+    Numbers beyond the last trial start again at the first one, marked as padding: several processes need equally many.
 
     Args:
-        trials: Of any splits.
-        splits: By name.
+        trials: The trials, of any splits.
+        splits: The splits of the run, by name.
         bank: Directions and residual norms.
     """
 
@@ -88,5 +90,5 @@ class Replayed(Dataset[TrialBatch]):
     def __getitem__(self, number: int) -> TrialBatch:
         trial = self.trials[number % len(self.trials)]
         batch = self.splits[trial.split].collate([trial], self.bank)
-        batch.total = None if number < len(self.trials) else 0  # what several processes are filled up with
+        batch.total = None if number < len(self.trials) else 0  # 0: every row is padding
         return batch

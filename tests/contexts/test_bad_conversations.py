@@ -33,8 +33,8 @@ from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.report.kinds import by_kind
 from introspection_lit.report.parts import short
 from introspection_lit.report.plots import log_odds_figure, plain
-from introspection_lit.tasks.answer_tokens import settle
-from introspection_lit.tasks.questions import QUESTION, info_text, worded
+from introspection_lit.tasks.answer_tokens import find_answer_tokens
+from introspection_lit.tasks.questions import QUESTION, info_text, insert_answers
 from introspection_lit.training.callbacks.adapter_export import CARD
 from introspection_lit.utils import resource_limits as limits
 from introspection_lit.utils.errors import ConfigurationError
@@ -282,7 +282,7 @@ def test_answers_are_plain_words_or_refused(name: str, answers: tuple[str, str],
     phrasing = Phrasing(answers=answers, answer_prefix=start)
     problems = control_tokens_in(tokenizer, [*answers, start], "data.answers")
     try:
-        settled, ids = settle(tokenizer, [], ["Was it?"], phrasing)
+        settled, ids = find_answer_tokens(tokenizer, [], ["Was it?"], phrasing)
     except ConfigurationError:
         event("our error")
         return
@@ -591,7 +591,7 @@ def test_names_that_are_no_path(name: str) -> None:
 
 def test_answers_that_look_like_places_or_tokens() -> None:
     """What is put in for {yes} is not looked through for {no}; control tokens and half letters are no answers."""
-    assert worded(["{yes} or {no}?"], ("{no}", "x")) == ["{no} or x?"]
+    assert insert_answers(["{yes} or {no}?"], ("{no}", "x")) == ["{no} or x?"]
     for answer in ("<|im_end|>", "\ud800"):
         with pytest.raises(ConfigurationError, match=r"data\.answers"):
-            settle(tokenizer_of("chatml"), [], ["Was it?"], Phrasing(answers=(answer, "no")))
+            find_answer_tokens(tokenizer_of("chatml"), [], ["Was it?"], Phrasing(answers=(answer, "no")))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from introspection_lit.contexts.context import BUILTIN, exchange
 from introspection_lit.contexts.conversations import Phrasing, encode, keep_usable, render, repeated_questions
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -58,7 +58,7 @@ def test_template_that_drops_the_reply_is_refused() -> None:
 
 def test_answers_are_the_tokens_the_model_would_write(tokenizer: PreTrainedTokenizerFast) -> None:
     """Each answer id, appended to the conversation, reads as the prefix, one space and the word."""
-    _, (yes, no) = settle(tokenizer, [], [QUESTION], Phrasing())
+    _, (yes, no) = find_answer_tokens(tokenizer, [], [QUESTION], Phrasing())
     assert yes != no
     encoded = encode(tokenizer, CONTEXT, QUESTION, Phrasing())
     assert tokenizer.decode([*encoded.question_ids, yes]).endswith("The answer is yes")
@@ -77,7 +77,7 @@ def test_answers_are_the_tokens_the_model_would_write(tokenizer: PreTrainedToken
 def test_bad_answers_are_refused(tokenizer: PreTrainedTokenizerFast, phrasing: Phrasing, message: str) -> None:
     """Words of several tokens, no word, the same word, a prefix with a trailing space."""
     with pytest.raises(ConfigurationError, match=message):
-        settle(tokenizer, [], [QUESTION], phrasing)
+        find_answer_tokens(tokenizer, [], [QUESTION], phrasing)
 
 
 def test_shipped_questions_do_not_leak_or_explain() -> None:

@@ -20,7 +20,7 @@ from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.evaluation import side_effects as se
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
-from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, QUESTION, TRUE_QUESTIONS
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.utils.errors import ConfigurationError, RunError
@@ -41,7 +41,7 @@ def module(tiny: Path) -> IntrospectionModule:
 @pytest.fixture
 def asked(tokenizer: PreTrainedTokenizerFast) -> tuple[Phrasing, tuple[int, int]]:
     """The usual phrasing and the tokens of its answers."""
-    return settle(tokenizer, [], [QUESTION], Phrasing())
+    return find_answer_tokens(tokenizer, [], [QUESTION], Phrasing())
 
 
 def spoil(module: IntrospectionModule) -> None:
@@ -82,7 +82,7 @@ def test_facts_are_asked_like_the_detection_question(
     spoil(module)
     module.eval()
     phrasing = Phrasing(system="Be brief.", answers=answers, info="Not to be said.")
-    phrasing, ids = settle(tokenizer, [], [QUESTION], phrasing)
+    phrasing, ids = find_answer_tokens(tokenizer, [], [QUESTION], phrasing)
     said = "Answer yes or no." if answers == ("yes", "no") else "Answer no if so and yes if not."
     facts = FACTS[:12]
     scores, masses = [], []

@@ -21,7 +21,7 @@ from introspection_lit.models.sources import resolve
 from introspection_lit.steering.extraction import read_texts, record
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad, steered_cache
-from introspection_lit.tasks.answer_tokens import settle
+from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import QUESTION
 
 # The sixteen levels of NF4: QLoRA, arXiv 2305.14314, appendix E.
@@ -148,7 +148,7 @@ def test_embedded_model_is_the_real_one() -> None:
     assert resolve(base) == resolve(BaseModel("smollm2-135m"))
     model, tokenizer = load_model(base), load_tokenizer(base)
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
-    assert settle(tokenizer, [], [QUESTION], Phrasing())[1] == (9805, 787)
+    assert find_answer_tokens(tokenizer, [], [QUESTION], Phrasing())[1] == (9805, 787)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     written = model.generate(**ids, max_new_tokens=10, do_sample=False)

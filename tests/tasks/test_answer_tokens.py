@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import Context, Message, exchange
 from introspection_lit.contexts.conversations import Phrasing, encode
-from introspection_lit.tasks.answer_tokens import settle
-from introspection_lit.tasks.questions import QUESTION, info_text, own_questions, worded
+from introspection_lit.tasks.answer_tokens import find_answer_tokens
+from introspection_lit.tasks.questions import QUESTION, builtin_questions, info_text, insert_answers
 from introspection_lit.utils.errors import ConfigurationError
 
 CONTEXT = exchange("chat", "Hello there", "Good day")
@@ -37,27 +37,27 @@ def digits_apart(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 def test_digits_get_the_space_that_stands_before_them(digits_apart: PreTrainedTokenizerFast) -> None:
     """The space is a token of its own there, and becomes part of what the model has said already."""
-    phrasing, (one, zero) = settle(digits_apart, [], ["Did it?"], Phrasing(answers=("1", "0")))
+    phrasing, (one, zero) = find_answer_tokens(digits_apart, [], ["Did it?"], Phrasing(answers=("1", "0")))
     assert phrasing.joint == " "
     ids = encode(digits_apart, CONTEXT, "Did it?", phrasing).question_ids
     assert digits_apart.decode([*ids, one]).endswith("The answer is 1")
     assert digits_apart.decode([*ids, zero]).endswith("The answer is 0")
     whole = digits_apart(digits_apart.decode([*ids, one]), add_special_tokens=False)["input_ids"]
     assert whole[-len(ids) - 1 :] == [*ids, one]  # the model would have written exactly these
-    assert settle(digits_apart, [], ["Did it?"], Phrasing())[0].joint == ""
+    assert find_answer_tokens(digits_apart, [], ["Did it?"], Phrasing())[0].joint == ""
 
 
 def test_either_order(tokenizer: PreTrainedTokenizerFast) -> None:
     """The first word is the one for steered, whichever it is."""
-    _, (yes, no) = settle(tokenizer, [], ["Did it?"], Phrasing())
-    assert settle(tokenizer, [], ["Did it?"], Phrasing(answers=("no", "yes")))[1] == (no, yes)
+    _, (yes, no) = find_answer_tokens(tokenizer, [], ["Did it?"], Phrasing())
+    assert find_answer_tokens(tokenizer, [], ["Did it?"], Phrasing(answers=("no", "yes")))[1] == (no, yes)
 
 
 def test_no_space_after_a_quotation_mark(tokenizer: PreTrainedTokenizerFast) -> None:
     """An answer that starts with a bracket goes on without a space, if the words are tokens that way."""
     asked = (Message("user", "Did it?"), Message("assistant", "{"))
     own = Context("own", (Message("user", "Hi"),), asked)
-    phrasing, (a, b) = settle(tokenizer, [own], [], Phrasing(answers=("A", "B")))
+    phrasing, (a, b) = find_answer_tokens(tokenizer, [own], [], Phrasing(answers=("A", "B")))
     said = tokenizer.decode([*encode(tokenizer, own, None, phrasing).question_ids, a])
     assert said.replace(" ", "").endswith("{A")
     assert a != b
@@ -70,13 +70,13 @@ def test_conversations_that_disagree_are_refused(digits_apart: PreTrainedTokeniz
         Context("own", (Message("user", "Hi"),), (Message("user", "?"), Message("assistant", start))) for start in starts
     ]
     with pytest.raises(ConfigurationError, match="are other tokens in some conversations"):
-        settle(digits_apart, own, [], Phrasing(answers=("1", "0")))
+        find_answer_tokens(digits_apart, own, [], Phrasing(answers=("1", "0")))
 
 
 def test_words_of_several_tokens_come_with_suggestions(tokenizer: PreTrainedTokenizerFast) -> None:
     """And only with words that this tokenizer has."""
     with pytest.raises(ConfigurationError) as caught:
-        settle(tokenizer, [], ["Did it?"], Phrasing(answers=("affirmative", "no")))
+        find_answer_tokens(tokenizer, [], ["Did it?"], Phrasing(answers=("affirmative", "no")))
     assert "such as yes, no" in str(caught.value)
     suggested = str(caught.value).split("such as ")[1].rstrip(".").split(", ")
     for word in suggested:
@@ -85,11 +85,13 @@ def test_words_of_several_tokens_come_with_suggestions(tokenizer: PreTrainedToke
 
 def test_other_words_are_explained() -> None:
     """Yes and no explain themselves; other words, and these the other way round, are said to mean something."""
-    assert own_questions([QUESTION], ("yes", "no")) == ["Was your internal state tampered with just now? Answer yes or no."]
+    assert builtin_questions([QUESTION], ("yes", "no")) == [
+        "Was your internal state tampered with just now? Answer yes or no."
+    ]
     explained = "Was your internal state tampered with just now? Answer {} if so and {} if not."
     for answers in (("no", "yes"), ("1", "0")):
-        assert own_questions([QUESTION], answers) == [explained.format(*answers)]
-    assert worded(["Say {yes}, or {no}."], ("A", "B")) == ["Say A, or B."]
+        assert builtin_questions([QUESTION], answers) == [explained.format(*answers)]
+    assert insert_answers(["Say {yes}, or {no}."], ("A", "B")) == ["Say A, or B."]
 
 
 def test_info_texts(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from introspection_lit.training.checkpoint_files import DIVERGED
 from introspection_lit.training.distributed import _gathered, is_sharded
 from introspection_lit.training.fsdp_shards import plain_name
 from introspection_lit.training.run_context import data_of
-from introspection_lit.trials.replay import in_words
+from introspection_lit.trials.replay import format_trial
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import RunError
 
@@ -132,7 +132,7 @@ def _story(module: IntrospectionModule, scored: Sequence[Scored]) -> str:
     return _told(
         data,
         f"training has diverged after {trainer.global_step} steps, in epoch {trainer.current_epoch}: {what}. {how}, first "
-        f"{in_words(data, first.trial)}{batches}{process}.",
+        f"{format_trial(data.describe(first.trial))}{batches}{process}.",
         first.trial,
     )
 
@@ -165,7 +165,7 @@ def broken_scores(module: IntrospectionModule, error: NotFinite, trials: Sequenc
     trainer, data = module.trainer, data_of(module.trainer)
     first = min(trials, key=lambda trial: trial.number)
     when = f" after {trainer.global_step} steps" if trainer.state.fn == "fit" else ""
-    what = f"{first.split}{when}: {error.problems[0]} First {in_words(data, first)}."
+    what = f"{first.split}{when}: {error.problems[0]} First {format_trial(data.describe(first))}."
     return RunError([_told(data, what, first, advice="")])
 
 

@@ -17,7 +17,7 @@ from introspection_lit.training.cache_reuse import batch_cache
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import data_of
 from introspection_lit.trials.batch import TrialBatch
-from introspection_lit.trials.replay import in_words
+from introspection_lit.trials.replay import format_trial
 from introspection_lit.trials.trial import Trial
 
 if TYPE_CHECKING:
@@ -162,7 +162,10 @@ class ReplayReport(Callback):
             return
         self.trace.current = None
         trial, (log_odds, mass) = batch.trials[0], (outputs[name][0].item() for name in ("log_odds", "mass"))
-        lines = [f"replayed {in_words(data, trial)}", *(self.trace.summary(name) for name in (PREFILL, DETECTION))]
+        lines = [
+            f"replayed {format_trial(data.describe(trial))}",
+            *(self.trace.summary(name) for name in (PREFILL, DETECTION)),
+        ]
         lines.append(f"answer: log-odds {log_odds:.6g}, mass {mass:.6g}")
         if not is_sharded(trainer):  # else every process would have to take part
             lines.append(gradient_summary(data, trial))
