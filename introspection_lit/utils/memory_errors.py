@@ -1,21 +1,23 @@
-"""Errors that mean "no memory left", whoever raises them, and giving back what they hold on to."""
+"""Recognises out-of-memory errors of any library, and frees what they hold."""
 
 from __future__ import annotations
 
 import errno
 import gc
 import traceback
-from collections.abc import Iterator
 
 import torch
 
 from introspection_lit.utils.errors import RunError
 
-# What torch's allocators, CUDA's libraries and bitsandbytes say in errors of a more general kind.
-SAYINGS = (
+# Messages of out-of-memory errors of the host ...
+HOST_MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
-    "Cannot allocate memory",  # torch, of a file in memory
+    "Cannot allocate memory",  # torch, of a file mapped into memory
+)
+# ... and of a GPU, in errors of a more general class.
+GPU_MESSAGES = (
     "CUDA out of memory",
     "CUDA error: out of memory",
     "cudaErrorMemoryAllocation",
@@ -26,49 +28,42 @@ SAYINGS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was not enough: of a GPU, of the host, or Python's own."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _no_process(error):
+    """Whether an error means that the memory of a GPU or of the host is used up."""
+    if isinstance(error, torch.OutOfMemoryError) or on_host(error):
         return True
-    other = not isinstance(error, RuntimeError) or isinstance(error, RunError)  # one of ours tells what another has said
-    return not other and any(saying in str(error) for saying in SAYINGS)
+    return _mentions(error, GPU_MESSAGES)
 
 
 def on_host(error: BaseException) -> bool:
-    """Whether it was the host's memory that was not enough."""
-    said = any(saying in str(error) for saying in ("DefaultCPUAllocator", "Cannot allocate memory"))
-    return isinstance(error, MemoryError) or said or _no_process(error)
+    """Whether an error means that the host's memory is used up."""
+    no_process = isinstance(error, OSError) and error.errno == errno.ENOMEM  # such as a data loader's worker
+    return isinstance(error, MemoryError) or no_process or _mentions(error, HOST_MESSAGES)
 
 
-def _no_process(error: BaseException) -> bool:
-    """Whether the system had no room for another process, such as a worker of a data loader."""
-    return isinstance(error, OSError) and error.errno == errno.ENOMEM
+def _mentions(error: BaseException, messages: tuple[str, ...]) -> bool:
+    """Whether a RuntimeError that is not one of ours, which quote others, has one of these messages."""
+    foreign = isinstance(error, RuntimeError) and not isinstance(error, RunError)
+    return foreign and any(message in str(error) for message in messages)
 
 
 def give_back(error: BaseException) -> None:
-    """Let go of what an error holds on to, whoever keeps the error: a traceback keeps the tensors of every function in it.
+    """Clear the frames in the tracebacks of an error and of its causes, so that the tensors in them are freed.
 
-    The functions that are still running keep theirs.
+    Frames that are still running keep theirs.
     """
-    for each in chain(error):
-        if each.__traceback__ is not None:
+    seen, waiting = set[int](), [error]
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            waiting += [other for other in (each.__cause__, each.__context__) if other is not None]
             traceback.clear_frames(each.__traceback__)
             each.__traceback__ = None
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what caused it, and what was being handled when it came; each once."""
-    seen, left = set[int](), [error]
-    while left:
-        each = left.pop()
-        if id(each) not in seen:
-            seen.add(id(each))
-            yield each
-            left += [other for other in (each.__cause__, each.__context__) if other is not None]
-
-
 def free_unused() -> None:
-    """Collect garbage, and give a GPU's memory that nothing uses back to it."""
-    # On the CPU, what a backward that failed had left to do stays in torch's queue until the next one (torch 2.13).
+    """Collect garbage, and release the GPU memory that torch holds but does not use."""
+    # On the CPU, tasks of a failed backward stay in torch's queue until the next backward (torch 2.13).
     with torch.inference_mode(False), torch.enable_grad():
         torch.autograd.backward(torch.zeros((), requires_grad=True))
     gc.collect()

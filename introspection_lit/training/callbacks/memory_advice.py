@@ -1,236 +1,119 @@
-"""What to change when memory was not enough: as the user would type it, the most useful first, only what applies."""
+"""What to change in a run that is out of memory: options as the user would type them, the most useful first."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from introspection_lit.models.decoder_shape import decoder_shape
-from introspection_lit.models.loading import load_config
-from introspection_lit.models.memory_estimate import Load, Memory, Strategy, estimate
 from introspection_lit.steering.clean_caches import GIB
-from introspection_lit.training.batch_size import free_memory, largest_part, needed
+from introspection_lit.training.batch_size import AUTO, largest_part
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import data_of, module_of
 
-if TYPE_CHECKING:
-    from introspection_lit.models.decoder_shape import Shape
-    from introspection_lit.trials.batch import TrialBatch
-
-
-# Of a GPU's memory: gaps between tensors that are worth doing something about.
-GAPS = 0.1
-# GiB of kept caches that are not worth a thought.
+# Clean caches in host memory below this size, in GiB, are ignored.
 LITTLE_KEPT = 0.25
 
 
+# Where memory was used up: before the first batch (the model is loaded and measured), in a training step, in a batch that
+# is only scored, or while the evidence of a test is gathered.
+Stage = Literal["start", "step", "scoring", "evidence"]
+
+
 class Situation(NamedTuple):
-    """What is known of a run whose memory was not enough.
+    """The facts about a run that decide what is advised."""
 
-    Attributes:
-        fitting: It is a fit.
-        step: It came in a step of training.
-        standing: It came before the first batch: the model was loaded or measured.
-        evidence: It came while evidence was gathered.
-        cuda: The model is on a GPU.
-        host: It was the host's memory.
-        batch_size: ``data.batch_size``, as it was found if it was ``auto``.
-        parts: Batches that make a step, of each process.
-        world: Processes.
-        auto: ``data.batch_size auto`` was given.
-        accumulate: ``trainer.accumulate_grad_batches`` was given, instead of ``data.effective_batch``.
-        eval_batch_size: ``data.eval_batch_size``.
-        recompute: ``model.recompute``.
-        context_tokens: ``data.max_context_tokens``.
-        kept_gib: Clean caches that are kept in host memory, GiB.
-        unquantised: The base is not quantised.
-        float32: The base is loaded in float32.
-        sharded: FSDP.
-        workers: ``data.num_workers``.
-        gaps: Of the GPU's memory, what torch holds and no tensor uses.
-        last: The last checkpoint to go on from.
-    """
-
+    stage: Stage = "step"
     fitting: bool = True
-    step: bool = True
-    standing: bool = False
-    evidence: bool = False
     cuda: bool = True
-    host: bool = False
-    batch_size: int = 16
-    parts: int = 1
-    world: int = 1
-    auto: bool = False
-    accumulate: bool = False
+    host: bool = False  # the host's memory was used up, not the GPU's
+    batch_size: int = 16  # data.batch_size, or what `auto` has chosen
+    parts: int = 1  # batches that each process accumulates for a step
+    world: int = 1  # processes
+    auto: bool = False  # data.batch_size is `auto`
+    accumulate: bool = False  # trainer.accumulate_grad_batches is set, and not data.effective_batch
     eval_batch_size: int = 32
     recompute: bool = False
-    context_tokens: int = 128
-    kept_gib: float = 0.0
-    unquantised: bool = False
-    float32: bool = False
-    sharded: bool = False
-    workers: int = 0
-    gaps: float = 0.0
-    last: str | None = None
+    context_tokens: int = 128  # data.max_context_tokens
+    kept_gib: float = 0.0  # clean caches in host memory
+    quantised: bool = True
+    float32: bool = False  # the base model's dtype
+    sharded: bool = False  # FSDP
+    workers: int = 0  # data.num_workers
+    last: str | None = None  # the newest checkpoint
 
 
 class Change(NamedTuple):
-    """Something to change.
-
-    Attributes:
-        typed: What to add to the command.
-        effect: What comes of it.
-    """
+    """An option to add to the command, and its effect."""
 
     typed: str
     effect: str
 
 
-def changes(now: Situation) -> list[Change]:
-    """What to change, the most useful first; what can be gone on with has the checkpoint in it."""
-    resume = f" --ckpt_path {now.last}" if now.last and now.fitting else ""
-    found = _host(now, resume) if now.host and now.cuda else []
-    if now.step:
-        found += _smaller_batches(now, resume)
-        if not now.recompute:
-            found.append(
-                Change(f"--model.recompute true{resume}", "fewer activations are kept; steps take longer, and are the same")
-            )
-    elif not now.standing and now.eval_batch_size > 2:
-        size = now.eval_batch_size // 4 * 2
-        found.append(Change(f"--data.eval_batch_size {size}{resume}", "scores are the same but for rounding"))
-    if now.evidence:
-        found.append(Change("--evidence.enabled false", "the test without other observers and side effects"))
-    if not now.cuda:
-        found += _host(now, resume)
-    if now.cuda and now.gaps > GAPS:
-        setting = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-        found.append(Change(f"{setting} before the command", f"{now.gaps:.0%} of the GPU are gaps between tensors"))
-    return found + _smaller_experiment(now)
-
-
-def _smaller_batches(now: Situation, resume: str) -> list[Change]:
-    """The same step in smaller parts."""
-    share, found = now.batch_size * now.parts, []
-    step = f" --data.effective_batch {share * now.world}"
-    step += " --trainer.accumulate_grad_batches 1" if now.accumulate else ""
-    same = "steps have the same trials, in smaller parts; sums are rounded and dropout is drawn otherwise"
-    if not now.auto and now.batch_size > 2:
-        found.append(Change(f"--data.batch_size auto{step}{resume}", f"the largest that fits is looked for; {same}"))
-    smaller = largest_part(share, lambda size: size < now.batch_size)
-    if smaller:
-        found.append(Change(f"--data.batch_size {smaller}{step}{resume}", same))
-    return found
-
-
-def _host(now: Situation, resume: str) -> list[Change]:
-    """Less of what lies in the host's memory."""
-    found = []
-    if now.kept_gib > LITTLE_KEPT and now.fitting:
-        effect = "half of the clean caches are kept in host memory; steps take longer"
-        found.append(Change(f"--data.reuse.gib {now.kept_gib / 2:.2g}{resume}", effect))
-    if now.workers:
-        found.append(Change(f"--data.num_workers 0{resume}", "no worker processes, each with a copy of the texts"))
-    return found
-
-
-def _smaller_experiment(now: Situation) -> list[Change]:
-    """What makes another experiment of it, or needs other hardware: from the beginning."""
-    found = []
-    if not now.standing and now.context_tokens > 16:
-        typed = f"--data.max_context_tokens {now.context_tokens // 2}"
-        found.append(Change(typed, "longer contexts are left out: another experiment, from the beginning"))
-    if now.standing and now.unquantised and now.float32:
-        typed = "--model.base.dtype bfloat16"
-        found.append(Change(typed, "weights take half as much: another base model, from the beginning"))
-    if now.cuda and not now.host:
-        if now.unquantised:
-            typed = "--model.base.quantization nf4"
-            found.append(Change(typed, "weights take about a quarter of bfloat16: another base model, from the beginning"))
-        if now.sharded:
-            found.append(Change("more GPUs (--trainer.devices)", "each holds a smaller share of the model"))
-        else:
-            typed = "--config configs/fsdp.yaml after the experiment's own, with two GPUs or more"
-            found.append(Change(typed, "they share one copy of the model"))
-    return found
-
-
-def taken(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
-    """What it takes by computation, part by part, a line each."""
-    module, fitting = module_of(trainer.lightning_module), trainer.state.fn == "fit"
-    shape, load = load_of(trainer, batch)
-    memory = estimate(shape, module.base, module.lora, load)
-    named = parts(memory, fitting, fitting and trainer.training) if load.batch else {"weights": memory.weights}
-    lines = [f"  {name:<34}{size / GIB:>8.2f}" for name, size in [*named.items(), ("together", sum(named.values()))]]
-    kept = data_of(trainer).prefill.kept
-    kept_gib = f" (and {kept.nbytes / GIB:.2f} of kept clean caches, in host memory)" if kept is not None else ""
-    return [f"by computation it takes, in GiB{kept_gib}:", *lines]
-
-
-def parts(memory: Memory, fitting: bool, step: bool) -> dict[str, int]:
-    """An estimate as parts that add up to the peak.
+def situation(trainer: Trainer, stage: Stage, host: bool) -> Situation:
+    """Collect the facts about a run.
 
     Args:
-        memory: Of a training step.
-        fitting: The optimiser is there.
-        step: With a backward pass.
+        trainer: Before its teardown.
+        stage: Where memory was used up.
+        host: Whether it was the host's.
     """
-    if not step:
-        memory = replace(memory, activations=0, gradients=memory.gradients if fitting else 0)
-    if not fitting:
-        memory = replace(memory, optimizer=0)
-    found = {
-        "weights": memory.weights,
-        "layers that are gathered (FSDP)": memory.gathered,
-        "adapter, gradients and optimiser" if fitting else "adapter": memory.adapter + memory.gradients + memory.optimizer,
-        "caches of the contexts": memory.cache,
-    }
-    passing = {
-        "caches with the questions": memory.appended,
-        "logits and loss": memory.logits,
-        "a layer at work": memory.backward,
-    }
-    name = max(passing, key=lambda each: passing[each])
-    if memory.prefill > memory.activations + passing[name]:
-        found["a layer that reads contexts"] = memory.prefill
-    else:
-        found |= {"activations": memory.activations, name: passing[name]}
-    return {each: size for each, size in found.items() if size}
-
-
-def room(trainer: Trainer) -> list[str]:
-    """What the device has, and what of it is free."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-        sizes = [f"{size / GIB:.2f}" for size in (total, free, reserved, used)]
-        name = torch.cuda.get_device_name(device)
-        return [
-            f"the GPU ({name}) has {sizes[0]} GiB: {sizes[1]} free, {sizes[2]} held by torch, {sizes[3]} of them in use"
-        ]
-    whole, left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, free_memory(device) / GIB
-    return [f"the machine has {whole:.2f} GiB: {left:.2f} free; this process may have less (ulimit -v, a container)"]
-
-
-def load_of(trainer: Trainer, batch: TrialBatch | None) -> tuple[Shape, Load]:
-    """What memory is computed from: the batch at hand, or the largest one; before there is any, the weights alone."""
     data, module = data_of(trainer), module_of(trainer.lightning_module)
-    if data.bank is None:  # the model is being loaded or measured
-        strategy: Strategy = "fsdp" if is_sharded(trainer) else "one"
-        load = Load(0, 0, 0, str(trainer.precision), strategy, trainer.world_size)
-        return decoder_shape(load_config(module.base)), load
-    training = trainer.state.fn == "fit" and trainer.training
-    shape, load = needed(data, data.batch_size if training else data.eval_batch_size)
-    if batch is not None:
-        load = replace(load, batch=len(batch.trials), context=batch.context_ids.shape[1], question=question_tokens(batch))
-    return shape, load if training else replace(load, kept_contexts=0)
+    saver, auto, parts = trainer.checkpoint_callback, data.given_batch_size == AUTO, trainer.accumulate_grad_batches
+    return Situation(
+        stage=stage,
+        fitting=trainer.state.fn == "fit",
+        cuda=trainer.strategy.root_device.type == "cuda",
+        host=host,
+        batch_size=data.batch_size,
+        parts=parts,
+        world=trainer.world_size,
+        auto=auto,
+        accumulate=data.effective_batch is None and (auto or parts > 1),
+        eval_batch_size=data.eval_batch_size,
+        recompute=module.recompute,
+        context_tokens=data.max_context_tokens,
+        kept_gib=data.prefill.kept.nbytes / GIB if data.prefill.kept is not None else 0.0,
+        quantised=module.base.quantization != "none",
+        float32=module.base.dtype == "float32",
+        sharded=is_sharded(trainer),
+        workers=data.num_workers,
+        last=(saver.last_model_path if isinstance(saver, ModelCheckpoint) else "") or data.checkpoint,
+    )
 
 
-def question_tokens(batch: TrialBatch) -> int:
-    """Tokens of the longest question of a batch, its beginning included if that is read first."""
-    return batch.question_ids.shape[1] + (len(batch.lead_ids) if batch.lead_ids is not None else 0)
+def changes(now: Situation) -> list[Change]:
+    """List the changes that apply, the most useful first; those that keep the experiment resume from the checkpoint."""
+    resume = f" --ckpt_path {now.last}" if now.last and now.fitting else ""
+    share, accumulate = now.batch_size * now.parts, " --trainer.accumulate_grad_batches 1" * now.accumulate
+    step = f"--data.effective_batch {share * now.world}{accumulate}{resume}"
+    smaller, fewer = largest_part(share, lambda size: size < now.batch_size), now.eval_batch_size // 4 * 2
+    in_step, starting, scoring = now.stage == "step", now.stage == "start", now.stage in ("scoring", "evidence")
+    auto, cut = in_step and not now.auto and now.batch_size > 2, not starting and now.context_tokens > 16
+    full, on_gpu = not now.quantised, now.cuda and not now.host
+    same = "steps have the same trials, in smaller parts; sums are rounded and dropout is drawn otherwise"
+    half = "half of the clean caches are kept in host memory; steps take longer"
+    slower = "fewer activations are kept; steps take longer, and are the same"
+    shorter = "longer contexts are left out: another experiment, from the beginning"
+    another = "another base model, from the beginning"
+    fsdp = "--config configs/fsdp.yaml after the experiment's own, with two GPUs or more"
+    host = [
+        (now.kept_gib > LITTLE_KEPT and now.fitting, f"--data.reuse.gib {now.kept_gib / 2:.2g}{resume}", half),
+        (now.workers, f"--data.num_workers 0{resume}", "no worker processes, each with a copy of the texts"),
+    ]
+    candidates = [
+        *(host if now.host and now.cuda else []),
+        (auto, f"--data.batch_size auto {step}", f"the largest that fits is looked for; {same}"),
+        (in_step and smaller, f"--data.batch_size {smaller} {step}", same),
+        (in_step and not now.recompute, f"--model.recompute true{resume}", slower),
+        (scoring and fewer, f"--data.eval_batch_size {fewer}{resume}", "scores are the same but for rounding"),
+        (now.stage == "evidence", "--evidence.enabled false", "the test without other observers and side effects"),
+        *(host if not now.cuda else []),
+        (cut, f"--data.max_context_tokens {now.context_tokens // 2}", shorter),
+        (starting and full and now.float32, "--model.base.dtype bfloat16", f"weights take half as much: {another}"),
+        (on_gpu and full, "--model.base.quantization nf4", f"weights take about a quarter of bfloat16: {another}"),
+        (on_gpu and now.sharded, "more GPUs (--trainer.devices)", "each holds a smaller share of the model"),
+        (on_gpu and not now.sharded, fsdp, "they share one copy of the model"),
+    ]
+    return [Change(typed, effect) for applies, typed, effect in candidates if applies]

@@ -1,25 +1,26 @@
-"""What a run says when memory is not enough: where, what was tried, what it takes by computation, what to change.
+"""The message of a run that is out of memory: where, what was tried, the estimate by part, and what to change.
 
-A callback looks at the run while everything is still there, and pins what it has seen to the error; whoever runs the
-command line makes a :class:`~introspection_lit.errors.RunError` of it. On the CPU the system may end the process instead,
-and nothing can be said.
+A callback composes it while the run still exists, and attaches it to the error as a note; the command line makes a
+:class:`~introspection_lit.utils.errors.RunError` of it. On the CPU the system may kill the process instead.
 """
 
 from __future__ import annotations
 
+import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from introspection_lit.models.decoder_shape import decoder_shape
+from introspection_lit.models.loading import load_config
+from introspection_lit.models.memory_estimate import PARTS, Load, estimate
 from introspection_lit.steering.clean_caches import GIB
-from introspection_lit.training.batch_size import AUTO
-from introspection_lit.training.callbacks.memory_advice import Situation, changes, question_tokens, room, taken
+from introspection_lit.training.batch_size import AUTO, free_memory, needed
+from introspection_lit.training.callbacks.memory_advice import Stage, changes, situation
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import data_of, module_of
 from introspection_lit.trials.batch import TrialBatch
@@ -27,40 +28,38 @@ from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.memory_errors import is_out_of_memory, on_host
 
 BEGINNING = "memory was not enough"
-LOADING, MEASURING = "loading the model", "measuring norms and concepts"
-EVIDENCE = "gathering evidence"
-# Which function says what was going on: its file, its name, and what is said. The first that is among those that were
-# running counts. The optimiser's step is around forward and backward: it comes last.
-PLACES = (
-    ("introspection_lit/training/module.py", "configure_model", LOADING),
-    ("introspection_lit/training/datamodule.py", "make_bank", MEASURING),
-    ("introspection_lit/training/batch_size.py", "settle", "looking for a batch size"),
-    ("introspection_lit/training/callbacks/evidence.py", None, EVIDENCE),
-    ("", "backward", "the backward pass"),
-    ("introspection_lit/steering/clean_caches.py", None, "reading clean contexts that are kept"),
-    ("introspection_lit/training/datamodule.py", "on_after_batch_transfer", "reading the contexts (prefill)"),
-    ("introspection_lit/training/module.py", "answer_logits", "the detection pass"),
-    ("introspection_lit/training/module.py", "_step", "loss and scores"),
-    ("", "save_checkpoint", "saving a checkpoint"),
-    ("introspection_lit/training/datamodule.py", "setup", "preparing the data"),
-    ("optim/adam.py", "step", "the optimiser's step"),
-    ("optim/adamw.py", "step", "the optimiser's step"),  # of torch 2.6
-)
-LONGEST_SAYING = 300
+LONGEST_QUOTE = 800  # characters of the error's own message; torch's ends with a hint on fragmentation
+
+
+LOADING, SETUP, EVIDENCE = "loading the model", "setting up (norms and concepts are measured)", "gathering evidence"
+
+
+# Lightning's hooks, and the backward pass: what a function in the traceback says about the part of the run. The first entry
+# with a function in the traceback counts; Lightning runs forward and backward within optimizer_step, so it is the last.
+HOOKS = {
+    "configure_model": LOADING,
+    "setup": SETUP,
+    **dict.fromkeys(("on_test_start", "on_test_batch_end", "on_test_end"), EVIDENCE),
+    "backward": "the backward pass",
+    "on_after_batch_transfer": "reading the contexts (prefill)",
+    **dict.fromkeys(("training_step", "validation_step", "test_step", "predict_step"), "the detection pass"),
+    "save_checkpoint": "saving a checkpoint",
+    "optimizer_step": "the optimiser's step",
+}
 
 
 class OutOfMemory(Callback):
-    """Looks at a run whose memory was not enough, before anything of it is let go."""
+    """Composes the message before anything of the run is freed."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Pin to the error what is known; a note that any traceback shows, too."""
+        """Attach the message to the error as a note, which tracebacks show too."""
         if is_out_of_memory(exception):
-            exception.add_note(story(trainer, exception))
+            exception.add_note(message(trainer, exception))
 
 
 @contextmanager
 def explained_memory() -> Iterator[None]:
-    """Turn an error of memory into one that says what to do.
+    """Turn an out-of-memory error into one that says what to do.
 
     Raises:
         RunError: Memory was not enough.
@@ -68,158 +67,146 @@ def explained_memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        found = run_error(error)
-        if found is None:
-            raise
-        raise found from error
+        if explained := run_error(error):
+            raise explained from error
+        raise
 
 
 def run_error(error: BaseException) -> RunError | None:
-    """What is told of an error, if memory was not enough; None if it is another."""
+    """The explanation of an out-of-memory error: that of the callback, or a shorter one; None of any other error."""
     if not is_out_of_memory(error):
         return None
-    told = [note for note in getattr(error, "__notes__", ()) if note.startswith(BEGINNING)]
-    return RunError(told[:1] or [f"{BEGINNING}{_during(place(error))}.\n    it said: {_saying(error)}"])
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(BEGINNING)]
+    return RunError(notes[:1] or [f"{BEGINNING}{_during(part_of_run(error), '')}.\n    it said: {_quote(error)}"])
 
 
-def story(trainer: Trainer, error: BaseException) -> str:
-    """All that can be said; less if even that fails: memory is short.
+def message(trainer: Trainer, error: BaseException) -> str:
+    """Compose the message; a part that fails, since memory is short, is left out.
 
     Args:
         trainer: Before its teardown.
         error: With its traceback.
     """
-    where = place(error)
-    lines = [f"{BEGINNING}{_process(trainer)}{_during(where, moment(trainer))}.", f"it said: {_saying(error)}"]
-    batch = batch_of(error)
-    told: tuple[Callable[[], list[str]], ...] = (
+    part, batch = part_of_run(error), batch_of(error)
+    process = f" in process {trainer.global_rank} of {trainer.world_size}" if trainer.world_size > 1 else ""
+    lines = [f"{BEGINNING}{process} in {moment(trainer)}{_during(part)}.", f"it said: {_quote(error)}"]
+    sections: tuple[Callable[[], list[str]], ...] = (
         lambda: tried(trainer, batch),
-        lambda: taken(trainer, batch),
-        lambda: room(trainer),
+        lambda: estimated(trainer, batch),
+        lambda: available(trainer),
+        lambda: advice(trainer, part, on_host(error)),
     )
-    for part in told:
+    for section in sections:
         with suppress(Exception):
-            lines += part()
-    with suppress(Exception):
-        now = situation(trainer, error, where)
-        lines.append("what to change, the most useful first:")
-        lines += [f"  {change.typed}\n          {change.effect}" for change in changes(now)]
-        lines += [_kept(now)] if now.fitting else []
+            lines += section()
     return "\n    ".join(lines)
 
 
-def place(error: BaseException) -> str | None:
-    """What was going on, by the functions that were running; None: something else."""
-    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    running = [(Path(code.co_filename).as_posix(), code.co_name) for code in codes]
-    for file, function, said in PLACES:
-        if any(path.endswith(file) and function in (None, name) for path, name in running):
-            return said
-    return None
+def part_of_run(error: BaseException) -> str | None:
+    """The part of the run that failed, by the functions in the traceback; None: unknown."""
+    running = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return next((part for function, part in HOOKS.items() if function in running), None)
 
 
 def batch_of(error: BaseException) -> TrialBatch | None:
-    """The batch that the innermost function had in hand, if any had one."""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        for value in frame.f_locals.values():
-            if type(value) is TrialBatch:
-                return value
-    return None
+    """The batch in the innermost frame of the traceback that has one."""
+    values = [value for frame, _ in traceback.walk_tb(error.__traceback__) for value in frame.f_locals.values()]
+    return next((value for value in reversed(values) if type(value) is TrialBatch), None)
 
 
 def moment(trainer: Trainer) -> str:
-    """Which part of the run, and which batch of it."""
-    function, fit = trainer.state.fn, trainer.fit_loop
-    if function == "fit" and trainer.training:
-        begun = trainer.num_training_batches != float("inf")
-        stage = f"training, epoch {trainer.current_epoch}, after {trainer.global_step} steps" if begun else "training"
-        return _numbered(stage, fit.epoch_loop, [trainer.num_training_batches] if begun else [])
-    if function == "fit":
-        return _numbered("a validation of training", fit.epoch_loop.val_loop, trainer.num_val_batches)
-    if function == "validate":
-        return _numbered("validation", trainer.validate_loop, trainer.num_val_batches)
-    if function == "test":
-        return _numbered("the test", trainer.test_loop, trainer.num_test_batches)
-    return _numbered("predictions", trainer.predict_loop, trainer.num_predict_batches)
-
-
-def _numbered(stage: str, loop: Any, batches: Sequence[float]) -> str:
-    """A stage with the number of the batch that had begun, if any had."""
+    """The stage of the run, and the batch that had begun."""
+    fit = trainer.fit_loop
+    stage, loop, batches = {
+        "fit": ("a validation of training", fit.epoch_loop.val_loop, trainer.num_val_batches),
+        "validate": ("validation", trainer.validate_loop, trainer.num_val_batches),
+        "test": ("the test", trainer.test_loop, trainer.num_test_batches),
+        "predict": ("predictions", trainer.predict_loop, trainer.num_predict_batches),
+    }[trainer.state.fn or "fit"]
+    if trainer.state.fn == "fit" and trainer.training:
+        loop, batches = fit.epoch_loop, [trainer.num_training_batches]
+        stage = f"training, epoch {trainer.current_epoch}, after {trainer.global_step} steps"
     total, done = sum(batches), loop.batch_progress.current.completed
-    return f"{stage}, batch {done + 1} of {total:.0f}" if done < total else stage
+    return f"{stage}, batch {done + 1} of {total:.0f}" if done < total < float("inf") else stage
 
 
 def tried(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
-    """The batch size, what makes a step of it, and how large the batch was."""
-    data = data_of(trainer)
+    """The batch size, what makes a step of it, and the size of the batch."""
+    data, world = data_of(trainer), trainer.world_size
+    size, end = f"data.eval_batch_size {data.eval_batch_size}", ""
     if trainer.state.fn == "fit" and trainer.training:
-        parts, world = trainer.accumulate_grad_batches, trainer.world_size
-        size = f"data.batch_size {data.batch_size}" + (" (auto)" if data.given_batch_size == AUTO else "")
-        size += f", {parts} accumulated, {world} processes: steps of {data.batch_size * parts * world} trials"
-    else:
-        size = f"data.eval_batch_size {data.eval_batch_size}, {trainer.world_size} processes"
+        count = trainer.accumulate_grad_batches
+        size = f"data.batch_size {data.batch_size}{' (auto)' * (data.given_batch_size == AUTO)}"
+        size += f", {count} accumulated" * (count > 1)
+        end = f": steps of {data.batch_size * count * world} trials"
     if batch is not None:
-        size += (
-            f"; {len(batch.trials)} trials of {batch.split}, contexts of {batch.context_ids.shape[1]} tokens, questions of "
-            f"{question_tokens(batch)}"
-        )
-    return [f"tried: {size.replace(', 1 processes', ', 1 process').replace(', 1 accumulated', '')}"]
+        end += f"; {len(batch.trials)} trials of {batch.split}, contexts of {batch.context_ids.shape[1]} tokens, questions "
+        end += f"of {question_tokens(batch)}"
+    return [f"tried: {size}, {world} process{'es' * (world > 1)}{end}"]
 
 
-def situation(trainer: Trainer, error: BaseException, where: str | None) -> Situation:
-    """What decides about the advice."""
+def estimated(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
+    """The estimate by part, a line each: of the batch, or the largest one; before there is any, of the weights alone."""
     data, module = data_of(trainer), module_of(trainer.lightning_module)
-    device, fitting = trainer.strategy.root_device, trainer.state.fn == "fit"
-    saver = trainer.checkpoint_callback
-    last = saver.last_model_path if isinstance(saver, ModelCheckpoint) else ""
-    gaps = 0.0
+    fitting = trainer.state.fn == "fit"
+    step = fitting and trainer.training
+    if data.bank is None:  # the model is being loaded or measured
+        shape, strategy = decoder_shape(load_config(module.base)), "fsdp" if is_sharded(trainer) else "one"
+        load = Load(0, 0, 0, str(trainer.precision), strategy, trainer.world_size)  # type: ignore[arg-type]
+        sizes = {"weights": estimate(shape, module.base, module.lora, load).weights}
+    else:
+        shape, load = needed(data, data.batch_size if step else data.eval_batch_size)
+        if batch is not None:
+            width = batch.context_ids.shape[1]
+            load = replace(load, batch=len(batch.trials), context=width, question=question_tokens(batch))
+        memory = estimate(shape, module.base, module.lora, load if step else replace(load, kept_contexts=0))
+        memory = memory if step else replace(memory, activations=0)
+        memory = memory if fitting else replace(memory, gradients=0, optimizer=0)
+        sizes = {title.strip("*"): getattr(memory, name) for name, title in PARTS.items()}
+    kept = data.prefill.kept
+    kept_gib = f" (and {kept.nbytes / GIB:.2f} of kept clean caches, in host memory)" if kept is not None else ""
+    rows = [f"  {title:<34}{size / GIB:>8.2f}" for title, size in sizes.items() if size]
+    return [f"by computation it takes, in GiB{kept_gib}; of (a) to (d) the largest counts:", *rows]
+
+
+def question_tokens(batch: TrialBatch) -> int:
+    """Tokens of the longest question of a batch, with the shared beginning that is read first."""
+    return batch.question_ids.shape[1] + (len(batch.lead_ids) if batch.lead_ids is not None else 0)
+
+
+def available(trainer: Trainer) -> list[str]:
+    """The memory of the device, and how much of it is free."""
+    device = trainer.strategy.root_device
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        gaps = unused / torch.cuda.mem_get_info(device)[1]
-    auto, parts_of_step = data.given_batch_size == AUTO, trainer.accumulate_grad_batches
-    return Situation(
-        fitting=fitting,
-        step=fitting and trainer.training and where not in (LOADING, MEASURING),
-        standing=where in (LOADING, MEASURING),
-        evidence=where == EVIDENCE,
-        cuda=device.type == "cuda",
-        host=on_host(error),
-        batch_size=data.batch_size,
-        parts=parts_of_step,
-        world=trainer.world_size,
-        auto=auto,
-        accumulate=data.effective_batch is None and (auto or parts_of_step > 1),
-        eval_batch_size=data.eval_batch_size,
-        recompute=module.recompute,
-        context_tokens=data.max_context_tokens,
-        kept_gib=data.prefill.kept.nbytes / GIB if data.prefill.kept is not None else 0.0,
-        unquantised=module.base.quantization == "none",
-        float32=module.base.dtype == "float32",
-        sharded=is_sharded(trainer),
-        workers=data.num_workers,
-        gaps=gaps,
-        last=last or data.checkpoint,
-    )
+        free, total = torch.cuda.mem_get_info(device)
+        reserved, used = torch.cuda.memory_reserved(device) / GIB, torch.cuda.memory_allocated(device) / GIB
+        name, more = (
+            f"GPU ({torch.cuda.get_device_name(device)})",
+            f", {reserved:.2f} held by torch, {used:.2f} of them in use",
+        )
+    else:
+        free, total = free_memory(device), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        name, more = "machine", "; this process may have less (ulimit -v, a container)"
+    return [f"the {name} has {total / GIB:.2f} GiB: {free / GIB:.2f} free{more}"]
 
 
-def _kept(now: Situation) -> str:
-    if now.last is None:
-        return "no checkpoint has been written yet: the run begins anew"
-    return (
-        f"the checkpoints so far are good; the last one is {now.last} (one from the middle of an epoch goes on with the "
-        "same data.batch_size only)"
-    )
+def advice(trainer: Trainer, part: str | None, host: bool) -> list[str]:
+    """What to change, and the checkpoint to resume from."""
+    scored: Stage = "step" if trainer.state.fn == "fit" and trainer.training else "scoring"
+    stages: dict[str | None, Stage] = {LOADING: "start", SETUP: "start", EVIDENCE: "evidence"}
+    now = situation(trainer, stages.get(part, scored), host)
+    lines = [f"  {change.typed}\n          {change.effect}" for change in changes(now)]
+    resume = "no checkpoint has been written yet: the run begins anew"
+    if now.last:
+        same = "one from the middle of an epoch goes on with the same data.batch_size only"
+        resume = f"the checkpoints so far are good; the last one is {now.last} ({same})"
+    return ["what to change, the most useful first:", *lines, *([resume] if now.fitting else [])]
 
 
-def _process(trainer: Trainer) -> str:
-    return f" in process {trainer.global_rank} of {trainer.world_size}" if trainer.world_size > 1 else ""
+def _during(part: str | None, comma: str = ",") -> str:
+    return f"{comma} during {part}" if part else ""
 
 
-def _during(where: str | None, when: str | None = None) -> str:
-    parts = [f"{word} {part}" for word, part in (("in", when), ("during", where)) if part]
-    return " " + ", ".join(parts) if parts else ""
-
-
-def _saying(error: BaseException) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= LONGEST_SAYING else f"{said[:LONGEST_SAYING]} ..."
+def _quote(error: BaseException) -> str:
+    quote = " ".join(str(error).split()) or type(error).__name__
+    return quote if len(quote) <= LONGEST_QUOTE else f"{quote[:LONGEST_QUOTE]} ..."
