@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
+from stepping import script
 
 from introspection_lit.evaluation import rungs
 from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import geometry
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
-from introspection_lit.tools.benchmark.scaling import fit_rows, prefill_share, trial_operations
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -290,14 +290,14 @@ def test_speeds_agree_with_the_benchmarks_own_output(path: Path) -> None:
 
 def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
     """Rate, overhead and worst error of each path, and what the fit says for each batch."""
-    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    page, scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), script("scaling")
     results = json.loads((ROOT / "docs" / "results" / "performance" / "float32.json").read_text(encoding="utf-8"))
     shape = decoder_shape(geometry("smollm2-135m"))
     bands = [named_band(name, shape.layers) for name in ("early", "middle", "late")]
-    for path, share in (("batched", 1.0), ("batched, reuse", prefill_share(bands, shape.layers, True, 1.0))):
+    for path, share in (("batched", 1.0), ("batched, reuse", scaling.prefill_share(bands, shape.layers, True, 1.0))):
         rows = [row for row in results["rows"] if row["path"] == path]
-        operations = trial_operations(shape, context=72, question=36, prefill_share=share).total
-        found = fit_rows(rows, operations)
+        operations = scaling.trial_operations(shape, context=72, question=36, prefill_share=share).total
+        found = scaling.fit_rows(rows, operations)
         line = f"{operations / 1e9:.1f} | {found.rate / 1e9:.0f} | {found.overhead:.2f} s | {found.worst:.0%}".replace(
             "%", " %"
         )

@@ -1,13 +1,12 @@
-"""What a training step costs and how that grows: formulas, a fit to measurements, and the price of a whole run.
+"""Formulas for the cost of a training step, a fit of them to measurements, and the price of a run (docs/scaling.md).
 
-Pure functions. An operation is a multiplication or an addition; rates are in operations a second.
+Not a command: to be imported from this folder. An operation is a multiplication or an addition; rates are per second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,15 +15,14 @@ if TYPE_CHECKING:
     from introspection_lit.steering.bands import Bands
 
 
-# Products of a backward over those of its forward, where the weights are frozen: gradients of activations only; and in
-# attention, where queries, keys and values all get gradients and the scores are computed again.
+# Operations of a backward pass over those of its forward pass. The weights are frozen, so matrix products have gradients of
+# activations only; in attention, queries, keys and values all have gradients, and the scores are computed again.
 BACKWARD, ATTENTION_BACKWARD = 1.0, 2.5
 # Passes over all weights in a training step: prefill, detection pass, backward.
 PASSES = 3
 
 
-@dataclass(frozen=True)
-class Operations:
+class Operations(NamedTuple):
     """Operations of one training trial.
 
     Attributes:
@@ -55,7 +53,7 @@ def trial_operations(shape: Shape, context: int, question: int, prefill_share: f
         shape: The model's.
         context: Tokens of the context, padding included.
         question: Tokens of the question, padding included.
-        prefill_share: What of the prefill is computed (see :func:`prefill_share`).
+        prefill_share: Share of the prefill that is computed (see :func:`prefill_share`).
     """
     weights = sum(matrix.weights for matrix in shape.matrices)
     scores = 4.0 * shape.layers * shape.queries
@@ -68,16 +66,16 @@ def trial_operations(shape: Shape, context: int, question: int, prefill_share: f
 
 
 def prefill_share(bands: Bands, layers: int, share_layers: bool, kept: float) -> float:
-    """What of the prefill is left to compute when work is reused; an average over trials, half of which are steered.
+    """Share of the prefill that is computed when work is reused, averaged over trials, half of which are steered.
 
-    A clean context that is kept costs nothing. A steered row runs from the layer after its first steered one: what lies
-    below comes from the clean row of its pair, or from the kept context.
+    A clean context whose cache is kept costs nothing. A steered row runs from the layer after its first steered one: the
+    layers below come from the clean row of its pair, or from the kept cache.
 
     Args:
         bands: First and last steered layer of each band; they are drawn equally often.
         layers: Decoder layers.
         share_layers: ``data.reuse.layers``.
-        kept: Share of the trials whose context has been seen and kept (``data.reuse.clean``), in [0, 1].
+        kept: Share of the trials whose clean cache is kept (``data.reuse.clean``), in [0, 1].
 
     Returns:
         In [0, 1]; 1: nothing is saved.
@@ -87,9 +85,8 @@ def prefill_share(bands: Bands, layers: int, share_layers: bool, kept: float) ->
     return (1 - kept + steered) / 2
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What a machine does.
+class Speed(NamedTuple):
+    """The speed of a machine, as fitted.
 
     Attributes:
         rate: Operations a second in the long run.
@@ -116,19 +113,19 @@ def fit(operations: Sequence[float], seconds: Sequence[float]) -> Speed:
     Raises:
         ValueError: Fewer than two different steps, or a step with more work took less time.
     """
-    work, taken = np.asarray(operations, dtype=float), np.asarray(seconds, dtype=float)
-    if len(work) != len(taken) or len(set(work)) < 2 or (taken <= 0).any():
+    work, times = np.asarray(operations, dtype=float), np.asarray(seconds, dtype=float)
+    if len(work) != len(times) or len(set(work)) < 2 or (times <= 0).any():
         raise ValueError(
-            f"scaling: got {len(work)} steps, {len(set(work))} of them different, and {len(taken)} times. Expected at "
+            f"scaling: got {len(work)} steps, {len(set(work))} of them different, and {len(times)} times. Expected at "
             "least two steps of different work, each with a time above 0: measure several batch sizes."
         )
     scale = work.max()  # operations are some 1e15: columns of one size
-    columns = np.stack([np.ones_like(work), work / scale], axis=1) / taken[:, None]
-    overhead, slope = np.linalg.lstsq(columns, np.ones_like(taken), rcond=None)[0]
+    columns = np.stack([np.ones_like(work), work / scale], axis=1) / times[:, None]
+    overhead, slope = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)[0]
     if slope <= 0:
         raise ValueError("scaling: steps with more work took less time. Measure on a quiet machine, or larger batches.")
     predicted = overhead + slope * work / scale
-    return Speed(float(scale / slope), float(overhead), float(np.abs(predicted / taken - 1).max()))
+    return Speed(float(scale / slope), float(overhead), float(np.abs(predicted / times - 1).max()))
 
 
 def fit_rows(rows: Sequence[Mapping[str, Any]], per_trial: float) -> Speed:
@@ -145,24 +142,23 @@ def fit_rows(rows: Sequence[Mapping[str, Any]], per_trial: float) -> Speed:
 
 
 def gathering_seconds(sharded: float, processes: int, bandwidth: float) -> float:
-    """What FSDP adds to a step if no sending is hidden behind computing: each pass gathers all shards of the others.
+    """Seconds that FSDP adds to a step without overlap: each pass gathers the shards of all other processes.
 
     Args:
-        sharded: Bytes that are sharded, over all processes.
+        sharded: Bytes of the sharded weights, over all processes.
         processes: How many share them.
         bandwidth: Bytes a second into each process.
     """
     return PASSES * sharded * (processes - 1) / processes / bandwidth
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of a whole run.
+class Cost(NamedTuple):
+    """The cost of a run.
 
     Attributes:
         steps: Optimiser steps, if nothing is accumulated.
-        hours: From first step to last.
-        gpu_hours: Times GPUs.
+        hours: From the first step to the last.
+        gpu_hours: Hours times GPUs.
         price: In the currency of the price of an hour.
     """
 
@@ -184,7 +180,7 @@ def run_cost(
         batch: Trials of one GPU in a step.
         gpus: How many; all in step.
         hourly: Price of a GPU for an hour.
-        sending: Seconds of a step for what is sent between GPUs and not hidden.
+        sending: Seconds of a step for communication that does not overlap with computation.
     """
     steps = -(-trials // (batch * gpus))
     hours = steps * (speed.seconds(batch * per_trial) + sending) / 3600
