@@ -14,8 +14,6 @@ from introspection_lit.training.run_context import data_of, module_of
 
 # Clean caches in host memory below this size, in GiB, are ignored.
 LITTLE_KEPT = 0.25
-
-
 # Where memory was used up: before the first batch (the model is loaded and measured), in a training step, in a batch that
 # is only scored, or while the evidence of a test is gathered.
 Stage = Literal["start", "step", "scoring", "evidence"]

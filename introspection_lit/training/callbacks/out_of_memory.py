@@ -29,11 +29,7 @@ from introspection_lit.utils.memory_errors import is_out_of_memory, on_host
 
 BEGINNING = "memory was not enough"
 LONGEST_QUOTE = 800  # characters of the error's own message; torch's ends with a hint on fragmentation
-
-
 LOADING, SETUP, EVIDENCE = "loading the model", "setting up (norms and concepts are measured)", "gathering evidence"
-
-
 # Lightning's hooks, and the backward pass: what a function in the traceback says about the part of the run. The first entry
 # with a function in the traceback counts; Lightning runs forward and backward within optimizer_step, so it is the last.
 HOOKS = {
