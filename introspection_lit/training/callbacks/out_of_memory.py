@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -113,12 +114,13 @@ def batch_of(error: BaseException) -> TrialBatch | None:
 def moment(trainer: Trainer) -> str:
     """The stage of the run, and the batch that had begun."""
     fit = trainer.fit_loop
-    stage, loop, batches = {
+    stages: dict[str, tuple[str, Any, Sequence[float]]] = {
         "fit": ("a validation of training", fit.epoch_loop.val_loop, trainer.num_val_batches),
         "validate": ("validation", trainer.validate_loop, trainer.num_val_batches),
         "test": ("the test", trainer.test_loop, trainer.num_test_batches),
         "predict": ("predictions", trainer.predict_loop, trainer.num_predict_batches),
-    }[trainer.state.fn or "fit"]
+    }
+    stage, loop, batches = stages[trainer.state.fn or "fit"]
     if trainer.state.fn == "fit" and trainer.training:
         loop, batches = fit.epoch_loop, [trainer.num_training_batches]
         stage = f"training, epoch {trainer.current_epoch}, after {trainer.global_step} steps"
