@@ -7,20 +7,36 @@ The residual stream at the answer position is read after every layer through the
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from introspection_lit.models.architecture import find_head
 from introspection_lit.tasks.scoring import log_odds
 
 if TYPE_CHECKING:
-    from introspection_lit.training.module import IntrospectionModule
+    from peft import PeftModel
+
     from introspection_lit.trials.batch import TrialBatch
 
 
-def log_odds_by_layer(module: IntrospectionModule, batch: TrialBatch) -> Tensor:
+class Answering(Protocol):
+    """A model with its adapter that answers questions about caches.
+
+    Attributes:
+        model: The model.
+        layers: Its decoder layers.
+    """
+
+    model: PeftModel
+    layers: list[nn.Module]
+
+    def answer_logits(self, batch: TrialBatch) -> Tensor:
+        """Logits at the answer position, ``(batch, vocabulary)``."""
+
+
+def log_odds_by_layer(module: Answering, batch: TrialBatch) -> Tensor:
     """Read the log-odds of the answers after every layer.
 
     Args:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from rich.table import Table
@@ -28,9 +28,8 @@ from introspection_lit.tasks.scoring import log_odds, mass
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-
-    from introspection_lit.training.module import IntrospectionModule
 
 
 # The rows of the table below the perplexity.
@@ -42,6 +41,16 @@ ROWS = {
     "mass": "facts: mass of yes and no",
     "log_odds": "facts: mean log-odds",
 }
+
+
+class Adapted(Forward, Protocol):
+    """A forward pass, and the model with its adapter that it runs.
+
+    Attributes:
+        model: The model.
+    """
+
+    model: PeftModel
 
 
 class Fact(NamedTuple):
@@ -227,7 +236,7 @@ def factual(
 
 
 def side_effects(
-    module: IntrospectionModule,
+    module: Adapted,
     tokenizer: PreTrainedTokenizerBase,
     phrasing: Phrasing,
     answer_ids: Sequence[int] | Tensor,

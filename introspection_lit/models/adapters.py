@@ -26,7 +26,8 @@ from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, lim
 from introspection_lit.utils.validators import faults
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
 
 DESCRIPTION = "introspection.json"
@@ -39,11 +40,13 @@ class Adapter(NamedTuple):
     """An adapter folder that was looked at.
 
     Attributes:
+        name: The folder or hub id, as it was given.
         folder: Where it is on this machine.
         config: PEFT's.
         description: Our ``introspection.json``: what it was trained on, its question and threshold. None if there is none.
     """
 
+    name: str
     folder: Path
     config: PeftConfig
     description: dict[str, Any] | None
@@ -87,7 +90,7 @@ def read_adapter(name: str) -> Adapter:
             problems.append(f"model.adapter: {folder / DESCRIPTION} is damaged ({error!r}). Remove it, or export again.")
     if problems:
         raise ConfigurationError(problems)
-    return Adapter(folder, config, description)
+    return Adapter(name, folder, config, description)
 
 
 def _missing(name: str, folder: Path) -> list[str]:
@@ -208,9 +211,21 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
         adapter = read_adapter(name)
     except ConfigurationError as error:
         return problems + error.problems
-    problems += _weight_problems(adapter.folder / WEIGHTS)
-    problems += changes(adapter.folder, adapter.description)
-    made_for = str(adapter.config.base_model_name_or_path)
+    problems += damage(adapter)
+    problems += other_base(adapter, base)
+    if not problems:
+        problems += [f"model.adapter: {name} does not fit {base.name}: {misfit}." for misfit in misfits(adapter, base)]
+    return problems
+
+
+def damage(adapter: Adapter) -> list[str]:
+    """List what is wrong with an adapter's files: weights missing, unreadable or not finite, or files changed."""
+    return _weight_problems(adapter.folder / WEIGHTS) + changes(adapter.folder, adapter.description)
+
+
+def other_base(adapter: Adapter, base: BaseModel) -> list[str]:
+    """Say if an adapter was made for another model, or for another revision of it."""
+    name, made_for, problems = adapter.name, str(adapter.config.base_model_name_or_path), []
     if _name_of(made_for) != base.name:
         problems.append(
             f"model.adapter: {name} was made for the model {made_for!r}, not for {base.name!r}. Use that model, or an "
@@ -221,8 +236,6 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
             f"model.adapter: {name} was made for revision {adapter.config.revision!r} of the model. Set "
             "model.base.revision."
         )
-    if not problems:
-        problems += [f"model.adapter: {name} does not fit {base.name}: {misfit}." for misfit in misfits(adapter, base)]
     return problems
 
 
@@ -231,6 +244,39 @@ def _name_of(made_for: str) -> str:
         return BaseModel(made_for).name
     except (OSError, ValueError, RuntimeError):  # it cannot be a path on this machine
         return made_for
+
+
+def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> PeftModel:
+    """Put an adapter on its base model, with the configuration that was checked.
+
+    Args:
+        model: The base model, loaded.
+        adapter: From :func:`read_adapter`.
+        base: What the model is, for messages.
+
+    Raises:
+        ConfigurationError: Its weights do not fit the model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    problem = f"model.adapter: {adapter.name} does not fit {base.name}"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # an error, below
+            loaded = PeftModel.from_pretrained(
+                # Its checked configuration: PEFT would read the file again, and believe all of it.
+                model,
+                str(adapter.folder),
+                config=adapter.config,
+                low_cpu_mem_usage=model.device.type == "meta",
+            )
+    except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
+        lines = str(error).strip().splitlines()
+        raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
+    if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded, save_embedding_layers=False)):
+        examples = ", ".join(sorted(differing)[:2])
+        raise ConfigurationError([f"{problem}: {len(differing)} tensors are missing or too many, such as {examples}."])
+    return loaded
 
 
 def shape_of(adapter: Adapter) -> dict[str, Any]:

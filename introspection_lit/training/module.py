@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, chosen_threshold
-from introspection_lit.models.adapters import read_adapter, shape_of, weight_names
+from introspection_lit.models.adapters import load_adapter, read_adapter, shape_of
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
@@ -122,27 +121,9 @@ class IntrospectionModule(LightningModule):
 
     def _load_adapter(self, model: PreTrainedModel) -> PeftModel:
         """Put an adapter that is there already on the model, and take its threshold."""
-        from peft import PeftModel, get_peft_model_state_dict
-
         assert self.adapter is not None
         adapter = read_adapter(self.adapter)
-        problem = f"model.adapter: {self.adapter} does not fit {self.base.name}"
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # said below, as an error
-                loaded = PeftModel.from_pretrained(
-                    # Its checked configuration: PEFT would read the file again, and believe all of it.
-                    model,
-                    str(adapter.folder),
-                    config=adapter.config,
-                    low_cpu_mem_usage=model.device.type == "meta",
-                )
-        except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
-            lines = str(error).strip().splitlines()
-            raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
-        if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded, save_embedding_layers=False)):
-            examples = ", ".join(sorted(differing)[:2])
-            raise ConfigurationError([f"{problem}: {len(differing)} tensors are missing or too many, such as {examples}."])
+        loaded = load_adapter(model, adapter, self.base)
         self.shape = shape_of(adapter)
         if adapter.description and self.given_threshold is None:
             self.threshold = adapter.description["threshold"]

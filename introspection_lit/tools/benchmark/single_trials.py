@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from introspection_lit.steering.prefill import fork, position_ids, steered_cache
+from introspection_lit.steering.prefill import steered_cache
+from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.tasks.scoring import detection_loss
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ class SingleTrials:
         """
         module = self.module
 
-        def everywhere(**inputs: Any) -> Any:
-            return module(**(inputs | {"logits_to_keep": 0}))
+        def everywhere(*, logits_to_keep: Tensor, **inputs: Any) -> Any:
+            outputs = module(**inputs, logits_to_keep=0)
+            outputs.logits = outputs.logits[:, logits_to_keep]
+            return outputs
 
-        cache = steered_cache(
+        batch.cache = steered_cache(
             everywhere,
             module.model,
             module.layers,
@@ -88,16 +91,7 @@ class SingleTrials:
             batch.intervention,
             adapter=self.data.prefill_adapter,
         )
-        mask = torch.cat([batch.context_mask, batch.question_mask], dim=1)
-        outputs = everywhere(
-            input_ids=batch.question_ids,
-            attention_mask=mask,
-            position_ids=position_ids(mask)[:, batch.context_ids.shape[1] :],
-            past_key_values=fork(cache),
-            use_cache=True,
-        )
-        logits: Tensor = outputs.logits[:, -1]
-        return logits
+        return read_answers(everywhere, batch)
 
     def _step(self) -> None:
         if self.trainer.gradient_clip_val:
