@@ -77,9 +77,9 @@ class SingleTrials:
         """
         module = self.module
 
-        def everywhere(*, logits_to_keep: Tensor, **inputs: Any) -> Any:
-            outputs = module(**inputs, logits_to_keep=0)
-            outputs.logits = outputs.logits[:, logits_to_keep]
+        def everywhere(**inputs: Any) -> Any:
+            outputs = module(**(inputs | {"logits_to_keep": 0}))
+            outputs.logits = outputs.logits[:, inputs["logits_to_keep"]]
             return outputs
 
         batch.cache = steered_cache(
