@@ -8,10 +8,10 @@ VERSIONS ?= constraints.txt
 TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pipeline test newest oldest short lint format clean
+.PHONY: help install quickstart pipeline test test-all newest oldest short lint format clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 install: $(INSTALLED)  ## Make the virtual environment and unpack the embedded model
 
@@ -39,15 +39,19 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 	$(STEP) evaluate.py $(SMALL) --adapter ../checkpoints/best --n-train-vectors 100 \
 	  --data.test_trials '{seen: 48, heldout: 48, concept: 52, concept_pca: 52, newkinds: 64}'
 
-test: $(INSTALLED)  ## Run the tests: some fifteen minutes on two cores, no network, no GPU
+# Two tiers, which `make test test-all` runs one after the other; .ci/run does.
+test: $(INSTALLED)  ## Run the tests: some five minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
-newest:  ## Run the tests with the newest versions of today but of torch, in a new .venv-newest
-	rm -rf .venv-newest
-	$(MAKE) test VENV=.venv-newest VERSIONS=
+test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out: slow ones, hostile and damaged input
+	$(RUN) -m pytest -m 'slow or thorough'
 
-oldest:  ## Run the tests with the oldest versions that setup.cfg allows, in .venv-oldest (7 GB)
-	$(MAKE) test VENV=.venv-oldest VERSIONS=constraints-oldest.txt TORCH=2.6.0
+newest:  ## Run all tests with the newest versions of today but of torch, in a new .venv-newest
+	rm -rf .venv-newest
+	$(MAKE) test test-all VENV=.venv-newest VERSIONS=
+
+oldest:  ## Run all tests with the oldest versions that setup.cfg allows, in .venv-oldest (7 GB)
+	$(MAKE) test test-all VENV=.venv-oldest VERSIONS=constraints-oldest.txt TORCH=2.6.0
 
 # With the torch of `make install`: 2.6 is 3 GB of downloads, and it asks for one version of sympy.
 SHORT := .venv-short

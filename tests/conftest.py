@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from project_paths import CONFIG
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -148,9 +150,51 @@ def some_contexts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def steps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The five scripts, run once on the tiny model: their folder, and the options they share."""
-    from stepping import all_steps
+    from run_scripts import all_steps
 
     return all_steps(tiny, tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture
+def refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs fit with options that cannot work and returns what was printed; loading the model fails the test."""
+    from introspection_lit.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def no_loading(*args: object) -> None:
+        pytest.fail("the model was loaded before the configuration was checked")
+
+    monkeypatch.setattr("introspection_lit.training.module.load_model", no_loading)
+
+    def command(*options: str, subcommand: str = "fit", base: str | Path = tiny) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([subcommand, "--config", CONFIG, "--model.base.name_or_path", str(base), *options])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return command
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a file system in memory, of a size or with options; the test is skipped where that is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture(params=[*FAMILIES, "qwen2-wide in nf4"])
@@ -159,6 +203,16 @@ def family_model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Pa
     family, _, quantization = request.param.partition(" in ")
     folder = str(tiny_folder(family))
     return load_model(BaseModel(folder, quantization=quantization or "none", quant_storage="uint8"))  # type: ignore[arg-type]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a module's fixture, or the pipeline's run, go to one worker, so that it is made once."""
+    for item in items:
+        definitions = item._fixtureinfo.name2fixturedefs
+        if "steps" in definitions:
+            item.add_marker(pytest.mark.xdist_group("steps"))
+        elif any(each[-1].scope == "module" for each in definitions.values()):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,8 @@ from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.utils.checksums import CHECKSUM
 from introspection_lit.utils.errors import ConfigurationError
 
+pytestmark = pytest.mark.thorough
+
 GIGABYTE = 2**30
 
 

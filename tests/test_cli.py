@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from project_paths import CONFIG, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -23,7 +24,6 @@ from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.trials.batch import TrialBatch
 
-CONFIG = str(Path(__file__).parent / "conf" / "tiny.yaml")
 FIELDS = {
     "auroc", "accuracy", "tpr", "fpr", "fpr_interval", "tpr_at_1pct_fpr", "dprime", "mass", "n_steered", "n_clean",
     "n_clean_distinct", "threshold", "p_yes_clean", "p_yes_steered",
@@ -179,18 +179,32 @@ def test_exported_adapter_gives_the_same_scores_through_plain_peft(fitted: tuple
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+SETTINGS = {
+    "bf16-mixed": ["--trainer.precision", "bf16-mixed", "--model.base.dtype", "bfloat16"],
+    "fast_dev_run": ["--trainer.fast_dev_run", "true"],
+}
+MORE_SETTINGS = {
+    "bf16-true": ["--trainer.precision", "bf16-true"],
+    "accumulate": [
+        "--trainer.accumulate_grad_batches",
+        "2",
+        "--trainer.val_check_interval",
+        "1",
+        "--data.num_workers",
+        "1",
+    ],
+    "no logger": ["--trainer.logger", "false", "--data.prefill_adapter", "true", "--model.loss", "pairwise"],
+    "no progress bar": ["--trainer.enable_progress_bar", "false"],
+    "sanity": ["--trainer.num_sanity_val_steps", "1", "--data.bands", "[all, [1, 3]]", "--data.strength_unit", "absolute"],
+}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        ["--trainer.precision", "bf16-true"],
-        ["--trainer.precision", "bf16-mixed", "--model.base.dtype", "bfloat16"],
-        ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1", "--data.num_workers", "1"],
-        ["--trainer.logger", "false", "--data.prefill_adapter", "true", "--model.loss", "pairwise"],
-        ["--trainer.fast_dev_run", "true"],
-        ["--trainer.enable_progress_bar", "false"],
-        ["--trainer.num_sanity_val_steps", "1", "--data.bands", "[all, [1, 3]]", "--data.strength_unit", "absolute"],
+        *(pytest.param(options, id=name) for name, options in SETTINGS.items()),
+        *(pytest.param(options, id=name, marks=pytest.mark.slow) for name, options in MORE_SETTINGS.items()),
     ],
-    ids=lambda options: options[0].removeprefix("--trainer."),
 )
 def test_fit_and_test_with_other_settings(run: Callable[..., IntrospectionCLI], options: list[str]) -> None:
     """Precisions, accumulation, validation in mid-epoch, workers, no logger, a dev run, sanity steps."""
@@ -210,12 +224,13 @@ def test_qlora_on_the_cpu(run: Callable[..., IntrospectionCLI], tiny_folder: Cal
     assert all(moved)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tiny: Path, fitted: tuple, tmp_path: Path) -> None:
     """DDP, started by Lightning's own launcher: the test sets hold the same trials, and score as with one process."""
     best = fitted[0].trainer.checkpoint_callback.best_model_path
     words = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.base.name_or_path", str(tiny)]
     arguments = [sys.executable, "-m", "introspection_lit", "test", "--ckpt_path", best, "--config", CONFIG, *words]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     test = json.loads((tmp_path / "lightning_logs/default/version_0/results.json").read_text())
@@ -227,6 +242,7 @@ def test_two_processes_share_the_work(tiny: Path, fitted: tuple, tmp_path: Path)
     assert test["n_clean_distinct_total"] == alone["n_clean_distinct_total"]
 
 
+@pytest.mark.slow
 def test_last_checkpoint_is_the_last(run: Callable[..., IntrospectionCLI]) -> None:
     """Also if it is worse than an earlier one: the score here falls with every step."""
     cli = run("fit", "--checkpoint.monitor", "step", "--checkpoint.mode", "min", "--checkpoint.save_top_k", "1")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from project_paths import ROOT
 
 from introspection_lit.cli import main
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 OVERLAYS = [path for path in CONFIGS if "*overlay*" in path.read_text().splitlines()[0]]
 EXPERIMENTS = [path for path in CONFIGS if path not in OVERLAYS]

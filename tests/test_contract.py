@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from project_paths import ROOT
 from safetensors.torch import load_file
 
 from introspection_lit.cli import IntrospectionCLI, main
 
-ROOT = Path(__file__).parent.parent
 OLD = ROOT / "tests" / "contract"
 QUIET = ["--trainer.enable_progress_bar", "false"]
 

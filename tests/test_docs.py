@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from project_paths import ROOT
 from rich.console import Console
 from rich.table import Table
-from stepping import script
+from run_scripts import script
 
 from introspection_lit.evaluation import rungs
 from introspection_lit.models.decoder_shape import decoder_shape
@@ -21,7 +22,6 @@ from introspection_lit.models.random_models import geometry
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 RUNS = sorted((ROOT / "docs" / "results" / "quickstart").glob("seed-*.json"))

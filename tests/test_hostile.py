@@ -17,9 +17,10 @@ import torch
 import yaml
 from pages import Read
 from peft import LoraConfig, get_peft_model
+from project_paths import ROOT
 from results_example import example
+from run_scripts import script
 from safetensors.torch import load_file, save_file
-from stepping import ROOT, script
 from transformers import AutoModelForCausalLM
 
 from introspection_lit import report
@@ -37,6 +38,8 @@ from introspection_lit.utils.config_files import untrusted_parts
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError, IntrospectionError, visible
 from introspection_lit.utils.paths import inside_folder
+
+pytestmark = pytest.mark.thorough
 
 
 class Bomb:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
+from project_paths import ROOT
 from transformers import PretrainedConfig
 
 from introspection_lit.cli import main
 from introspection_lit.models import loading as model
 from introspection_lit.models.base_model import BaseModel
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "slurm" / "train.sbatch"
 DIRECTIVES = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE))
 LOGS = "lightning_logs/qwen2.5-coder-32b/job-7"

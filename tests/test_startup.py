@@ -12,11 +12,11 @@ import pytest
 import transformers
 import yaml
 from packaging.version import Version
-from stepping import SCRIPTS
+from project_paths import ROOT
+from run_scripts import SCRIPTS
 
 from introspection_lit.cli import IntrospectionCLI, main
 
-ROOT = Path(__file__).parent.parent
 # Packages that take long to import and that options have nothing to do with. Lightning itself imports matplotlib, scipy,
 # sympy and the root of transformers.
 NOT_FOR_OPTIONS = {

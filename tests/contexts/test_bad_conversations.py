@@ -39,6 +39,8 @@ from introspection_lit.training.callbacks.adapter_export import CARD
 from introspection_lit.utils import resource_limits as limits
 from introspection_lit.utils.errors import ConfigurationError
 
+pytestmark = pytest.mark.thorough
+
 Turns = list[tuple[str, str]]
 
 

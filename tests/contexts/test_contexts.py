@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 
 from introspection_lit.contexts.context import BUILTIN, Context, exchange
 from introspection_lit.contexts.loading import load_contexts
@@ -164,7 +165,7 @@ def test_all_bad_rows_are_named_up_to_ten(tmp_path: Path) -> None:
 
 def test_script_looks_a_set_over(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Kinds, counts, lengths and shared messages of a file; a clean error for one that is not there."""
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "check_contexts.py"))
+    script = runpy.run_path(str(ROOT / "scripts" / "check_contexts.py"))
     rows = [{"kind": kind, "user": f"{kind} {i}", "assistant": "r"} for kind in ("apple", "pear") for i in range(3)]
     rows += [{"kind": kind, "user": "same", "assistant": kind} for kind in ("apple", "pear")]
     script["main"]([write_rows(tmp_path / "own.jsonl", rows), "--model", str(tiny)])

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from stepping import script
+from run_scripts import script
 from transformers import PreTrainedTokenizerBase
 
 from introspection_lit.contexts.context import BUILTIN, Context, exchange, fingerprint
@@ -48,6 +48,7 @@ def by_kind(built: list[Context]) -> dict[str, list[Context]]:
     return {kind: [context for context in built if context.kind == kind] for kind in (*UNSEEN, *NEW)}
 
 
+@pytest.mark.slow
 def test_file_and_companion(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stepping import GRID, options, script
+from run_scripts import GRID, options, script
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import Context, Message
@@ -120,6 +120,7 @@ def test_damaged_json_is_refused(tmp_path: Path) -> None:
         load_contexts(str(tmp_path / "file.json"))
 
 
+@pytest.mark.slow
 def test_baseline_train_and_test_run_on_them(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A single one through the baseline; a file of them through training and test; one more as test contexts only."""
     one = write(tmp_path / "one.json", conversation(99, answers=["no", "yes"]))

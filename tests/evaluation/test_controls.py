@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from stepping import CONFIG, ROOT, script
-from test_several_seeds import in_process
+from project_paths import CONFIG, ROOT
+from run_scripts import script
+from seeds_in_process import in_process
 
 from introspection_lit.cli import attach, main
 from introspection_lit.evaluation.controls import CONTROLS, judged, row
@@ -162,6 +163,7 @@ def controlled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield SimpleNamespace(run=run, started=started)
 
 
+@pytest.mark.slow
 def test_controls_differ_from_the_run_in_the_control_only(controlled: SimpleNamespace) -> None:
     """Seed, vectors, model and sizes are the run's; the number of epochs is what was asked for."""
     theirs = flat(yaml.safe_load((controlled.run / "config.yaml").read_text()))
@@ -179,6 +181,7 @@ def test_controls_differ_from_the_run_in_the_control_only(controlled: SimpleName
         assert state == own | {"control": name.replace("-", "_")}
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_controls(controlled: SimpleNamespace) -> None:
     """Held-out numbers of each adapter, judged; the report is there."""
     found = json.loads((controlled.run / "controls.json").read_text())
@@ -192,6 +195,7 @@ def test_rows_are_those_of_the_controls(controlled: SimpleNamespace) -> None:
     assert (controlled.run / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_second_call_trains_nothing_and_other_options_are_refused(
     controlled: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

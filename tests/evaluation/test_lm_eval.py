@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from project_paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "side-effects.md").read_text(encoding="utf-8")
 ITEMS = [json.loads(line) for line in (ROOT / "tests" / "lm_eval_task" / "items.jsonl").read_text().splitlines()]
 

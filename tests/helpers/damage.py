@@ -1,12 +1,15 @@
-"""Damage for property tests: bytes that were cut, flipped or moved, and JSON in which something is not as it was."""
+"""Damage: bytes that were cut, flipped or moved, JSON in which something is not as it was; and what is left in a folder."""
 
 from __future__ import annotations
 
 import copy
 import math
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from introspection_lit.utils.errors import IntrospectionError
@@ -34,6 +37,17 @@ ODD: tuple[Any, ...] = (
     ),
 )
 odd = st.sampled_from(ODD) | st.text(max_size=8) | st.floats() | st.integers()
+
+
+def damaged(content: bytes, n: int, first: int = 0) -> Iterator[bytes]:
+    """A file's content cut off, then with one bit changed, each at n places."""
+    random = np.random.default_rng(0)
+    for length in np.linspace(0, len(content) - 1, n).astype(int):
+        yield content[:length]
+    for place in [*range(min(first, len(content))), *random.integers(0, len(content), n)]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(random.integers(8))
+        yield bytes(changed)
 
 
 def damaged_bytes(content: bytes) -> st.SearchStrategy[bytes]:
@@ -95,3 +109,8 @@ def mutated(document: Any, most: int = 2) -> st.SearchStrategy[Any]:
         return made
 
     return st.lists(st.tuples(way, how, odd, st.text(max_size=5)), min_size=1, max_size=most).map(change)
+
+
+def left_in(folder: Path) -> list[str]:
+    """What is in a folder, by name."""
+    return sorted(path.name for path in folder.iterdir())

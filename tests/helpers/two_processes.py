@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-
-HELPERS = Path(__file__).parent
-ROOT = HELPERS.parents[1]
+from project_paths import HELPERS, ROOT
 
 
 class ShardCount(Callback):

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from project_paths import CONFIG
+from run_scripts import GRID, options, script
 from safetensors.torch import load_file, save_file
-from stepping import CONFIG, GRID, options, script
 from transformers import AutoModelForCausalLM
 
 from introspection_lit.cli import main as command_line
@@ -82,6 +83,7 @@ def test_adapter_is_not_for_training(steps: SimpleNamespace, capsys: pytest.Capt
     assert "model.adapter: is for validate, test and predict" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_adapter_is_asked_as_it_was_trained(
     steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,8 @@ from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, adap
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.utils.errors import ConfigurationError
 
+pytestmark = pytest.mark.thorough
+
 # A third of the cases of the profile: each puts an adapter on a model.
 FEWER = settings(max_examples=settings.default.max_examples // 3)
 IDS = torch.arange(12)[None]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from project_paths import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config
@@ -274,7 +275,7 @@ def batches_on_cards(name: str, shape: Shape) -> list[str]:
 @pytest.mark.parametrize("name", ["qwen2.5-coder-32b", "qwen2.5-7b"])
 def test_tables_of_the_guide_are_computed(name: str) -> None:
     """Memory by part, and the largest micro-batch on cards of three sizes."""
-    guide = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     shape = decoder_shape(geometry(name))
     parts = memory.markdown({title: estimate(shape, NF4, Lora(), load) for title, load in WHERE.items()})
     assert parts in guide, parts
@@ -282,6 +283,7 @@ def test_tables_of_the_guide_are_computed(name: str) -> None:
     assert all(row in guide for row in rows), "\n".join(rows)
 
 
+@pytest.mark.slow
 def test_a_real_model() -> None:
     """The embedded SmolLM2, as the quickstart trains it: what docs/clusters.md says is measured, within 5 %."""
     base, lora, load = BaseModel(), Lora(), Load(8, CONTEXT, QUESTION, "32-true", device="cpu")
@@ -291,7 +293,7 @@ def test_a_real_model() -> None:
     kept = kept_for_backward(module, prefilled(module, load), "32-true")
     assert computed.weights == held
     assert computed.activations == pytest.approx(kept, rel=0.05)
-    guide = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     for title, now, real in (("weights", computed.weights, held), ("activations", computed.activations, kept)):
         shown = re.search(rf"\| {title} \| {now / 2**20:.0f} \| (\d+) \|", guide)
         assert shown, f"{title}: {now / 2**20:.0f} | {real / 2**20:.0f}"

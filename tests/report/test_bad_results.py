@@ -11,6 +11,7 @@ import pytest
 from damage import REFUSED, damaged_bytes, mutated, odd
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from project_paths import ROOT
 from results_example import example, example_seeds
 
 from introspection_lit import report
@@ -18,6 +19,8 @@ from introspection_lit.report.reading import read
 from introspection_lit.tools.several_seeds import tables, together
 from introspection_lit.utils.checksums import with_checksum
 from introspection_lit.utils.errors import ConfigurationError
+
+pytestmark = pytest.mark.thorough
 
 SHARES = ("auroc", "accuracy", "tpr", "fpr", "mass", "tpr_at_1pct_fpr")
 COUNTS = ("n", "n_clean", "n_steered", "n_clean_distinct", "alarms")
@@ -222,7 +225,7 @@ def test_sound_results_are_read(tmp_path: Path) -> None:
     """Ours, whole and shortened, and those in the docs."""
     for content in (WHOLE, SHORT):
         assert read(save(tmp_path, content)) == content
-    docs = Path(__file__).parents[2] / "docs" / "results"
+    docs = ROOT / "docs" / "results"
     for file in (*docs.glob("quickstart/seed-*.json"), *docs.glob("smollm2-135m/results.json")):
         assert read(file)["sets"]
     assert read(docs / "quickstart" / "controls.json", "rows")["rows"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import Read, ends, three
+from project_paths import ROOT
 from results_example import LOCATIONS, STRENGTHS, example, example_seeds, example_strength
 
 from introspection_lit import report
@@ -21,8 +22,8 @@ from introspection_lit.report.compare import compare
 from introspection_lit.report.shape import SHAPES
 from introspection_lit.utils.errors import ConfigurationError
 
-FULL = Path(__file__).parents[2] / "docs/results/smollm2-135m/results.json"
-OLD = Path(__file__).parents[2] / "docs/results/quickstart/seed-0.json"
+FULL = ROOT / "docs/results/smollm2-135m/results.json"
+OLD = ROOT / "docs/results/quickstart/seed-0.json"
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(2)> {{ 7 * 7 }} ../../evil & 'x' $\\frac{$"
 # What each part of the evidence is shown as.
 SHOWN = {
@@ -437,6 +438,7 @@ def test_null_strengths_and_rates(results: dict[str, Any]) -> None:
     assert len(figures["fpr-kinds"].table.rows) == len(evidence["kinds"]) - 1
 
 
+@pytest.mark.slow
 def test_sixty_kinds() -> None:
     """A row for each, none squeezed."""
     for name, made in report.figures(
@@ -447,6 +449,7 @@ def test_sixty_kinds() -> None:
             assert made.figure.get_size_inches()[1] / 60 > 9 / 72 * 1.2
 
 
+@pytest.mark.slow
 def test_hostile_results(tmp_path: Path) -> None:
     """Whatever a file says is text: in the page, in figures and in file names."""
     results = example(strengths=(0.1, 1.0))

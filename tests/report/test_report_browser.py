@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from project_paths import ROOT
 from results_example import example, example_seeds
 
 from introspection_lit import report
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no browser: looked for chromium, chromium-browser and google-chrome"),
 ]
 
-OLD = Path(__file__).parents[2] / "docs/results/quickstart/seed-0.json"
+OLD = ROOT / "docs/results/quickstart/seed-0.json"
 # Measures a page from within, closed and with everything unfolded, and tells the page around it.
 MEASURE = """<script>
 addEventListener("load", () => {

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from project_paths import CONFIG
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
@@ -25,7 +26,6 @@ from introspection_lit.steering.prefill import fork, pad, position_ids, steered_
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.trials.batch import TrialBatch
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]
 QUESTIONS = [list(range(100, 124)), list(range(110, 115)), list(range(120, 140))]
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -205,6 +205,7 @@ def test_backward_reads_the_cache_as_it_was(family_model: PreTrainedModel) -> No
             torch.testing.assert_close(parameter.grad, plain[name], atol=1e-6, rtol=1e-4)  # logits of all positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
 def test_fit_gives_the_same_adapter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """The whole training through the command line, bit by bit; what was begun without goes on with it."""

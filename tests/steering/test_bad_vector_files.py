@@ -23,6 +23,8 @@ from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, ra
 from introspection_lit.steering.vector_files import read_directions, unit, write_direction
 from introspection_lit.utils.errors import ConfigurationError
 
+pytestmark = pytest.mark.thorough
+
 LAYERS, HIDDEN = 6, 32
 SPLITS = (*RANDOM_SPLITS, "concept", "imported")
 

@@ -6,20 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bank_example import small_bank
 from safetensors.torch import save_file
 
 from introspection_lit.steering.extraction import mean_differences
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, overlapping_splits, random_unit_vectors
 from introspection_lit.utils.errors import ConfigurationError
-
-
-def small_bank(hidden: int = 64) -> VectorBank:
-    """A bank of five directions a split, three layers."""
-    activations = torch.randn(4, 1, 3, hidden, generator=torch.Generator().manual_seed(0))
-    concepts = torch.nn.functional.normalize(mean_differences(activations), dim=-1)
-    directions = {split: random_unit_vectors(5, hidden, 0, split) for split in RANDOM_SPLITS} | {"concept": concepts}
-    names = {split: [f"{split}-{i}" for i in range(len(rows))] for split, rows in directions.items()}
-    return VectorBank(directions, names, torch.tensor([1.0, 2.0, 3.0]), {"base_model": "m", "revision": "", "seed": "0"})
 
 
 def test_splits_are_independent_streams() -> None:

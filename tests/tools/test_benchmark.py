@@ -12,7 +12,8 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora import Linear4bit as AdaptedLinear4bit
-from stepping import CONFIG, script
+from project_paths import CONFIG
+from run_scripts import script
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -122,6 +123,7 @@ def test_random_models_are_refused_where_they_make_no_sense() -> None:
     assert not BaseModel("random:tiny").on_hub
 
 
+@pytest.mark.slow
 def test_whole_experiment_with_random_weights_says_so(tmp_path: Path) -> None:
     """Fit and test through the command line: the results and the adapter carry the name."""
     words = ["fit", "--config", CONFIG, "--model.base.name_or_path", "random:tiny", "--test_after_fit", "true"]
@@ -252,6 +254,7 @@ def test_single_trials_do_the_work_of_a_batch(measured: SimpleNamespace, reading
         torch.testing.assert_close(parameter.detach(), expected[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_script_writes_consistent_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows of every path and size; each ratio is that of the rates; the best one on top; the name says what was run."""
     file = tmp_path / "speed.json"
@@ -279,6 +282,7 @@ def test_script_writes_consistent_results(tmp_path: Path, capsys: pytest.Capture
     assert max(map(len, framed)) <= 100
 
 
+@pytest.mark.slow
 def test_sweep_finds_the_largest_batch(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that run out of memory above 24 trials; what does not fit is said of its row, and the rest is measured."""
     step = IntrospectionModule.training_step

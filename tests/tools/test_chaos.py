@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from stepping import ROOT, script
+from project_paths import ROOT
+from run_scripts import script
 
 from introspection_lit.tools.endurance import chaos
 from introspection_lit.tools.endurance.chaos import PLACES, Fault, Runs

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from project_paths import CONFIG
+from run_scripts import options, script
 from safetensors.torch import load_file
-from stepping import CONFIG, options, script
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from introspection_lit.cli import main as command_line
@@ -107,6 +108,7 @@ def test_finetune_is_fit(steps: SimpleNamespace, capsys: pytest.CaptureFixture[s
         assert torch.equal(tensor, theirs[plain])
 
 
+@pytest.mark.slow
 def test_evaluate_is_test(steps: SimpleNamespace, tmp_path: Path) -> None:
     """Each column of the ladder is what `test` says: the adapter, the untrained model, and the latter with info."""
     ladder = json.loads((steps.folder / "ladder.json").read_text())
@@ -185,6 +187,7 @@ def test_vectors_are_described(steps: SimpleNamespace) -> None:
     assert bread["length"] == pytest.approx((bank.lengths["concept"][0, 3] / bank.residual_norms[3]).item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_imported_directions_become_a_test_set(steps: SimpleNamespace, tmp_path: Path) -> None:
     """Somebody's file, through the bank, up to a rung of the ladder; and concepts out again."""
     torch.save({"theirs": torch.randn(32, generator=torch.Generator().manual_seed(5))}, tmp_path / "theirs.pt")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from stepping import script
+from project_paths import ROOT
+from run_scripts import script
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
 
@@ -19,7 +18,7 @@ from introspection_lit.steering.bands import resolve_bands
 from introspection_lit.steering.shared_prefill import schedule
 
 scaling = script("scaling")
-GUIDE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 

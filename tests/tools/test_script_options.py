@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from stepping import CONFIG, GRID, SCRIPTS, options, script
+from project_paths import CONFIG
+from run_scripts import GRID, SCRIPTS, options, script
 
 from introspection_lit.models.adapters import DESCRIPTION
 from introspection_lit.training.callbacks.writers import PredictionWriter

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from project_paths import CONFIG
 from rich.console import Console
-from stepping import CONFIG, script
+from run_scripts import script
+from seeds_in_process import in_process
 
-from introspection_lit.cli import main as command_line
 from introspection_lit.tools import several_seeds
 from introspection_lit.tools.several_seeds import METRICS, Training, spread, together
 
@@ -116,32 +117,6 @@ def test_shared_vectors_are_noticed() -> None:
 # ---- real trainings ----
 
 
-def in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Let processes of the project run in this one, which has imported everything; returns what is started."""
-    started: list[list[str]] = []
-
-    class Process:
-        def __init__(self, words: list[str]) -> None:
-            self.words = words
-            started.append(words)
-
-        def wait(self, timeout: float | None = None) -> int:
-            if timeout is not None:
-                return 1  # it has failed already
-            assert self.words[:3] == [sys.executable, "-m", "introspection_lit"]
-            patch.setattr("sys.argv", ["introspection_lit/__main__.py", *self.words[3:]])
-            command_line(self.words[3:])
-            return 0
-
-        def terminate(self) -> None:
-            """There is nothing to end."""
-
-        kill = terminate
-
-    patch.setattr(several_seeds, "subprocess", SimpleNamespace(Popen=Process, TimeoutExpired=TimeoutError))
-    return started
-
-
 @pytest.fixture(scope="module")
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """Two seeds on the tiny model, the command that makes them, and the interpreters that it has started."""
@@ -167,6 +142,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         yield SimpleNamespace(folder=folder, command=command, started=started)
 
 
+@pytest.mark.slow
 def test_seeds_differ_in_vectors_contexts_and_weights(trained: SimpleNamespace) -> None:
     """And lie where they were wanted, with their tests done."""
     runs = [trained.folder / f"seed-{seed}" for seed in (0, 1)]
@@ -184,6 +160,7 @@ def test_seeds_differ_in_vectors_contexts_and_weights(trained: SimpleNamespace) 
     assert not torch.equal(checkpoints[0]["state_dict"][name], checkpoints[1]["state_dict"][name])
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_runs(trained: SimpleNamespace) -> None:
     """Mean, sd and worst of every metric of every set, by numpy; the report compares the two."""
     found = json.loads((trained.folder / "seeds.json").read_text())
@@ -209,6 +186,7 @@ def test_numbers_are_those_of_the_runs(trained: SimpleNamespace) -> None:
     assert "seed-1" in page
 
 
+@pytest.mark.slow
 def test_second_call_trains_nothing(trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     """No process is started and no run touched, for the same command and for fewer seeds of it."""
     files = {path: path.stat().st_mtime_ns for path in trained.folder.glob("seed-*/**/*") if path.is_file()}
@@ -222,6 +200,7 @@ def test_second_call_trains_nothing(trained: SimpleNamespace, capsys: pytest.Cap
     script("several_seeds").main(trained.command)
 
 
+@pytest.mark.slow
 def test_results_of_another_command_are_refused(trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     """Other options in the same folder: nothing is run, nothing is mixed up."""
     before = (trained.folder / "seeds.json").read_text()

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.figure import Figure
-from stepping import CONFIG, script
+from project_paths import CONFIG
+from run_scripts import script
 from torch import nn
 
 import introspection_lit.tools.endurance.soak
@@ -199,6 +200,7 @@ def soak(tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.Monk
     return run
 
 
+@pytest.mark.slow
 def test_training_is_flat(soak: Callable[[], dict[str, Any]]) -> None:
     """The real training loop, for seconds: long fit, resumed fits, tests."""
     found = soak()
@@ -208,6 +210,7 @@ def test_training_is_flat(soak: Callable[[], dict[str, Any]]) -> None:
     assert {LONG, SHORT, REST, "resumed fit"} == set(scenes)
 
 
+@pytest.mark.slow
 def test_planted_leaks_are_found(
     soak: Callable[[], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
-from test_checks import refused
 from torch import Tensor
 
 from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems, content_problems, identity_problems
 from introspection_lit.training.checkpoint_files import CheckpointFiles, adapter_problems
+
+pytestmark = pytest.mark.thorough
 
 IDENTITY = {
     "base_model": "m",
@@ -113,7 +114,6 @@ def sound() -> dict[str, Any]:
     }
 
 
-command = refused  # the fixture of test_checks.py, under a name that is free
 SOUND, LOOPS_OF_ITS_OWN = sound(), loops()
 TENSORS = st.sampled_from(
     [
@@ -283,7 +283,7 @@ def test_faults_that_were_found(change: Callable[[dict[str, Any]], None], messag
     assert message in str(problems(made, "fit"))
 
 
-def test_refused_before_the_model_is_loaded(command: Callable[..., str], tiny: Path, tmp_path: Path) -> None:
+def test_refused_before_the_model_is_loaded(refused: Callable[..., str], tiny: Path, tmp_path: Path) -> None:
     """Through the command line, with a right seal."""
     identity = IDENTITY | {
         "base_model": str(tiny),
@@ -296,4 +296,4 @@ def test_refused_before_the_model_is_loaded(command: Callable[..., str], tiny: P
     CheckpointFiles().save_checkpoint(made, tmp_path / "file.ckpt")
     options = ("--ckpt_path", str(tmp_path / "file.ckpt"), "--model.lora.target_modules", "[q_proj]")
     for subcommand in ("fit", "test"):
-        assert "does not say what it was trained on" in command(*options, subcommand=subcommand)
+        assert "does not say what it was trained on" in refused(*options, subcommand=subcommand)

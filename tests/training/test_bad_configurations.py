@@ -18,6 +18,7 @@ import yaml
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
+from project_paths import CONFIG
 
 from introspection_lit import cli
 from introspection_lit.models.base_model import MOST, MOST_RANK, MOST_ROWS, MOST_WORKERS
@@ -33,7 +34,8 @@ from introspection_lit.trials.loaders import BatchesOfSplit
 from introspection_lit.utils.config_files import Misread, refuse_ambiguous_yaml, values
 from introspection_lit.utils.errors import ConfigurationError
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
+pytestmark = pytest.mark.thorough
+
 LAYERS, HIDDEN = 6, 32  # of the tiny model
 
 

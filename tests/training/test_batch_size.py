@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from project_paths import CONFIG
 
 from introspection_lit.cli import IntrospectionCLI, attach, main
 from introspection_lit.models.memory_estimate import estimate
 from introspection_lit.training import batch_size
 from introspection_lit.training.batch_size import fits, largest_part, longest, needed, step_problems
-
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 @pytest.fixture
@@ -39,6 +38,7 @@ def test_part_is_the_largest_even_one_that_fits(share: int, most: int, expected:
     assert largest_part(share, lambda size: size <= most) == expected
 
 
+@pytest.mark.slow
 def test_less_memory_means_smaller_batches_in_the_same_steps(
     run: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from project_paths import CONFIG
 
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.training.module import IntrospectionModule
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 OFF = ["--data.reuse.clean", "false", "--data.reuse.layers", "false"]
 
 

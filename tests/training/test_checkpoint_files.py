@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from damage import damaged, left_in
 from hypothesis import given
 from hypothesis import strategies as some
-from test_files import TINY, damaged, left_in
-from test_files import small_disk as small_disk  # noqa: PLC0414 - a fixture
+from project_paths import CONFIG
 from torch.utils.tensorboard import SummaryWriter
 
 from introspection_lit.cli import main
@@ -252,11 +252,12 @@ def fit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
     def command(folder: Path, *options: str) -> Any:
         logger = f"--trainer.logger.init_args.save_dir={folder}"
-        return main(["fit", "--config", TINY, "--model.base.name_or_path", str(tiny), logger, *options])
+        return main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), logger, *options])
 
     return command
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_checkpoint(
     fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +291,7 @@ def test_a_full_disk_costs_no_checkpoint(
     assert resumed.trainer.global_step == 6
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(
     fit: Callable[..., Any], small_disk: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +345,7 @@ def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path: Path) -> None
         log(writers[0])
 
 
+@pytest.mark.slow
 def test_a_run_without_room_for_curves_ends_well(
     fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

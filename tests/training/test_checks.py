@@ -9,34 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from introspection_lit.cli import main
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
-from introspection_lit.training import module
 from introspection_lit.training.checks import precision_problems
-
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
-
-
-@pytest.fixture
-def refused(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Runs fit with options that cannot work and returns what was printed; loading the model fails the test."""
-    monkeypatch.chdir(tmp_path)
-
-    def no_loading(*args: object) -> None:
-        pytest.fail("the model was loaded before the configuration was checked")
-
-    monkeypatch.setattr(module, "load_model", no_loading)
-
-    def command(*options: str, subcommand: str = "fit", base: str | Path = tiny) -> str:
-        with pytest.raises(SystemExit) as stop:
-            main([subcommand, "--config", CONFIG, "--model.base.name_or_path", str(base), *options])
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    return command
 
 
 @pytest.mark.parametrize(

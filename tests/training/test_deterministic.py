@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from torch.utils._python_dispatch import TorchDispatchMode
+from callbacks import Operations, Recorder
+from project_paths import CONFIG
 
 from introspection_lit.cli import IntrospectionCLI, main
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 # So many trials that clean caches are kept.
 DETERMINISTIC = ["--trainer.deterministic", "true", "--data.trials_per_epoch", "160", "--data.test_trials", "{heldout: 8}"]
 DETERMINISTIC += ["--trainer.max_epochs", "1"]
@@ -50,6 +49,7 @@ def run(
     torch.backends.cudnn.benchmark = False
 
 
+@pytest.mark.slow
 def test_the_same_bits_twice(run: Callable[..., IntrospectionCLI]) -> None:
     """Fit and test with layers shared and caches kept: equal adapters and results; with another seed others."""
     ends = []
@@ -67,33 +67,6 @@ def test_the_same_bits_twice(run: Callable[..., IntrospectionCLI]) -> None:
     assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
 
-class Operations(TorchDispatchMode):
-    """Notes every operation, with the type of its first tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[tuple[str, torch.dtype | None]] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        first = next((argument.dtype for argument in args if isinstance(argument, torch.Tensor)), None)
-        self.seen.add((func.overloadpacket.__name__, first))
-        return func(*args, **(kwargs or {}))
-
-
-class Recorder(Callback):
-    """Notes the operations of training, prefill to optimiser."""
-
-    operations: ClassVar[Operations] = Operations()
-
-    def on_train_start(self, *args: Any) -> None:
-        """Begin."""
-        self.operations.__enter__()
-
-    def on_train_end(self, *args: Any) -> None:
-        """End."""
-        self.operations.__exit__(None, None, None)
-
-
 @pytest.mark.parametrize(
     ("loss", "trials", "its_own"),
     [("full", "160", {"nll_loss_forward", "index_put"}), ("pairwise", "12", {"binary_cross_entropy_with_logits"})],
@@ -103,7 +76,7 @@ def test_no_operation_of_training_is_refused(
 ) -> None:
     """Of what torch names as refused on CUDA, none is asked for; attention has a deterministic way."""
     Recorder.operations = Operations()
-    recording = ["--trainer.callbacks+=test_deterministic.Recorder", "--model.loss", loss]
+    recording = ["--trainer.callbacks+=callbacks.Recorder", "--model.loss", loss]
     run("fit", *DETERMINISTIC, *recording, "--data.trials_per_epoch", trials)
     names = {name for name, _ in Recorder.operations.seen}
     assert {"cumsum", "embedding", "lerp_"} | its_own <= names  # it has seen the whole step

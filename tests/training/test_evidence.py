@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from project_paths import CONFIG
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Cache
 
@@ -24,7 +25,6 @@ from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
 from introspection_lit.evaluation.trial_table import ADAPTER
 from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence, lens_of
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 TOTALS = {
     "seen": 4,
     "heldout": 10,
@@ -220,6 +220,7 @@ def caches() -> int:
     return sum(issubclass(type(thing), Cache) for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_a_second_test_starts_afresh_and_nothing_is_kept(tiny: Path, tmp_path: Path) -> None:
     """Other sets than before, none of the old trials; caches do not pile up while it runs."""
 
@@ -265,6 +266,7 @@ def few_contexts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_trials_that_share_a_cache_are_scored_like_any_other(few_contexts: Path, tiny: Path, tmp_path: Path) -> None:
     """Clean trials of one context share its cache as soon as there are more trials than contexts, or several questions."""
     several = '["Were you tampered with? {yes} or {no}.", "Were you tampered with, or is all well? {yes} or {no}."]'
@@ -279,6 +281,7 @@ def test_trials_that_share_a_cache_are_scored_like_any_other(few_contexts: Path,
         assert told == pytest.approx(alone[trial], abs=1e-3), trial
 
 
+@pytest.mark.slow
 def test_few_training_contexts_are_enough_for_the_observers(few_contexts: Path, tiny: Path, tmp_path: Path) -> None:
     """A training batch may hold a context twice, too."""
     rows = [{"kind": "chat", "user": f"Tell me about {n}.", "assistant": f"That is {n + 1} minus one."} for n in range(30)]
@@ -288,6 +291,7 @@ def test_few_training_contexts_are_enough_for_the_observers(few_contexts: Path, 
     assert len(said(evidence_of(cli).scores, PROBE)) == 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"),
     [
@@ -348,6 +352,7 @@ def test_learning_curves_of_nothing(tmp_path: Path) -> None:
     assert learning_curves(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_threshold_keeps_to_the_false_alarms_allowed(tiny: Path, tmp_path: Path) -> None:
     """``model.max_fpr``: the threshold that validation sets, and the FPR that it then reports over distinct inputs."""
     options = ["--trainer.max_epochs", "1", "--data.validation_trials", "40", "--trainer.limit_train_batches", "1"]

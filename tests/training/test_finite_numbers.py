@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -14,24 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins import MixedPrecision
+from bank_example import random_bank
+from lightning.pytorch import Trainer
+from manifest_example import manifest_of, training_split
 from poison import Poison
-from test_manifest import CONTEXTS, write
+from project_paths import CONFIG, HELPERS, ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.contexts.conversations import Phrasing
-from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.training.callbacks.finite_numbers import SMALLEST_SCALE
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
-from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.replay import chosen_trials
-from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.utils.errors import ConfigurationError
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 RUN = Path("lightning_logs/default/version_0")
 # Ten times what float16 can hold, at the first steered layer.
@@ -196,20 +192,9 @@ def test_replayed_scores_are_those_of_the_test(
     assert not any(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in cli.model.layers)
 
 
-class Broken(Callback):
-    """Puts a nan into the weights of a layer, before anything is predicted."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Break it."""
-        pl_module.layers[self.layer].mlp.down_proj.weight.data[0, 0] = torch.nan
-
-
 def test_replay_finds_a_poisoned_weight(run: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]) -> None:
     """In both passes, at its layer; and the other way round for the gradient."""
-    breaking = ["--trainer.callbacks+=test_diverged.Broken", "--trainer.callbacks.init_args.layer", "3"]
+    breaking = ["--trainer.callbacks+=callbacks.Broken", "--trainer.callbacks.init_args.layer", "3"]
     run("predict", "--data.replay", "seen:0", *breaking)
     shown = capsys.readouterr().out
     assert "prefill: not finite from the output of layer 3 on" in shown
@@ -246,49 +231,13 @@ def test_replays_that_cannot_be(
 
 def test_replay_of_a_manifest_ends_where_it_ends(tokenizer: Any, tmp_path: Path) -> None:
     """The trial is the file's; one number further there is none."""
-    directions = {split: random_unit_vectors(8, 16, 0, split) for split in RANDOM_SPLITS}
-    names = {split: [f"{split}-{i}" for i in range(8)] for split in RANDOM_SPLITS}
-    bank = VectorBank(directions, names, torch.ones(6), {"base_model": "m", "revision": ""})
-    plan = TrialPlan(0, "train", len(CONTEXTS), 2, 8, ((0, 1), (2, 3)), (0.5, 2.0))
-    asked = (CONTEXTS, ["Did it?", "Was it?"], tokenizer, Phrasing(), (1, 2))
-    train = Split("train", plan, *asked, "relative", SOURCES["train"])
-    read = ManifestPlan(Manifest(write(tmp_path / "m.jsonl", train, bank, 40)), train, bank, 0)
-    of_manifest = Split("train", read, *asked, "relative", SOURCES["train"])
-    assert chosen_trials(["train:39", "train:2"], {"train": of_manifest}) == [plan.trial(39), plan.trial(2)]
+    train, bank = training_split(tokenizer), random_bank()
+    read = ManifestPlan(Manifest(manifest_of(tmp_path / "m.jsonl", train, bank, 40)), train, bank, 0)
+    of_manifest = dataclasses.replace(train, plan=read)
+    assert chosen_trials(["train:39", "train:2"], {"train": of_manifest}) == [train.plan.trial(39), train.plan.trial(2)]
     with pytest.raises(ConfigurationError, match="below 40, which is how many"):
         chosen_trials(["train:40"], {"train": of_manifest})
-    assert chosen_trials(["train:40"], {"train": train}) == [plan.trial(40)]
-
-
-class Float16(Callback):
-    """A gradient scaler on the CPU, where Lightning has none; overflows as often as it is told.
-
-    Args:
-        overflows: Steps, from the first on, with a gradient that is infinite.
-        scale: What the loss is scaled by at first.
-    """
-
-    def __init__(self, overflows: int, scale: float = 2.0**16) -> None:
-        self.overflows, self.scale = overflows, scale
-        self.moved: list[bool] = []
-        self.before: torch.Tensor | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the scaler where it would be on a GPU."""
-        scaler = torch.amp.GradScaler("cpu", init_scale=self.scale)
-        trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Overflow."""
-        weight = next(parameter for name, parameter in pl_module.named_parameters() if "lora_B" in name)
-        self.before = weight.detach().clone()
-        if trainer.fit_loop.epoch_loop.batch_idx < self.overflows:
-            weight.grad[0, 0] = torch.inf
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """See whether the step was made."""
-        weight = next(parameter for name, parameter in pl_module.named_parameters() if "lora_B" in name)
-        self.moved.append(not torch.equal(weight, self.before))
+    assert chosen_trials(["train:40"], {"train": train}) == [train.plan.trial(40)]
 
 
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*before.*")  # a step that is left out
@@ -296,7 +245,7 @@ def test_gradients_that_overflow_float16_are_skipped_steps(
     run: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The scaler leaves them out and the run goes on; a scale that has been halved for ever is an error."""
-    scaled = ["--trainer.callbacks+=test_diverged.Float16", "--trainer.callbacks.init_args.overflows"]
+    scaled = ["--trainer.callbacks+=callbacks.Float16", "--trainer.callbacks.init_args.overflows"]
     steady = ["--model.warmup", "0", "--data.validation_trials", "4"]
     cli = run("fit", *scaled, "2", *steady)
     seen = next(callback for callback in cli.trainer.callbacks if type(callback).__name__ == "Float16")
@@ -343,6 +292,7 @@ def test_weights_that_cannot_be_kept(
     assert "--data.replay" not in error
 
 
+@pytest.mark.slow
 def test_two_processes_tell_one_story(tiny: Path, some_contexts: list[str], tmp_path: Path) -> None:
     """The second has the broken trial: both stop with the same message, the weights are kept, nobody waits for ever."""
     words = [
@@ -357,8 +307,7 @@ def test_two_processes_tell_one_story(tiny: Path, some_contexts: list[str], tmp_
     ]
     words += [*poison(call=2, row=1, process=1), "--data.batch_size", "2"]
     arguments = [sys.executable, "-m", "introspection_lit", "fit", "--config", CONFIG, *words]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests' / 'helpers'}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr[-2000:]
     assert re.search(r"1 of the step's 4 trials gave no finite score, first train:\d+, .*\(process 2 of 2\)", done.stderr)

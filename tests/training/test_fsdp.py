@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
+from project_paths import CONFIG
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -33,7 +34,6 @@ from introspection_lit.training.distributed import through_wrapper
 from introspection_lit.training.fsdp import ALONE, ShardedPrecision, ShardedStrategy, strategy_problems
 from introspection_lit.training.fsdp_shards import dtype_problems
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 FSDP = ShardedStrategy.strategy_name
 CLIP, STEPS = 0.05, 4
 KEPT_GIB = "0.001"  # room for some of the ten training contexts
@@ -136,6 +136,7 @@ def assert_same_tensors(found: dict[Any, Tensor], expected: dict[Any, Tensor], t
         assert (found[name] - tensor).norm() <= tolerance * tensor.norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", ["ddp", "fsdp", f"one, then {FSDP}", f"fsdp, then {FSDP}", "fsdp, then None"])
 def test_several_processes_train_as_one_does(runs: Callable[[str], Path], several: str) -> None:
     """The loss of every step, the adapter after the last, Adam's moments: uninterrupted or resumed from either."""
@@ -154,6 +155,7 @@ def test_several_processes_train_as_one_does(runs: Callable[[str], Path], severa
         assert_same_tensors(*moments, FLOAT32.adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", ["ddp", "fsdp"])
 def test_kept_caches_neither_hang_nor_change_anything(runs: Callable[[str], Path], several: str) -> None:
     """Processes that find different clean caches kept, and some not, train as one does."""
@@ -167,6 +169,7 @@ def test_kept_caches_neither_hang_nor_change_anything(runs: Callable[[str], Path
     assert all(0 < number < 10 for number in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(OLD, reason="refused before this version of torch")
 def test_fsdp_of_one_process(runs: Callable[[str], Path]) -> None:
     """One GPU and the overlay for many: the same training, clean caches kept."""
@@ -186,12 +189,14 @@ def test_fsdp_of_one_process_with_an_older_torch(
     assert [("pytorch issue 151223" in problem) for problem in problems] == [True] * refused
 
 
+@pytest.mark.slow
 def test_fsdp_resumed_is_bit_for_bit_fsdp_uninterrupted(runs: Callable[[str], Path]) -> None:
     """Nothing is lost on the way through the file."""
     resumed, whole = checkpoint_of(runs(f"fsdp, then {FSDP}")), checkpoint_of(runs("fsdp"))
     assert_same_tensors(resumed["state_dict"], whole["state_dict"], 0)
 
 
+@pytest.mark.slow
 def test_checkpoints_have_one_format(runs: Callable[[str], Path]) -> None:
     """Whatever made it, a checkpoint has the same entries of the same types; the optimiser counts the same steps."""
     one, *others = (checkpoint_of(runs(name)) for name in ("one", "ddp", "fsdp"))
@@ -205,12 +210,14 @@ def test_checkpoints_have_one_format(runs: Callable[[str], Path]) -> None:
         }
 
 
+@pytest.mark.slow
 def test_exported_adapters_are_alike(runs: Callable[[str], Path]) -> None:
     """The folder for PEFT, too."""
     exported = [load_file(runs(name) / "adapter" / "adapter_model.safetensors") for name in ("fsdp", "one")]
     assert_same_tensors(*exported, FLOAT32.adapter)
 
 
+@pytest.mark.slow
 def test_every_process_holds_half(runs: Callable[[str], Path]) -> None:
     """After every step; and the two halves are the whole."""
     whole = json.loads((runs("one") / "shards.rank0.json").read_text())
@@ -221,6 +228,7 @@ def test_every_process_holds_half(runs: Callable[[str], Path]) -> None:
         assert max(parts) < 0.51 * total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one", "ddp", "fsdp"])
 def test_clipping_bites(runs: Callable[[str], Path], name: str) -> None:
     """Adam's first moment of gradients that are all as long as the limit is almost as long, and never longer."""
@@ -230,6 +238,7 @@ def test_clipping_bites(runs: Callable[[str], Path], name: str) -> None:
     assert 0.2 * longest < moment <= 1.001 * longest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", ["ddp", "fsdp"])
 def test_metrics_are_those_of_one_process(runs: Callable[[str], Path], several: str) -> None:
     """Each trial of a test set is counted once, though the last batches are filled up."""
@@ -242,6 +251,7 @@ def test_metrics_are_those_of_one_process(runs: Callable[[str], Path], several: 
         assert row == pytest.approx({k: v for k, v in reference.items() if k != "fpr_interval"}, abs=FLOAT32.score)
 
 
+@pytest.mark.slow
 def test_other_observers_say_the_same_under_fsdp(runs: Callable[[str], Path]) -> None:
     """Outside the steps, too, every forward pass goes through the wrapper, and every process takes part in it."""
     (rows, found), (expected, reference) = (
@@ -269,6 +279,7 @@ def evidence_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "results.json").read_text())["evidence"]
 
 
+@pytest.mark.slow
 def test_bf16_mixed_is_trained_alike(runs: Callable[[str], Path]) -> None:
     """Float32 adapters on a bfloat16 base. Rounding depends on what is padded together, so one process is less alike."""
     for found, expected, loss, adapter in (

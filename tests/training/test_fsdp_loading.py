@@ -28,6 +28,8 @@ from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training.fsdp_loading import in_agreement, load_shared, materialise, one_layer_at_a_time, shared_bank
 from introspection_lit.utils.errors import ConfigurationError
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 IDS = torch.arange(10, 60).view(2, 25)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

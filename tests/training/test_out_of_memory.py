@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
+from project_paths import CONFIG
 from torch import Tensor, nn
 
 from introspection_lit.cli import IntrospectionCLI, attach, main
@@ -33,8 +34,6 @@ from introspection_lit.training.distributed import smallest_of_all
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.memory_errors import give_back, is_out_of_memory
-
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 def cuda(*_: Any) -> Any:
@@ -415,6 +414,7 @@ def adapter_of(cli: IntrospectionCLI) -> dict[str, Tensor]:
     return torch.load(Path(cli.trainer.log_dir) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_advice_followed_as_typed_ends_where_the_run_would_have(
     tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from project_paths import CONFIG
 
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.training.callbacks.interruption import SIGNALS
 from introspection_lit.training.module import IntrospectionModule
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 # Epochs of eight batches and four steps.
 STEPS = ["--data.trials_per_epoch", "32", "--trainer.accumulate_grad_batches", "2", "--trainer.deterministic", "true"]
 HALVES = [*STEPS, "--trainer.val_check_interval", "0.5"]
@@ -102,16 +104,16 @@ def stopped(fit: Callable[..., IntrospectionCLI], options: list[str], status: in
 @pytest.mark.parametrize(
     ("sent", "options", "hook", "number", "step"),
     [
-        pytest.param(signal.SIGINT, STEPS, "training_step", 3, 2, id="between the batches of a step"),
-        pytest.param(signal.SIGTERM, STEPS, "training_step", 8, 4, id="last step of an epoch, before its validation"),
-        pytest.param(signal.SIGTERM, STEPS, "validation_step", 1, 4, id="validation at the end of an epoch"),
+        slow(signal.SIGINT, STEPS, "training_step", 3, 2, id="between the batches of a step"),
+        slow(signal.SIGTERM, STEPS, "training_step", 8, 4, id="last step of an epoch, before its validation"),
+        slow(signal.SIGTERM, STEPS, "validation_step", 1, 4, id="validation at the end of an epoch"),
         pytest.param(signal.SIGTERM, STEPS, "on_train_epoch_end", 1, 5, id="end of an epoch"),
-        pytest.param(signal.SIGTERM, HALVES, "training_step", 12, 6, id="before a validation in the middle of an epoch"),
+        slow(signal.SIGTERM, HALVES, "training_step", 12, 6, id="before a validation in the middle of an epoch"),
         pytest.param(signal.SIGINT, HALVES, "validation_step", 6, 6, id="validation in the middle of an epoch"),
-        pytest.param(signal.SIGTERM, HALVES, "on_validation_epoch_end", 1, 3, id="end of that validation"),
-        pytest.param(signal.SIGINT, ODD, "validation_step", 1, 1, id="validation after half of the steps, rounded down"),
-        pytest.param(signal.SIGTERM, SELDOM, "training_step", 7, 4, id="last step of an epoch without a validation"),
-        pytest.param(signal.SIGTERM, NUMBERED, "training_step", 9, 5, id="steps counted instead of epochs"),
+        slow(signal.SIGTERM, HALVES, "on_validation_epoch_end", 1, 3, id="end of that validation"),
+        slow(signal.SIGINT, ODD, "validation_step", 1, 1, id="validation after half of the steps, rounded down"),
+        slow(signal.SIGTERM, SELDOM, "training_step", 7, 4, id="last step of an epoch without a validation"),
+        slow(signal.SIGTERM, NUMBERED, "training_step", 9, 5, id="steps counted instead of epochs"),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(
@@ -138,6 +140,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert_same(end(fit(*options, "--ckpt_path", str(path))), whole(options))
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_a_run_is_exact(
     fit: Callable[..., IntrospectionCLI], whole: Callable[[list[str]], dict[str, Any]]
 ) -> None:
@@ -154,6 +157,7 @@ def test_every_checkpoint_of_a_run_is_exact(
         assert_same(again["optimizer_states"], wanted["optimizer_states"])
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_so_often_and_the_best_as_ever(
     fit: Callable[..., IntrospectionCLI], whole: Callable[[list[str]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +170,7 @@ def test_the_last_checkpoint_so_often_and_the_best_as_ever(
     assert_same(end(fit(*STEPS, *often, "--ckpt_path", str(path))), whole(STEPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["lightning_logs", ".//lightning_logs"])
 def test_a_signal_leaves_a_checkpoint_whatever_is_saved_else(
     fit: Callable[..., IntrospectionCLI],
@@ -194,6 +199,7 @@ def test_a_signal_after_the_last_step_ends_the_test_after_it(
     assert not list(Path().rglob("results.json"))
 
 
+@pytest.mark.slow
 def test_the_best_so_far_is_known_however_often_is_saved(
     fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +217,7 @@ def test_the_best_so_far_is_known_however_often_is_saved(
     }
 
 
+@pytest.mark.slow
 def test_validations_come_after_the_same_steps_in_whatever_batches(fit: Callable[..., IntrospectionCLI]) -> None:
     """Half of three steps is one step, not one and a half."""
     whole_steps = [*ODD, "--trainer.accumulate_grad_batches", "1", "--data.batch_size", "8"]
@@ -272,6 +279,7 @@ def test_the_middle_of_an_epoch_is_not_cut_otherwise(
     assert "the middle of an epoch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_folder_that_is_resumed_from_stays_as_it_was(fit: Callable[..., IntrospectionCLI]) -> None:
     """A resumed run has copies of the best checkpoints; a better one replaces them, not those of the older run."""
     first = fit(*STEPS, "--checkpoint.save_top_k", "1", "--checkpoint.monitor", "step", "--checkpoint.mode", "max")

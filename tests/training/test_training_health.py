@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from project_paths import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.evaluation.statistics import wilson_interval
 from introspection_lit.training.callbacks.training_health import FPR, LITTLE, TRAINING_FPR, Watch
-
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 @pytest.fixture
@@ -128,29 +126,9 @@ def test_a_resumed_run_goes_on_with_what_it_knew() -> None:
     assert again.alarm_trouble(FPR, summary(50, 100)) is not None
 
 
-class Leaning(Callback):
-    """Makes the model prefer a token in each epoch: that for ``steered`` or ``clean``, or ``other``, which is neither."""
-
-    def __init__(self, epochs: list[str]) -> None:
-        self.epochs = epochs
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lean."""
-        upright = type(pl_module).answer_logits
-
-        def leaning(batch: Any) -> torch.Tensor:
-            yes, no = batch.answer_ids.tolist()
-            token = {"steered": yes, "clean": no, "other": max(yes, no) + 1}[self.epochs[trainer.current_epoch]]
-            added = torch.zeros(pl_module.model.config.vocab_size)
-            added[token] = 50.0
-            return upright(pl_module, batch) + added
-
-        pl_module.answer_logits = leaning
-
-
 def lean(*epochs: str) -> list[str]:
     """The options for it."""
-    callback = ["--trainer.callbacks+=test_watch.Leaning", "--trainer.callbacks.init_args.epochs", f"[{', '.join(epochs)}]"]
+    callback = ["--trainer.callbacks+=callbacks.Leaning", "--trainer.callbacks.init_args.epochs", f"[{', '.join(epochs)}]"]
     return [*callback, "--trainer.max_epochs", str(len(epochs)), "--trainer.check_val_every_n_epoch", "1"]
 
 

@@ -8,43 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from bank_example import random_bank
 from damage import REFUSED, damaged_bytes, mutated, odd
 from hypothesis import event, example, given
 from hypothesis import strategies as st
-from test_manifest import write
+from manifest_example import BANDS, CONTEXTS, QUESTIONS, manifest_of, training_split
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.contexts.context import exchange
-from introspection_lit.contexts.conversations import Phrasing
-from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.trials.manifest import STRIDE, disagreements, settings
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
-from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.utils.errors import ConfigurationError, RunError
 
-CONTEXTS = [exchange("chat", f"message {number}", f"reply {number}") for number in range(6)]
-BANDS, STRENGTHS, QUESTIONS = ((0, 1), (2, 3)), (0.5, 2.0), ["Did it?", "Was it?"]
+pytestmark = pytest.mark.thorough
+
 DECIDING = ("band", "strength", "context", "vector", "question")
 
 
-def make_bank() -> VectorBank:
-    """Six directions a split."""
-    directions = {split: random_unit_vectors(6, 16, 0, split) for split in RANDOM_SPLITS}
-    names = {split: [f"{split}-{number}" for number in range(6)] for split in RANDOM_SPLITS}
-    return VectorBank(directions, names, torch.ones(6), {"base_model": "m", "revision": ""})
-
-
-BANK = make_bank()
+BANK = random_bank(6)
 
 
 @pytest.fixture(scope="module")
 def train(tokenizer: PreTrainedTokenizerFast) -> Split:
     """A training split."""
-    plan = TrialPlan(0, "train", len(CONTEXTS), 2, 6, BANDS, STRENGTHS)
-    return Split("train", plan, CONTEXTS, QUESTIONS, tokenizer, Phrasing(), (1, 2), "relative", SOURCES["train"])
+    return training_split(tokenizer, 6, 6)
 
 
 def take(path: Path, split: Split) -> ManifestPlan:
@@ -64,7 +51,7 @@ def take(path: Path, split: Split) -> ManifestPlan:
 @pytest.fixture(scope="module")
 def lines(train: Split, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The lines of a good manifest; the header has no seal, so that what is changed on purpose is read at all."""
-    text = write(tmp_path_factory.mktemp("good") / "m", train, BANK, 12).read_text()
+    text = manifest_of(tmp_path_factory.mktemp("good") / "m", train, BANK, 12).read_text()
     header, *rows = (json.loads(line) for line in text.splitlines())
     header.pop("sha256", None)
     return [header, *rows]
@@ -166,7 +153,7 @@ def test_manifests_of_damaged_bytes(content: st.DataObject, train: Split, tmp_pa
     """With its seal: the trials that were written, whatever happened to the bytes, or refused."""
     good = tmp_path / "good"
     if not good.is_file():
-        write(good, train, BANK, 12)
+        manifest_of(good, train, BANK, 12)
     (tmp_path / "m").write_bytes(content.draw(damaged_bytes(good.read_bytes())))
     try:
         plan = take(tmp_path / "m", train)
@@ -196,7 +183,7 @@ def spoil_line(text: bytes) -> bytes:
 )
 def test_file_that_changes_while_it_is_read(change: Any, message: str, train: Split, tmp_path: Path) -> None:
     """Somebody cuts or edits the file while training reads it: the run stops, and no other trial is trained on."""
-    path = write(tmp_path / "m", train, BANK, 4 * STRIDE)
+    path = manifest_of(tmp_path / "m", train, BANK, 4 * STRIDE)
     plan = take(path, train)
     first = plan.trial(0)
     plan._pairs, plan._window = {}, 10

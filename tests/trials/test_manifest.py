@@ -7,55 +7,35 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-import torch
+from bank_example import random_bank
+from manifest_example import manifest_of, training_split
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.contexts.context import exchange
-from introspection_lit.contexts.conversations import Phrasing
-from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
-from introspection_lit.trials.manifest import STRIDE, Seen, disagreements, distinct_pairs, row_of, settings, write_manifest
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.trials.manifest import STRIDE, Seen, disagreements, distinct_pairs, settings
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.utils.checksums import CHECKSUM
 from introspection_lit.utils.errors import ConfigurationError
-
-CONTEXTS = [exchange("chat", f"message {number}", f"reply {number}") for number in range(12)]
 
 
 @pytest.fixture(scope="module")
 def bank() -> VectorBank:
     """Eight directions a split."""
-    directions = {split: random_unit_vectors(8, 16, 0, split) for split in RANDOM_SPLITS}
-    names = {split: [f"{split}-{i}" for i in range(8)] for split in RANDOM_SPLITS}
-    return VectorBank(directions, names, torch.ones(6), {"base_model": "m", "revision": ""})
+    return random_bank()
 
 
 @pytest.fixture
 def train(tokenizer: PreTrainedTokenizerFast) -> Split:
     """A training split."""
-    plan = TrialPlan(0, "train", len(CONTEXTS), 2, 8, ((0, 1), (2, 3)), (0.5, 2.0))
-    return Split(
-        "train", plan, CONTEXTS, ["Did it?", "Was it?"], tokenizer, Phrasing(), (1, 2), "relative", SOURCES["train"]
-    )
-
-
-def write(path: Path, split: Split, bank: VectorBank, n: int) -> Path:
-    """A manifest of n trials."""
-    rows = (
-        row_of(2 * number + steered, trial, split, bank)
-        for number, pair in enumerate(distinct_pairs(split.plan, n // 2))
-        for steered, trial in enumerate(pair)
-    )
-    write_manifest(path, {"n": n, **settings(split, bank, "m", "", 0)}, rows)
-    return path
+    return training_split(tokenizer)
 
 
 def test_manifest_holds_the_trials_of_the_plan(train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """Read back, each trial is the one that training would have drawn; beyond the end it starts again."""
     n = 4 * STRIDE
-    plan = ManifestPlan(Manifest(write(tmp_path / "m.jsonl", train, bank, n)), train, bank, 0)
+    plan = ManifestPlan(Manifest(manifest_of(tmp_path / "m.jsonl", train, bank, n)), train, bank, 0)
     assert plan.problems() == []
     for number in (0, 1, 2, STRIDE - 1, STRIDE, 2 * STRIDE + 3, n - 1, 5, n - 2):
         assert plan.trial(number) == train.plan.trial(number)
@@ -65,8 +45,8 @@ def test_manifest_holds_the_trials_of_the_plan(train: Split, bank: VectorBank, t
 @pytest.mark.parametrize(("n", "size", "pool"), [(672, 16, 8), (24, 4, 8), (64, 16, 3), (40, 16, 8)])
 def test_a_pass_has_every_trial_once(n: int, size: int, pool: int, train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """However the pools fall; a last batch that is not full is filled with the first trials. Half of each is steered."""
-    plan = ManifestPlan(Manifest(write(tmp_path / "m.jsonl", train, bank, n)), train, bank, 0)
-    lengths = [len(train.encoded(i).context_ids) for i in range(len(CONTEXTS))]
+    plan = ManifestPlan(Manifest(manifest_of(tmp_path / "m.jsonl", train, bank, n)), train, bank, 0)
+    lengths = [len(train.encoded(i).context_ids) for i in range(len(train.contexts))]
     batches = -(-n // size)
     for turn in range(2):
         numbers = []
@@ -81,9 +61,9 @@ def test_a_pass_has_every_trial_once(n: int, size: int, pool: int, train: Split,
 
 def test_same_seed_same_file(train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """Byte by byte; a longer manifest begins with the shorter one."""
-    first, again = (write(tmp_path / name, train, bank, 64).read_bytes() for name in "ab")
+    first, again = (manifest_of(tmp_path / name, train, bank, 64).read_bytes() for name in "ab")
     assert first == again
-    longer = write(tmp_path / "c", train, bank, 128).read_bytes()
+    longer = manifest_of(tmp_path / "c", train, bank, 128).read_bytes()
     assert longer.split(b"\n")[1:65] == first.split(b"\n")[1:65]
 
 
@@ -98,7 +78,7 @@ def test_repeated_trials_are_left_out(train: Split, bank: VectorBank, tmp_path: 
 
 def test_every_fault_is_found(train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """Leaks, repeats, damage: each line that is not a training trial is named with its number."""
-    lines = write(tmp_path / "good", train, bank, 32).read_text().splitlines()
+    lines = manifest_of(tmp_path / "good", train, bank, 32).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     lines[0] = json.dumps({name: value for name, value in rows[0].items() if name != CHECKSUM})  # a change that is meant
 
@@ -154,7 +134,7 @@ def test_other_files_are_refused(first: str, tmp_path: Path) -> None:
 
 def test_other_settings_are_refused(train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """Everything that decides what the trials mean must agree, and each difference is named."""
-    manifest = Manifest(write(tmp_path / "m", train, bank, 8))
+    manifest = Manifest(manifest_of(tmp_path / "m", train, bank, 8))
     expected = settings(train, bank, "m", "", 0)
     assert disagreements(manifest.header, expected) == []
     for name in expected:
@@ -163,12 +143,13 @@ def test_other_settings_are_refused(train: Split, bank: VectorBank, tmp_path: Pa
         assert f"made with {name} " in found[0]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_manifest(train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """Three times as many trials, written, checked and read here and there: the same memory."""
 
     def peak(n: int) -> int:
         tracemalloc.start()
-        path = write(tmp_path / f"{n}.jsonl", train, bank, n)
+        path = manifest_of(tmp_path / f"{n}.jsonl", train, bank, n)
         plan = ManifestPlan(Manifest(path), train, bank, 0)
         assert plan.problems() == []
         for number in range(0, n, max(n // 4, 1)):

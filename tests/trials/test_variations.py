@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from project_paths import CONFIG
 from transformers import AutoModelForCausalLM
 
 from introspection_lit.cli import attach
@@ -32,7 +33,6 @@ from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.utils.errors import ConfigurationError
 
-CONFIG = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 SETS = "{seen: 40, heldout: 40, flipped: 40, scattered: 40, odd: 40, swapped: 40, factual: 40}"
 LAYERS, HIDDEN = 6, 32
 

@@ -14,51 +14,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bank_example import random_bank, small_bank
+from damage import damaged, left_in
+from manifest_example import manifest_of, training_split
 from matplotlib.figure import Figure
+from project_paths import CONFIG
 from safetensors.torch import save_file
-from test_manifest import bank as bank  # noqa: PLC0414 - a fixture
-from test_manifest import train as train  # noqa: PLC0414
-from test_manifest import write as manifest_of
-from test_vector_bank import small_bank
+from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.cli import main
-from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, changes, copy_adapter
+from introspection_lit.models.adapters import CONFIG as PEFT_CONFIG
+from introspection_lit.models.adapters import DESCRIPTION, WEIGHTS, changes, copy_adapter
 from introspection_lit.report.command import load
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training import module
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
-from introspection_lit.trials.split import Split
 from introspection_lit.utils import files
 from introspection_lit.utils.checksums import CHECKSUM, checksum_problem, file_hash, with_checksum, write_json
 from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.files import atomic_file, atomic_folder, folder_problems, save_figure, sync, write_file
-
-TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process."""
     monkeypatch.setattr(files, "_cleared", set())
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a file system in memory, of a size or with options; the test is skipped where that is not allowed."""
-    mounted: list[Path] = []
-
-    def mount(options: str) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
 
 
 def killed(program: str, *words: str | Path) -> None:
@@ -68,11 +48,6 @@ def killed(program: str, *words: str | Path) -> None:
     done = subprocess.run([sys.executable, "-c", head + program, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     files._cleared.clear()  # what comes next is another process
-
-
-def left_in(folder: Path) -> list[str]:
-    """What is in a folder, by name."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -312,7 +287,7 @@ def test_run_folder_is_checked_before_the_model(
     (tmp_path / "file").write_text("x")
     place = [f"--trainer.logger.init_args.save_dir={tmp_path / 'file'}", f"--checkpoint.dirpath={tmp_path / 'file' / 'x'}"]
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", TINY, "--model.base.name_or_path", str(tiny), *place])
+        main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), *place])
     assert stop.value.code == 2
     printed = capsys.readouterr().err
     assert "2 problems" in printed
@@ -372,17 +347,6 @@ def test_the_report_refuses_changed_results(tmp_path: Path) -> None:
     assert load(tmp_path).results["sets"]["seen"]["auroc"] == 0.95
 
 
-def damaged(content: bytes, n: int, first: int = 0) -> Iterator[bytes]:
-    """A file's content cut off, then with one bit changed, each at n places."""
-    random = np.random.default_rng(0)
-    for length in np.linspace(0, len(content) - 1, n).astype(int):
-        yield content[:length]
-    for place in [*range(min(first, len(content))), *random.integers(0, len(content), n)]:
-        changed = bytearray(content)
-        changed[place] ^= 1 << int(random.integers(8))
-        yield bytes(changed)
-
-
 def test_no_damage_to_a_bank_goes_unseen(tmp_path: Path) -> None:
     """It is refused, or all that it holds is what was saved; one without a seal is read as ever."""
     path, bank = tmp_path / "bank.safetensors", small_bank(16)
@@ -405,8 +369,9 @@ def test_no_damage_to_a_bank_goes_unseen(tmp_path: Path) -> None:
     assert VectorBank.load(path).fingerprint == bank.fingerprint
 
 
-def test_no_damage_to_a_manifest_goes_unseen(train: Split, bank: VectorBank, tmp_path: Path) -> None:
+def test_no_damage_to_a_manifest_goes_unseen(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Its lines are those that were written, or something is said; a change that is meant needs no seal."""
+    train, bank = training_split(tokenizer), random_bank()
     path = manifest_of(tmp_path / "m.jsonl", train, bank, 8)
     content = path.read_bytes()
 
@@ -439,12 +404,14 @@ def test_changed_adapters_are_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(np.random.default_rng(0).bytes(5000))
-    (folder / CONFIG).write_text('{"r": 4, "lora_alpha": 8}')
-    description = with_checksum({"threshold": 0.5, "files": {name: file_hash(folder / name) for name in (WEIGHTS, CONFIG)}})
+    (folder / PEFT_CONFIG).write_text('{"r": 4, "lora_alpha": 8}')
+    description = with_checksum(
+        {"threshold": 0.5, "files": {name: file_hash(folder / name) for name in (WEIGHTS, PEFT_CONFIG)}}
+    )
     assert changes(folder, description) == []
     assert changes(folder, {"threshold": 0.5}) == changes(folder, None) == []
     assert DESCRIPTION in changes(folder, description | {"threshold": 0.6})[0]
-    for name in (WEIGHTS, CONFIG):
+    for name in (WEIGHTS, PEFT_CONFIG):
         content = (folder / name).read_bytes()
         for changed in damaged(content, 20):
             (folder / name).write_bytes(changed)

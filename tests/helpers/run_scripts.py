@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "tests" / "conf" / "tiny.yaml")
+from project_paths import CONFIG, ROOT
+
 SCRIPTS = ("generate_vectors", "baseline_benchmark", "generate_training_data", "finetune", "evaluate")
 
 
