@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
@@ -97,6 +98,14 @@ def test_python_files_that_documents_name_exist(document: Path) -> None:
     """A name may be the end of a path: a file that moves is renamed in the documents too."""
     names = re.findall(r"(?<![\w*/])[\w/]+\.py\b", document.read_text(encoding="utf-8"))
     assert [name for name in names if not any(path.as_posix().endswith(f"/{name}") for path in SOURCES)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_imports_of_examples_work(document: Path) -> None:
+    """Of every block of Python that a document shows, which people copy."""
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), document.name, "exec"), {})
 
 
 def test_tests_that_the_check_list_names_exist() -> None:
