@@ -101,8 +101,9 @@ def test_python_files_that_documents_name_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
-def test_imports_of_examples_work(document: Path) -> None:
-    """Of every block of Python that a document shows, which people copy."""
+def test_imports_of_examples_work(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every block of Python that a document shows; some are for the folder ``scripts``."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     for block in re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
         exec(compile(ast.Module(imports, []), document.name, "exec"), {})
