@@ -20,7 +20,7 @@ import yaml
 from rich.table import Table
 
 from introspection_lit import report
-from introspection_lit.evaluation.controls import Row, row
+from introspection_lit.evaluation.controls import Row, control_row
 from introspection_lit.report.reading import read
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.several_seeds import Training, settled
@@ -159,7 +159,7 @@ def tested(name: str, made: Training, untrained: float | None) -> Row:
     """What a control shows."""
     heldout: dict[str, Any] = read(made.results)["sets"]["heldout"]
     numbers = {key: heldout[key] for key in ("auroc", "tpr", "fpr")}
-    return row(name, numbers, None, run=str(made.folder), untrained=untrained)
+    return control_row(name, numbers, None, run=str(made.folder), untrained=untrained)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -1,7 +1,8 @@
-"""What a test shows beyond its averages: by dose, band, kind of text and observer. Tables in, plain values out.
+"""Breaks the scores of a test down by strength, band, kind of context and observer.
 
-Everything is computed from the trials (:class:`~introspection_lit.trial_table.TrialTable`) and ready for JSON. Intervals
-are of 95 %: for rates the wider of Wilson's and the bootstrap over directions and contexts, for AUROCs the latter.
+Every function takes the trials (:class:`~introspection_lit.evaluation.trial_table.TrialTable`) and returns values ready for
+JSON. Intervals are 95 %: for a rate the wider of Wilson's interval and the clustered bootstrap over directions and
+contexts, for an AUROC the bootstrap.
 """
 
 from __future__ import annotations
@@ -27,77 +28,93 @@ from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, DETECTION
 Row = dict[str, Any]
 # The false-alarm rate at which observers are compared.
 FPR = 0.01
+# Bootstrap resamples for each interval.
 RESAMPLES = 300
+# Test sets on which the adapter is compared with the other observers.
 REFERENCE_SETS = ("heldout", "concept", "doses", "doses_concept")
 
 
-def gather(trials: TrialTable, threshold: float, weakest: float) -> dict[str, Any]:
-    """Everything that the trials of a test show.
+def analyse(trials: TrialTable, threshold: float, weakest: float) -> dict[str, Any]:
+    """Run every analysis of this module.
 
     Args:
-        trials: All of them.
-        threshold: The stored threshold of the adapter, on the log-odds.
-        weakest: The weakest strength that was trained on.
+        trials: All trials of the test.
+        threshold: The stored threshold of the adapter, on the log-odds, in nats.
+        weakest: The lowest strength used in training.
+
+    Returns:
+        The part of ``evidence`` in ``results.json`` that follows from the scores alone.
     """
     plain = trials.of_sets(*PLAIN_SETS)
-    cells, kinds = grid(trials, threshold), by_kind(plain, threshold)
+    cells, kinds = band_grid(trials, threshold), rates_by_kind(plain, threshold)
     return {
-        "max_fpr_threshold": threshold_at(plain, ADAPTER) if (~plain.steered).any() else None,
+        "max_fpr_threshold": threshold_at_fpr(plain, ADAPTER) if (~plain.steered).any() else None,
         "observers": list(trials.scores),
         "curves": {
-            name: {observer: points for observer in trials.scores if (points := curve(trials, name, observer))}
+            name: {observer: points for observer in trials.scores if (points := dose_response(trials, name, observer))}
             for name, source in CURVES.items()
             if source in trials.sets
         },
-        "detection_strength": {name: strength(trials, name) for name, source in CURVES.items() if source in trials.sets},
+        "detection_strength": {
+            name: detection_strengths(trials, name) for name, source in CURVES.items() if source in trials.sets
+        },
         "grid": cells,
         "kind_grid": kind_grid(trials, threshold),
         "kinds": kinds,
-        "worst": worst(cells, kinds, weakest),
-        "roc": {name: roc(trials.of_sets(name)) for name in ("heldout", "concept", "newkinds") if name in trials.sets},
-        "references": references(trials),
-        "factual": factual(trials),
-        "odd": by_kind(trials.of_sets("odd"), threshold),
-        "histograms": histograms(trials),
+        "worst": worst_cases(cells, kinds, weakest),
+        "roc": {
+            name: roc_curves(trials.of_sets(name)) for name in ("heldout", "concept", "newkinds") if name in trials.sets
+        },
+        "references": compare_observers(trials),
+        "factual": question_shifts(trials),
+        "odd": rates_by_kind(trials.of_sets("odd"), threshold),
+        "histograms": score_histograms(trials),
     }
 
 
-def threshold_at(trials: TrialTable, observer: str, fpr: float = FPR) -> float:
-    """The lowest threshold at which at most a share of the distinct clean inputs is called steered by an observer."""
+def threshold_at_fpr(trials: TrialTable, observer: str, fpr: float = FPR) -> float:
+    """The lowest threshold at which the observer's FPR over distinct clean inputs is at most ``fpr``; 0 without any."""
     clean = np.sort(trials.scored(observer).clean().scores.get(observer, np.empty(0)))[::-1]
     return float(clean[math.floor(fpr * len(clean))]) if len(clean) else 0.0
 
 
 def rate_interval(hits: np.ndarray, trials: TrialTable) -> list[float]:
-    """The interval of a rate: the wider of Wilson's and the clustered bootstrap's."""
+    """The 95 % interval of a rate: from the lower to the higher end of Wilson's and the clustered bootstrap's.
+
+    Args:
+        hits: Booleans, one for each of ``trials``, ``(n,)``.
+        trials: Provide the clusters.
+    """
     low, high = wilson_interval(int(hits.sum()), len(hits))
     if len(hits) < 2:
         return [low, high]
-    drawn = clustered_bootstrap(lambda w: float(w @ hits / w.sum()) if w.any() else math.nan, trials.clusters, RESAMPLES)
-    ends = [end for end in drawn if math.isfinite(end)]
+    bootstrap = clustered_bootstrap(
+        lambda w: float(w @ hits / w.sum()) if w.any() else math.nan, trials.clusters, RESAMPLES
+    )
+    ends = [end for end in bootstrap if math.isfinite(end)]
     return [min([low, *ends]), max([high, *ends])]
 
 
 def auroc_interval(scores: np.ndarray, trials: TrialTable) -> list[float | None]:
-    """The interval of an AUROC over directions and contexts."""
-    drawn = clustered_bootstrap(lambda w: weighted_auroc(scores, trials.steered, w), trials.clusters, RESAMPLES)
-    return [_told(end) for end in drawn]
+    """The 95 % interval of an AUROC by the clustered bootstrap; ``scores``: ``(n,)``, one for each of ``trials``."""
+    ends = clustered_bootstrap(lambda w: weighted_auroc(scores, trials.steered, w), trials.clusters, RESAMPLES)
+    return [finite_or_none(end) for end in ends]
 
 
-def curve(trials: TrialTable, name: str, observer: str) -> list[Row]:
-    """Detection by strength: the share detected at a 1 % FPR of the observer, and the AUROC against all clean trials.
+def dose_response(trials: TrialTable, name: str, observer: str) -> list[Row]:
+    """Detection by strength: TPR at 1 % FPR of the observer, and AUROC against all clean trials, with intervals.
 
     Args:
-        trials: All of them.
-        name: ``random`` or ``concept``.
-        observer: Who is asked.
+        trials: All trials of the test.
+        name: Type of vectors, ``random`` or ``concept``.
+        observer: Name of the scores to use.
     """
-    threshold = threshold_at(trials.of_sets(*PLAIN_SETS), observer)
-    asked = trials.of_sets(CURVES[name]).scored(observer)
+    threshold = threshold_at_fpr(trials.of_sets(*PLAIN_SETS), observer)
+    subset = trials.of_sets(CURVES[name]).scored(observer)
     points = []
-    for dose in np.unique(asked.strengths[asked.steered]):
-        dosed = asked.where(asked.strengths == dose)
-        against = asked.where((asked.strengths == dose) | ~asked.steered)
+    for dose in np.unique(subset.strengths[subset.steered]):
+        dosed = subset.where(subset.strengths == dose)
+        against = subset.where((subset.strengths == dose) | ~subset.steered)
         hits = dosed.scores[observer] > threshold
         scores = against.scores[observer]
         points.append(
@@ -106,35 +123,35 @@ def curve(trials: TrialTable, name: str, observer: str) -> list[Row]:
                 "n": len(dosed),
                 "tpr": rate(hits),
                 "tpr_interval": rate_interval(hits, dosed),
-                "auroc": _told(auroc(scores, against.steered)),
+                "auroc": finite_or_none(auroc(scores, against.steered)),
                 "auroc_interval": auroc_interval(scores, against),
             }
         )
     return points
 
 
-def strength(trials: TrialTable, name: str) -> Row:
-    """The strength at which the adapter detects 75 % at a 1 % FPR, in all bands and in each."""
-    threshold = threshold_at(trials.of_sets(*PLAIN_SETS), ADAPTER)
-    asked = trials.of_sets(CURVES[name])
-    steered = asked.where(asked.steered)
+def detection_strengths(trials: TrialTable, name: str) -> Row:
+    """The strength at which the adapter detects 75 % of steered trials at 1 % FPR, over all bands and for each band."""
+    threshold = threshold_at_fpr(trials.of_sets(*PLAIN_SETS), ADAPTER)
+    subset = trials.of_sets(CURVES[name])
+    steered = subset.where(subset.steered)
 
-    def fitted(part: TrialTable) -> Row:
+    def fit(part: TrialTable) -> Row:
         return detection_strength(part.strengths, part.scores[ADAPTER] > threshold, FPR, part.clusters, resamples=RESAMPLES)
 
-    return fitted(steered) | {"bands": {band: fitted(steered.where(steered.bands == band)) for band in steered.bands_of()}}
+    return fit(steered) | {"bands": {band: fit(steered.where(steered.bands == band)) for band in steered.bands_of()}}
 
 
-def grid(trials: TrialTable, threshold: float) -> list[Row]:
+def band_grid(trials: TrialTable, threshold: float) -> list[Row]:
     """Band by strength for each type of vector: TPR at the stored threshold, and AUROC against all clean trials."""
     cells = []
     for name, source in CURVES.items():
-        asked = trials.of_sets(source)
-        for band in asked.bands_of():
-            for dose in np.unique(asked.strengths[asked.bands == band]):
-                inside = (asked.bands == band) & (asked.strengths == dose)
-                against = asked.where(inside | ~asked.steered)
-                hits = asked.scores[ADAPTER][inside] > threshold
+        subset = trials.of_sets(source)
+        for band in subset.bands_of():
+            for dose in np.unique(subset.strengths[subset.bands == band]):
+                inside = (subset.bands == band) & (subset.strengths == dose)
+                against = subset.where(inside | ~subset.steered)
+                hits = subset.scores[ADAPTER][inside] > threshold
                 cells.append(
                     {
                         "vectors": name,
@@ -142,8 +159,8 @@ def grid(trials: TrialTable, threshold: float) -> list[Row]:
                         "strength": float(dose),
                         "n": int(inside.sum()),
                         "tpr": rate(hits),
-                        "tpr_interval": rate_interval(hits, asked.where(inside)),
-                        "auroc": _told(auroc(against.scores[ADAPTER], against.steered)),
+                        "tpr_interval": rate_interval(hits, subset.where(inside)),
+                        "auroc": finite_or_none(auroc(against.scores[ADAPTER], against.steered)),
                     }
                 )
     return cells
@@ -153,8 +170,8 @@ def kind_grid(trials: TrialTable, threshold: float) -> list[Row]:
     """Kind of context by strength for each type of vector, over all bands: TPR at the stored threshold."""
     cells = []
     for name, source in CURVES.items():
-        asked = trials.of_sets(source)
-        steered = asked.where(asked.steered)
+        subset = trials.of_sets(source)
+        steered = subset.where(subset.steered)
         for kind, dose in sorted(set(zip(steered.kinds, steered.strengths, strict=True))):
             inside = (steered.kinds == kind) & (steered.strengths == dose)
             place = {"vectors": name, "kind": str(kind), "seen": bool(~steered.unseen[inside][0]), "strength": float(dose)}
@@ -162,10 +179,10 @@ def kind_grid(trials: TrialTable, threshold: float) -> list[Row]:
     return cells
 
 
-def by_kind(trials: TrialTable, threshold: float) -> list[Row]:
+def rates_by_kind(trials: TrialTable, threshold: float) -> list[Row]:
     """FPR over distinct clean inputs, TPR and AUROC of each kind of context, at the stored threshold.
 
-    TPR and AUROC are over trials of the sets that do not run through doses and add directions as usual.
+    TPR and AUROC leave out the dose sets and the sets with flipped or scattered directions.
     """
     rows = []
     for kind in sorted(set(trials.kinds)):
@@ -183,21 +200,21 @@ def by_kind(trials: TrialTable, threshold: float) -> list[Row]:
                 "fpr": alarms / len(clean) if len(clean) else None,
                 "fpr_interval": list(wilson_interval(alarms, len(clean))),
                 "n_steered": len(hits),
-                "tpr": _told(rate(hits)),
+                "tpr": finite_or_none(rate(hits)),
                 "tpr_interval": rate_interval(hits, dosed.where(dosed.steered)) if len(hits) else None,
-                "auroc": _told(auroc(dosed.scores[ADAPTER], dosed.steered)),
+                "auroc": finite_or_none(auroc(dosed.scores[ADAPTER], dosed.steered)),
             }
         )
     return rows
 
 
-def worst(cells: list[Row], kinds: list[Row], weakest: float) -> dict[str, Row | None]:
-    """Where it is worst: the kind with most false alarms, the kind and the cell with most misses.
+def worst_cases(cells: list[Row], kinds: list[Row], weakest: float) -> dict[str, Row | None]:
+    """The kind with the highest FPR, and the kind and the cell with the lowest TPR; None where there is no row.
 
     Args:
-        cells: From :func:`grid`; those below the weakest trained strength do not count.
-        kinds: From :func:`by_kind`.
-        weakest: The weakest trained strength.
+        cells: From :func:`band_grid`; cells below ``weakest`` are left out.
+        kinds: From :func:`rates_by_kind`.
+        weakest: The lowest strength used in training.
     """
     trained = [cell for cell in cells if cell["strength"] >= weakest]
     clean = [row for row in kinds if row["fpr"] is not None]
@@ -209,85 +226,85 @@ def worst(cells: list[Row], kinds: list[Row], weakest: float) -> dict[str, Row |
     }
 
 
-def roc(trials: TrialTable, points: int = 100) -> dict[str, list[list[float]]]:
-    """The ROC curve of each observer: false and true alarm rates, thinned out."""
+def roc_curves(trials: TrialTable, points: int = 100) -> dict[str, list[list[float]]]:
+    """The ROC curve of each observer as [FPRs, TPRs], thinned to at most ``points`` corners."""
     curves = {}
     for observer in trials.scores:
-        asked = trials.scored(observer)
-        if len(set(asked.steered)) < 2:
+        subset = trials.scored(observer)
+        if len(set(subset.steered)) < 2:
             continue
-        scores = asked.scores[observer]
+        scores = subset.scores[observer]
         thresholds = np.unique(scores)[::-1]
         false, true = (
-            np.array([0.0, *((scores[asked.steered == steered][None] >= thresholds[:, None]).mean(1))])
+            np.array([0.0, *((scores[subset.steered == steered][None] >= thresholds[:, None]).mean(1))])
             for steered in (False, True)
         )
-        # Corners only: what lies on a straight line between its neighbours says nothing.
+        # Corners only: points on a straight line between their neighbours are redundant.
         corner = np.ones(len(false), bool)
         right, up = np.diff(false), np.diff(true)
         corner[1:-1] = ~np.isclose(right[:-1] * up[1:], up[:-1] * right[1:], rtol=1e-9, atol=0)
-        kept = np.flatnonzero(corner)
-        kept = kept[np.unique(np.linspace(0, len(kept) - 1, min(points, len(kept))).round().astype(int))]
-        curves[observer] = [np.round(false[kept], 4).tolist(), np.round(true[kept], 4).tolist()]
+        corners = np.flatnonzero(corner)
+        corners = corners[np.unique(np.linspace(0, len(corners) - 1, min(points, len(corners))).round().astype(int))]
+        curves[observer] = [np.round(false[corners], 4).tolist(), np.round(true[corners], 4).tolist()]
     return curves
 
 
-def references(trials: TrialTable) -> list[Row]:
-    """Every observer on every set it was asked about: AUROC, information in bits a trial, and its share of the probe's."""
+def compare_observers(trials: TrialTable) -> list[Row]:
+    """AUROC and information (bits a trial, and relative to the probe's) of every observer on each reference set."""
     rows: list[Row] = []
     for name in REFERENCE_SETS:
         inside = trials.of_sets(name)
         bits: dict[str, float | None] = {}
         for observer in trials.scores:
-            asked = inside.scored(observer)
-            if len(set(asked.steered)) < 2:
+            subset = inside.scored(observer)
+            if len(set(subset.steered)) < 2:
                 continue
-            scores = asked.scores[observer]
-            bits[observer] = _told(information(scores, asked.steered, asked.contexts))
-            area, interval = _told(auroc(scores, asked.steered)), auroc_interval(scores, asked)
+            scores = subset.scores[observer]
+            bits[observer] = finite_or_none(information(scores, subset.steered, subset.contexts))
+            area, interval = finite_or_none(auroc(scores, subset.steered)), auroc_interval(scores, subset)
             rows.append(
-                {"observer": observer, "set": name, "n": len(asked), "auroc": area, "auroc_interval": interval}
+                {"observer": observer, "set": name, "n": len(subset), "auroc": area, "auroc_interval": interval}
                 | {"information": bits[observer]}
             )
         for row in rows:
             if row["set"] == name:
-                row["share"] = share_of(row["information"], bits.get(PROBE))
+                row["share"] = relative_information(row["information"], bits.get(PROBE))
     return rows
 
 
-def share_of(bits: float | None, of: float | None) -> float | None:
-    """One observer's information over another's; None where the other has next to none."""
-    return bits / of if bits is not None and of is not None and of > 0.02 else None
+def relative_information(bits: float | None, reference: float | None) -> float | None:
+    """One observer's information over the reference's; None if the reference has at most 0.02 bits."""
+    return bits / reference if bits is not None and reference is not None and reference > 0.02 else None
 
 
-def factual(trials: TrialTable) -> list[Row]:
-    """How steering moves the answers to the detection question and to questions about the world: means of log-odds."""
+def question_shifts(trials: TrialTable) -> list[Row]:
+    """How far steering shifts the mean log-odds of the detection question and of questions with a clear yes or no."""
     sources = {DETECTION: trials.of_sets("heldout"), CLEAR_YES: trials, CLEAR_NO: trials}
     rows = []
     for role, source in sources.items():
-        asked = source.where(source.roles == role)
-        if "factual" not in trials.sets or len(set(asked.steered)) < 2:
+        subset = source.where(source.roles == role)
+        if "factual" not in trials.sets or len(set(subset.steered)) < 2:
             continue
-        scores = asked.scores[ADAPTER]
-        clean, steered = (float(scores[asked.steered == label].mean()) for label in (False, True))
-        said = [rate(scores[asked.steered == label] > 0) for label in (False, True)]
-        area = _told(auroc(scores, asked.steered))
+        scores = subset.scores[ADAPTER]
+        clean, steered = (float(scores[subset.steered == label].mean()) for label in (False, True))
+        yes_rates = [rate(scores[subset.steered == label] > 0) for label in (False, True)]
+        area = finite_or_none(auroc(scores, subset.steered))
         shift = {"clean": clean, "steered": steered, "shift": steered - clean}
         rows.append(
             {
                 "question": role,
                 **shift,
-                "said_yes_clean": said[0],
-                "said_yes_steered": said[1],
+                "said_yes_clean": yes_rates[0],
+                "said_yes_steered": yes_rates[1],
                 "auroc": area,
-                "n": len(asked),
+                "n": len(subset),
             }
         )
     return rows
 
 
-def histograms(trials: TrialTable, bins: int = 60) -> dict[str, Row]:
-    """Counts of the adapter's log-odds, clean and steered, in each set; all sets have the same edges."""
+def score_histograms(trials: TrialTable, bins: int = 60) -> dict[str, Row]:
+    """Histograms of the adapter's log-odds of clean and of steered trials in each set, all with the same bin edges."""
     usual = trials.of_sets(*USUAL_SETS, "newquestions")
     scores = usual.scores[ADAPTER]
     edges = np.linspace(scores.min(), max(scores.max(), scores.min() + 1), bins + 1) if len(scores) else np.empty(0)
@@ -301,6 +318,6 @@ def histograms(trials: TrialTable, bins: int = 60) -> dict[str, Row]:
     }
 
 
-def _told(value: float) -> float | None:
-    """A number for JSON: None for what is none."""
+def finite_or_none(value: float) -> float | None:
+    """A value for JSON: None for NaN or infinity."""
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Controls: tests that an honest detector passes and a shortcut fails, and what was expected of each before it was run."""
+"""Control test sets that a real detector passes and a shortcut fails, with the limits that were set before any was run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Row = dict[str, Any]
 
 
 class Control(NamedTuple):
-    """A control and what is expected.
+    """A control and its pass criterion: ``lowest <= metric <= highest``.
 
     Attributes:
-        what: What is done differently.
-        expected: What an honest detector does.
-        key: The number that decides.
-        lowest: It must be at least this.
-        highest: And at most this.
+        what: The change from the usual trials.
+        expected: The result of a real detector.
+        key: Name of the metric: ``auroc`` or ``fpr``.
+        lowest: Smallest value that passes.
+        highest: Largest value that passes.
     """
 
     what: str
@@ -73,57 +73,58 @@ CONTROLS = {
 }
 
 
-def judged(sets: Mapping[str, Row], trials: TrialTable) -> list[Row]:
-    """What the controls of a test show.
+def control_rows(sets: Mapping[str, Row], trials: TrialTable) -> list[Row]:
+    """Evaluate every control that a test ran.
 
     Args:
-        sets: Summaries of the test sets.
-        trials: All trials.
+        sets: Summaries of the test sets, by name.
+        trials: All trials of the test.
 
     Returns:
-        A row for each control that was run: ``name``, ``what``, ``expected``, ``auroc``, ``tpr`` and ``fpr`` at the stored
-        threshold, ``recalibrated`` (balanced accuracy at a threshold set on other contexts of the control), ``held``
-        and ``run`` (None: this one).
+        A row for each control: ``name``, ``what``, ``expected``, ``auroc``, ``tpr`` and ``fpr`` at the stored threshold,
+        ``recalibrated`` (balanced accuracy at a threshold set on other contexts of the control), ``held`` and ``run``
+        (None: this run).
     """
     rows = []
     for name in CONTROLS:
         if name not in sets:
             continue
-        asked = trials.of_sets(name)
-        scores = asked.scores[ADAPTER]
+        subset = trials.of_sets(name)
+        scores = subset.scores[ADAPTER]
         numbers = {key: sets[name][key] for key in ("auroc", "tpr", "fpr")}
-        recalibrated = recalibrated_accuracy(scores, asked.steered, asked.contexts)
-        if name == "factual":  # questions with other answers: an area for each, and no threshold for all
-            numbers, recalibrated = {"auroc": float(np.mean(_areas(asked))), "tpr": None, "fpr": None}, np.nan
-        rows.append(row(name, numbers, None if np.isnan(recalibrated) else recalibrated))
+        recalibrated = recalibrated_accuracy(scores, subset.steered, subset.contexts)
+        if name == "factual":  # the answers differ by question: one AUROC for each, and no common threshold
+            numbers, recalibrated = {"auroc": float(np.mean(_aurocs_by_question(subset))), "tpr": None, "fpr": None}, np.nan
+        rows.append(control_row(name, numbers, None if np.isnan(recalibrated) else recalibrated))
     return rows
 
 
-def row(
+def control_row(
     name: str,
     numbers: Mapping[str, float | None],
     recalibrated: float | None,
     run: str | None = None,
     untrained: float | None = None,
 ) -> Row:
-    """One control's row; see :func:`judged`.
+    """Evaluate one control; see :func:`control_rows`.
 
     Args:
         name: Of the control.
         numbers: ``auroc``, ``tpr`` and ``fpr``.
-        recalibrated: Balanced accuracy at a threshold of the control's own.
-        run: Another adapter's run.
-        untrained: The AUROC of the model without an adapter: one that could learn nothing may reach it, and .1 more.
+        recalibrated: Balanced accuracy at a threshold set for the control.
+        run: The run, if the control needs an adapter of its own.
+        untrained: AUROC of the model without an adapter. It raises the upper limit to .1 above it, because an adapter that
+            learns nothing keeps the model's own AUROC.
     """
     control = CONTROLS[name]
     value = numbers[control.key]
     assert value is not None
     highest = max(control.highest, untrained + 0.1) if untrained is not None else control.highest
-    named = {"name": name, "what": control.what, "expected": control.expected}
+    description = {"name": name, "what": control.what, "expected": control.expected}
     held = bool(control.lowest <= value <= highest)
-    return named | dict(numbers) | {"recalibrated": recalibrated, "held": held, "run": run}
+    return description | dict(numbers) | {"recalibrated": recalibrated, "held": held, "run": run}
 
 
-def _areas(asked: TrialTable) -> list[float]:
-    roles = [asked.where(asked.roles == role) for role in sorted(set(asked.roles))]
-    return [auroc(part.scores[ADAPTER], part.steered) for part in roles]
+def _aurocs_by_question(trials: TrialTable) -> list[float]:
+    parts = [trials.where(trials.roles == role) for role in sorted(set(trials.roles))]
+    return [auroc(part.scores[ADAPTER], part.steered) for part in parts]

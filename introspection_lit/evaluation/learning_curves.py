@@ -1,4 +1,4 @@
-"""Learning curves, read back from the TensorBoard file of a run."""
+"""Reads a run's learning curves from its TensorBoard files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-VALIDATED = ("auroc", "tpr", "fpr", "mass", "threshold")
+VALIDATION_METRICS = ("auroc", "tpr", "fpr", "mass", "threshold")
 
 
 def learning_curves(folder: Path) -> dict[str, Any] | None:
-    """What a run has logged while it trained.
+    """Read the metrics of every validation and the training loss.
 
     Args:
         folder: The run's folder.
 
     Returns:
         ``steps`` with ``auroc``, ``tpr``, ``fpr``, ``mass`` and ``threshold`` of each validation, and ``loss_steps`` with
-        the training ``loss``; None if the run did not train, or not with TensorBoard.
+        the training ``loss``; None if the run did not train or did not log to TensorBoard.
     """
     if not any(folder.glob("events.out.tfevents.*")):
         return None
@@ -29,15 +29,15 @@ def learning_curves(folder: Path) -> dict[str, Any] | None:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     logged = events.Tags()["scalars"]
-    if any(f"validation/{name}" not in logged for name in VALIDATED):
+    if any(f"validation/{name}" not in logged for name in VALIDATION_METRICS):
         return None
-    validated = {name: _series(events, f"validation/{name}") for name in VALIDATED}
+    metrics = {name: _series(events, f"validation/{name}") for name in VALIDATION_METRICS}
     losses = _series(events, "train/loss") if "train/loss" in logged else {}
-    steps = {"steps": sorted(validated["auroc"]), "loss_steps": sorted(losses)}
-    values = {name: [series.get(step) for step in steps["steps"]] for name, series in validated.items()}
+    steps = {"steps": sorted(metrics["auroc"]), "loss_steps": sorted(losses)}
+    values = {name: [series.get(step) for step in steps["steps"]] for name, series in metrics.items()}
     return steps | values | {"loss": [losses[step] for step in steps["loss_steps"]]}
 
 
 def _series(events: EventAccumulator, tag: str) -> dict[int, float]:
-    """The last value of each step: a resumed run may have logged some twice."""
+    """Values by step. A resumed run may have logged a step twice; the last value counts."""
     return {event.step: round(event.value, 6) for event in events.Scalars(tag)}

@@ -1,6 +1,6 @@
-"""Detection metrics: the summary of a set of trials, and the torchmetrics class that gathers them.
+"""Detection metrics: the summary of a set of trials, the choice of the threshold, and the torchmetrics class.
 
-Scores are log-odds; a trial counts as "steered" when its score is above the threshold.
+Scores are log-odds in nats; a trial counts as "steered" when its score is above the threshold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from introspection_lit.utils.errors import RunError
 
 
 def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, threshold: float) -> dict[str, Any]:
-    """Everything that is reported of a set of trials.
+    """Compute every metric of a set of trials.
 
     Args:
         scores: Log-odds, ``(n,)``.
@@ -34,12 +34,12 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
         masses: P(yes) + P(no), ``(n,)``.
         inputs: A number for each distinct context and question, ``(n,)``: a deterministic model answers equal clean
             inputs equally, so the FPR, its interval and d' count each once.
-        threshold: On the log-odds.
+        threshold: On the log-odds, in nats.
 
     Returns:
         ``auroc``, ``accuracy``, ``tpr``, ``fpr``, ``fpr_interval`` (95 %, Wilson, distinct clean inputs),
-        ``tpr_at_1pct_fpr``, ``dprime``, ``mass`` (mean), ``p_yes_clean`` and
-        ``p_yes_steered`` (means, under the full softmax), ``n_steered``, ``n_clean``, ``n_clean_distinct``, ``threshold``.
+        ``tpr_at_1pct_fpr``, ``dprime``, ``mass`` (mean), ``p_yes_clean`` and ``p_yes_steered`` (means, under the full
+        softmax), ``n_steered``, ``n_clean``, ``n_clean_distinct`` and ``threshold``.
     """
     labels = labels.bool()
     decisions = scores > threshold
@@ -67,11 +67,11 @@ def summarise(scores: Tensor, labels: Tensor, masses: Tensor, inputs: Tensor, th
 
 
 class NotFinite(RunError):
-    """Some scores are not finite.
+    """Some scores are NaN or infinite.
 
     Args:
-        rows: Their places among the scores.
-        total: How many scores there are.
+        rows: Their indices.
+        total: Number of scores.
     """
 
     def __init__(self, rows: list[int], total: int) -> None:
@@ -85,22 +85,25 @@ class NotFinite(RunError):
 
 
 def require_finite(scores: Tensor, masses: Tensor | None = None) -> None:
-    """Check that scores are numbers: a nan outranks every score, and metrics of it would look plausible and mean nothing.
+    """Check that no score is NaN or infinite. A NaN outranks every score: metrics would look plausible and be wrong.
 
     Args:
         scores: ``(n,)``.
-        masses: ``(n,)``, to be checked, too.
+        masses: ``(n,)``, checked too if given.
 
     Raises:
-        NotFinite: One is not.
+        NotFinite: At least one is NaN or infinite.
     """
     broken = ~scores.isfinite() if masses is None else ~(scores.isfinite() & masses.isfinite())
     if broken.any():
         raise NotFinite(broken.nonzero()[:, 0].tolist(), len(scores))
 
 
-class Gathered(NamedTuple):
-    """The trials of a split over batches and processes, on the CPU; each ``(n,)``, as in :func:`summarise`."""
+class SplitScores(NamedTuple):
+    """The trials of a split, of all batches and processes, on the CPU; columns ``(n,)`` as in :func:`summarise`.
+
+    ``kinds`` holds a number for each kind of context.
+    """
 
     scores: Tensor
     labels: Tensor
@@ -109,49 +112,55 @@ class Gathered(NamedTuple):
     kinds: Tensor
 
 
-# Clean inputs of a kind from which on it has a limit of its own; smaller kinds have one together, if they are as many.
-FEWEST = 8
+# Kinds with fewer distinct clean inputs are pooled before their tolerance limit is computed.
+MIN_CLEAN_OF_KIND = 8
 
 
-def chosen_threshold(trials: Gathered, max_fpr: float) -> float:
-    """The threshold that validation sets.
+def choose_threshold(trials: SplitScores, max_fpr: float) -> float:
+    """Choose the decision threshold from the validation trials.
 
     Args:
         trials: Of validation.
-        max_fpr: The share of false alarms allowed. 1: the threshold is where TPR - FPR is largest. Less: it keeps to that
-            share of the distinct clean inputs, too, and is not below the limit under which, with 95 % confidence, all but
-            that share of the clean scores of each kind of context lie if they are normally distributed
+        max_fpr: Highest FPR allowed. 1: the threshold maximises TPR - FPR. Less than 1: among thresholds whose FPR over
+            distinct clean inputs is at most ``max_fpr``, the one that maximises TPR - FPR; raised to the highest
+            tolerance limit of any kind of context, below which a share ``1 - max_fpr`` of its clean scores lies with 95 %
+            confidence if they are normally distributed
             (:func:`~introspection_lit.evaluation.statistics.tolerance_limit`).
+
+    Returns:
+        The threshold on the log-odds, in nats.
     """
     if max_fpr >= 1:
         return best_threshold(trials.scores, trials.labels)
-    counted = once(trials)
-    best = best_threshold(counted.scores, counted.labels, max_fpr)
-    clean, kinds = counted.scores[~counted.labels].double(), counted.kinds[~counted.labels]
+    distinct = distinct_clean_inputs(trials)
+    best = best_threshold(distinct.scores, distinct.labels, max_fpr)
+    clean, kinds = distinct.scores[~distinct.labels].double(), distinct.kinds[~distinct.labels]
     sizes = {kind: int((kinds == kind).sum()) for kind in set(kinds.tolist())}
-    large = [kind for kind, size in sizes.items() if size >= FEWEST]
+    large = [kind for kind, size in sizes.items() if size >= MIN_CLEAN_OF_KIND]
     groups = [clean[kinds == kind] for kind in large] + [clean[~torch.isin(kinds, torch.tensor(large))]]
-    limits = [tolerance_limit(group, 1 - max_fpr) for group in groups if len(group) >= FEWEST] if max_fpr > 0 else []
+    limits = (
+        [tolerance_limit(group, 1 - max_fpr) for group in groups if len(group) >= MIN_CLEAN_OF_KIND] if max_fpr > 0 else []
+    )
     return max([best, *limits])
 
 
-def once(trials: Gathered) -> Gathered:
-    """The trials with each distinct clean input once, as the FPR counts them."""
+def distinct_clean_inputs(trials: SplitScores) -> SplitScores:
+    """All steered trials, and one clean trial of each distinct input, as the FPR counts them."""
     clean = (~trials.labels).nonzero()[:, 0]
     _, first = np.unique(trials.inputs[clean].numpy(), return_index=True)
-    kept = torch.cat([trials.labels.nonzero()[:, 0], clean[torch.from_numpy(first)]])
-    return Gathered(*(column[kept] for column in trials))
+    rows = torch.cat([trials.labels.nonzero()[:, 0], clean[torch.from_numpy(first)]])
+    return SplitScores(*(column[rows] for column in trials))
 
 
 class DetectionMetrics(Metric):
     """Gathers the scores of a split over batches and processes, and summarises them.
 
     Attributes:
-        threshold: What ``compute`` decides by; None: the best one for the gathered scores with at most ``max_fpr``.
-        max_fpr: The share of false alarms that such a threshold may have, over distinct clean inputs.
-        total: Trials with this number or a higher one are left out: they only filled up the last batches.
-        gathered: What the last ``compute`` summarised.
-        summarised: The numbers of these trials in their split, ``(n,)``.
+        threshold: Decision threshold of ``compute``, in nats; None: :func:`choose_threshold` with ``max_fpr``.
+        max_fpr: Highest FPR that a chosen threshold may have, over distinct clean inputs.
+        total: Trials with this number or a higher one are left out: they only fill up the last batches.
+        trials: The trials of the last ``compute``.
+        trial_numbers: Their numbers in the split, ``(n,)``.
     """
 
     full_state_update = False
@@ -166,8 +175,8 @@ class DetectionMetrics(Metric):
     def __init__(self, threshold: float | None = None, total: int | None = None) -> None:
         super().__init__()
         self.threshold, self.total, self.max_fpr = threshold, total, 1.0
-        self.gathered: Gathered | None = None
-        self.summarised = torch.empty(0, dtype=torch.long)
+        self.trials: SplitScores | None = None
+        self.trial_numbers = torch.empty(0, dtype=torch.long)
         for name in self.states:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -176,7 +185,7 @@ class DetectionMetrics(Metric):
     ) -> None:
         """Add a batch; all ``(batch,)``, as in :func:`summarise`.
 
-        ``numbers`` are those of the trials in their split, ``kinds`` a number for each kind of context (one, if None).
+        ``numbers`` are the trials' numbers in their split, ``kinds`` a number for each kind of context (None: one kind).
         """
         self.kinds.append(torch.zeros_like(numbers).long() if kinds is None else kinds.long())
         self.scores.append(scores.detach().float())
@@ -186,17 +195,17 @@ class DetectionMetrics(Metric):
         self.numbers.append(numbers.long())
 
     def compute(self) -> dict[str, Any]:
-        """Summarise what was gathered; see :func:`summarise`.
+        """Summarise all trials; see :func:`summarise`.
 
         Raises:
-            NotFinite: A score or mass is not: every metric of it would look plausible and mean nothing.
+            NotFinite: A score or mass is NaN or infinite.
         """
         scores, labels, masses, inputs, numbers, kinds = (dim_zero_cat(getattr(self, name)).cpu() for name in self.states)
-        wanted = slice(None) if self.total is None else numbers < self.total
-        self.summarised = numbers[wanted]
-        require_finite(scores[wanted], masses[wanted])
-        self.gathered = Gathered(*(column[wanted] for column in (scores, labels, masses, inputs, kinds)))
+        real = slice(None) if self.total is None else numbers < self.total
+        self.trial_numbers = numbers[real]
+        require_finite(scores[real], masses[real])
+        self.trials = SplitScores(*(column[real] for column in (scores, labels, masses, inputs, kinds)))
         threshold = self.threshold
         if threshold is None:
-            threshold = chosen_threshold(self.gathered, self.max_fpr)
-        return summarise(*self.gathered[:4], threshold)
+            threshold = choose_threshold(self.trials, self.max_fpr)
+        return summarise(*self.trials[:4], threshold)

@@ -1,4 +1,4 @@
-"""The psychometric function: at which strength is steering detected?"""
+"""Fits the psychometric function: the probability of detection as a function of steering strength."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scipy.special import ndtr, ndtri, xlogy
 from introspection_lit.evaluation.statistics import Floats, clustered_bootstrap
 from introspection_lit.utils.errors import ConfigurationError
 
-LAPSES, WIDTHS = (0.0, 0.1), (0.05, 2.0)
+LAPSE_BOUNDS, WIDTH_BOUNDS = (0.0, 0.1), (0.05, 2.0)
 # A strength is not extrapolated further than this many times the largest one tested.
-FURTHEST = 3.0
+MAX_EXTRAPOLATION = 3.0
 
 
 class Psychometric(NamedTuple):
@@ -26,8 +26,8 @@ class Psychometric(NamedTuple):
 
     Attributes:
         guess: The false-alarm rate, in [0, 1].
-        lapse: The share missed however strong the steering is, in [0, .1].
-        location: log10 of the strength half-way up.
+        lapse: The share missed at any strength, in [0, .1].
+        location: log10 of the strength half-way up the rise.
         width: Standard deviation of the rise, in decades of strength.
     """
 
@@ -37,12 +37,12 @@ class Psychometric(NamedTuple):
     width: float
 
     def probability(self, strengths: ArrayLike) -> Floats:
-        """P(detected) at strengths above 0, in the shape given."""
+        """P(detected) at strengths above 0; the result has the shape of ``strengths``."""
         rise = ndtr((np.log10(np.asarray(strengths, dtype=float)) - self.location) / self.width)
         return np.asarray(self.guess + (1 - self.guess - self.lapse) * rise)
 
     def strength_at(self, share: float) -> float:
-        """The strength at which this share is detected; inf if it never is, 0 if the false alarms alone are as many."""
+        """The strength at which this share is detected; inf if it is never reached, 0 if the guess rate reaches it."""
         if share <= self.guess:
             return 0.0
         if share >= 1 - self.lapse:
@@ -57,9 +57,9 @@ def fit_psychometric(
     """Fit a psychometric function by maximum likelihood.
 
     The lapse rate is kept in [0, .1], the width in [.05, 2] decades and the location within one decade of the strengths
-    tested. Where the data leave a parameter open (one strength, all or none detected) it is one of the likeliest.
+    tested. Where the data do not determine a parameter (one strength, all or none detected), one maximum is returned.
 
-    Differs from the paper: the guess rate is not fitted, and bounds stand for its priors.
+    Differs from the paper: the guess rate is fixed instead of fitted, and bounds replace the paper's priors.
 
     Args:
         strengths: Of steered trials, above 0, ``(n,)``.
@@ -68,7 +68,7 @@ def fit_psychometric(
         weights: At least 0, ``(n,)``; by default all 1.
 
     Raises:
-        ConfigurationError: No trials, strengths that are not above 0, or a guess that is no share.
+        ConfigurationError: No trials, a strength that is not above 0, or a guess outside [0, 1].
     """
     levels, place = _levels(strengths, guess)
     weights = np.ones(len(place)) if weights is None else np.asarray(weights, dtype=float)
@@ -93,32 +93,32 @@ def _levels(strengths: ArrayLike, guess: float) -> tuple[Floats, NDArray[np.intp
 
 
 def _fit(levels: Floats, totals: NDArray, hits: NDArray, guess: float) -> Psychometric:
-    """Fit counts at each level, all ``(levels,)``: the likeliest curve of a coarse grid, then downhill from there."""
+    """Fit counts at each level, all ``(levels,)``: the best curve of a coarse grid, refined by L-BFGS-B."""
     shares, scale = hits / np.maximum(totals, 1e-300), totals / totals.sum()
 
     def loss(curve: Floats, rise: Floats) -> tuple[Floats, Floats]:
         """Mean negative log-likelihood of curves ``(..., 3)``, and P(detected) ``(..., levels)``."""
-        likely = np.clip(guess + (1 - guess - curve[..., 2:]) * rise, 1e-12, 1 - 1e-12)
-        return -(xlogy(shares, likely) + xlogy(1 - shares, 1 - likely)) @ scale, likely
+        probability = np.clip(guess + (1 - guess - curve[..., 2:]) * rise, 1e-12, 1 - 1e-12)
+        return -(xlogy(shares, probability) + xlogy(1 - shares, 1 - probability)) @ scale, probability
 
     def slope(curve: Floats) -> tuple[float, Floats]:
         """The loss of one curve and its gradient ``(3,)``."""
         location, width, lapse = curve
         z = (levels - location) / width
         rise = ndtr(z)
-        value, likely = loss(curve, rise)
-        steep = (1 - guess - lapse) * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) / width
-        outer = scale * ((1 - shares) / (1 - likely) - shares / likely)
-        return float(value), np.array([-outer @ steep, -outer @ (steep * z), -outer @ rise])
+        value, probability = loss(curve, rise)
+        rise_slope = (1 - guess - lapse) * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) / width
+        outer = scale * ((1 - shares) / (1 - probability) - shares / probability)
+        return float(value), np.array([-outer @ rise_slope, -outer @ (rise_slope * z), -outer @ rise])
 
-    bounds = [(levels[0] - 1, levels[-1] + 1), WIDTHS, (LAPSES[0], min(LAPSES[1], 1 - guess))]
-    # Of equally likely curves the first is taken: the one furthest to the right, which claims least.
+    bounds = [(levels[0] - 1, levels[-1] + 1), WIDTH_BOUNDS, (LAPSE_BOUNDS[0], min(LAPSE_BOUNDS[1], 1 - guess))]
+    # Of equally likely curves argmin takes the first: the one with the highest location, the most cautious claim.
     locations = np.linspace(bounds[0][1], bounds[0][0], 31)
-    grid = np.stack(np.meshgrid(locations, np.geomspace(*WIDTHS, 7), np.linspace(*bounds[2], 3), indexing="ij"), -1)
+    grid = np.stack(np.meshgrid(locations, np.geomspace(*WIDTH_BOUNDS, 7), np.linspace(*bounds[2], 3), indexing="ij"), -1)
     curves = grid.reshape(-1, 3)
     values, _ = loss(curves, ndtr((levels - curves[:, :1]) / curves[:, 1:2]))
-    found = minimize(slope, curves[values.argmin()], jac=True, method="L-BFGS-B", bounds=bounds)
-    location, width, lapse = (float(value) for value in found.x)
+    fit = minimize(slope, curves[values.argmin()], jac=True, method="L-BFGS-B", bounds=bounds)
+    location, width, lapse = (float(value) for value in fit.x)
     return Psychometric(guess, lapse, location, width)
 
 
@@ -136,17 +136,17 @@ def detection_strength(
     Args:
         strengths: Of steered trials, above 0, ``(n,)``.
         detected: True where the score was above the threshold, ``(n,)``.
-        guess: The false-alarm rate at that threshold, taken as known.
+        guess: The false-alarm rate at that threshold; fixed.
         clusters: As in :func:`clustered_bootstrap`.
-        share: Of the trials.
+        share: Share of trials to be detected, in (0, 1).
         resamples: Refits for the interval.
         seed: Of the resamples.
 
     Returns:
         ``strength``, ``interval`` (95 %, low and high), ``location``, ``width``, ``lapse``, ``guess`` and ``share``, ready
-        for JSON. A strength is None if it is more than 3 times the largest one tested, if false alarms alone reach the
-        share, or if only one strength was tested. It is never less than the smallest one tested: below that nothing was
-        measured, and "the smallest" means "at most the smallest".
+        for JSON. A strength is None if it is more than 3 times the largest one tested, if the guess rate reaches the
+        share, or if only one strength was tested. Strengths below the smallest one tested are reported as the smallest,
+        which is then an upper bound.
 
     Raises:
         ConfigurationError: As :func:`fit_psychometric` and :func:`clustered_bootstrap`.
@@ -161,10 +161,10 @@ def detection_strength(
             _fit(levels, totals, np.bincount(place, weights * hit), guess).strength_at(share) if totals.any() else math.nan
         )
 
-    def told(strength: float) -> float | None:
-        known = len(levels) > 1 and 0 < strength <= FURTHEST * tested.max()
+    def reported(strength: float) -> float | None:
+        known = len(levels) > 1 and 0 < strength <= MAX_EXTRAPOLATION * tested.max()
         return max(strength, float(tested.min())) if known else None
 
     interval = clustered_bootstrap(refit, clusters, resamples, seed=seed)
-    found = {"strength": told(curve.strength_at(share)), "interval": [told(end) for end in interval]}
-    return found | curve._asdict() | {"share": share}
+    result = {"strength": reported(curve.strength_at(share)), "interval": [reported(end) for end in interval]}
+    return result | curve._asdict() | {"share": share}

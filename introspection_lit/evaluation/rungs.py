@@ -1,11 +1,11 @@
-"""The rungs of the ladder of generalisation: what each is, when it holds, and how far up it goes, in words."""
+"""The rungs of the generalisation ladder: test sets, closest to training first, their limits, and a verdict in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# What each test set is, from the ground up.
+# Titles of the test sets, closest to training first.
 RUNGS = {
     "seen": "training vectors",
     "heldout": "held-out random",
@@ -15,33 +15,34 @@ RUNGS = {
     "newkinds": "unseen kinds",
     "newquestions": "unseen questions",
 }
-# A rung holds if all three do.
+# A rung holds if its AUROC, TPR and FPR all keep to these limits.
 LOWEST_AUROC, LOWEST_TPR, HIGHEST_FPR = 0.95, 0.9, 0.05
+# Summaries of test sets (:func:`~introspection_lit.evaluation.metrics.summarise`), by name.
 Summaries = dict[str, dict[str, Any]]
 
 
 def failures(row: Mapping[str, Any]) -> list[str]:
-    """Why a rung does not hold; nothing if it does.
+    """The limits that a test set misses, in words; empty if the rung holds.
 
     Args:
         row: The summary of a test set.
     """
-    found = []
+    reasons = []
     if row["auroc"] < LOWEST_AUROC:
-        found.append(f"does not tell them apart (AUROC {row['auroc']:.3f})")
+        reasons.append(f"does not tell them apart (AUROC {row['auroc']:.3f})")
     if row["tpr"] < LOWEST_TPR:
-        found.append(f"misses steering (TPR {row['tpr']:.2f})")
+        reasons.append(f"misses steering (TPR {row['tpr']:.2f})")
     if row["fpr"] > HIGHEST_FPR:
-        found.append(f"false alarms (FPR {row['fpr']:.2f})")
-    return found
+        reasons.append(f"false alarms (FPR {row['fpr']:.2f})")
+    return reasons
 
 
 def verdict(name: str, rows: Summaries) -> str:
-    """Say in words how far up the ladder a way of asking holds.
+    """Say in one sentence which rungs hold.
 
     Args:
-        name: Of the way.
-        rows: Its summaries, lowest rung first.
+        name: The subject of the sentence, for example an adapter or an untrained model.
+        rows: Summaries of its test sets, lowest rung first.
     """
     widest = max(rows.values(), key=lambda row: float(row["fpr_interval"][1]))
     unsure = (

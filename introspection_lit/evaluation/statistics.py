@@ -1,6 +1,6 @@
-"""Statistics of scores and labels: pure functions, arrays in, plain floats out.
+"""Statistics of scores and labels: AUROC, thresholds, d', intervals, bootstrap, information. Arrays in, floats out.
 
-Everything that ``numpy.asarray`` takes will do, tensors on the CPU included. Scores are log-odds in nats, labels are True
+Inputs may be anything that ``numpy.asarray`` takes, CPU tensors included. Scores are log-odds in nats, labels are True
 where a trial was steered, and a trial counts as "steered" when its score is above the threshold.
 """
 
@@ -18,11 +18,12 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
 
 Floats = NDArray[np.float64]
+# Cluster names of trials that belong to no cluster of a factor.
 NO_CLUSTER = ("", "-1", "-1.0")
 
 
 def weighted_auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> float:
-    """Area under the ROC curve of weighted trials: how often a steered trial outscores a clean one, ties counted half.
+    """Area under the ROC curve of weighted trials: P(steered score > clean score) + P(equal) / 2.
 
     Args:
         scores: ``(n,)``.
@@ -40,12 +41,12 @@ def weighted_auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> 
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve: how often a steered trial outscores a clean one. Chance .5, best 1; nan without both."""
+    """Area under the ROC curve, see :func:`weighted_auroc`. Chance .5, best 1; nan if a class is missing."""
     return weighted_auroc(scores, labels, np.ones(len(np.asarray(labels))))
 
 
 def rate(decisions: ArrayLike) -> float:
-    """The share of decisions that are "steered", or the mean of probabilities, in [0, 1]; nan of none."""
+    """The share of True decisions, or the mean of probabilities, in [0, 1]; nan for an empty array."""
     decisions = np.asarray(decisions, dtype=float)
     return float(decisions.mean()) if len(decisions) else math.nan
 
@@ -53,9 +54,9 @@ def rate(decisions: ArrayLike) -> float:
 def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, fpr: float = 0.01) -> float:
     """The largest TPR of any threshold whose FPR is at most ``fpr``. Best 1; at chance it equals ``fpr``.
 
-    With n clean trials an FPR below 1/n only allows none of them to be called steered. nan if a class is missing.
+    With n clean trials an ``fpr`` below 1/n allows no false alarm at all. nan if a class is missing.
     """
-    from sklearn.metrics import roc_curve  # sklearn takes a second: only where something is computed
+    from sklearn.metrics import roc_curve  # sklearn takes a second to import
 
     labels = np.asarray(labels, dtype=bool)
     if labels.all() or not labels.any():
@@ -74,7 +75,7 @@ def dprime(hits: int, n_steered: int, false_alarms: int, n_clean: int) -> float:
 
 
 def wilson_interval(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), in [0, 1]; (0, 1) of nothing.
+    """Wilson score interval of a proportion (Wilson 1927, JASA 22, 209-212), in [0, 1]; (0, 1) without trials.
 
     Args:
         count: Successes.
@@ -88,35 +89,35 @@ def wilson_interval(count: int, total: int, level: float = 0.95) -> tuple[float,
 
 
 def best_threshold(scores: ArrayLike, labels: ArrayLike, max_fpr: float = 1.0) -> float:
-    """The threshold that maximises TPR - FPR (Youden's J), in the middle of the widest stretch that does.
+    """The threshold that maximises TPR - FPR (Youden 1950, Cancer 3, 32-35).
 
     Args:
         scores: Log-odds, ``(n,)``.
-        labels: True where steered, ``(n,)``; both classes present.
-        max_fpr: Only thresholds with at most this share of false alarms are considered.
+        labels: True where steered, ``(n,)``.
+        max_fpr: Thresholds with a higher FPR are not considered.
 
     Returns:
-        A threshold in nats; scores above it count as steered. 0 if one class is missing.
+        The middle of the widest interval of optimal thresholds, in nats; 0 if a class is missing.
     """
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
     if labels.all() or not labels.any():
         return 0.0
     edges = np.unique(scores)  # ascending
-    # A threshold between above[i] and upper[i]; the outermost ones would call everything or nothing steered.
-    above, upper = np.append(edges[0] - 1, edges), np.append(edges, edges[-1] + 1)
-    true, false = _share_above(scores[labels], above), _share_above(scores[~labels], above)
+    # Thresholds in [lower[i], upper[i]) give the same decisions; in the first and the last interval all trials get the same.
+    lower, upper = np.append(edges[0] - 1, edges), np.append(edges, edges[-1] + 1)
+    true, false = _share_above(scores[labels], lower), _share_above(scores[~labels], lower)
     youden = np.where(false <= max_fpr, true - false, -1.0)
-    widths = np.where(youden >= youden.max() - 1e-12, upper - above, -1.0)
+    widths = np.where(youden >= youden.max() - 1e-12, upper - lower, -1.0)
     best = int(widths.argmax())
-    return float((above[best] + upper[best]) / 2)
+    return float((lower[best] + upper[best]) / 2)
 
 
 def tolerance_limit(scores: ArrayLike, share: float, confidence: float = 0.95) -> float:
-    """The value below which, with some confidence, at least a share of a normal population lies.
+    """Upper one-sided tolerance limit: with a given confidence, at least a share of a normal population lies below it.
 
-    Mean + k standard deviations, k from the non-central t distribution (Krishnamoorthy & Mathew 2009, "Statistical
-    tolerance regions", section 2.2). Unlike a quantile it looks beyond the largest score seen, as it must for shares near
-    1.
+    Mean + k standard deviations; k is a quantile of the non-central t distribution divided by sqrt(n) (Krishnamoorthy &
+    Mathew 2009, "Statistical tolerance regions", section 2.2). Unlike a quantile it can exceed the largest score of the
+    sample, which shares near 1 need.
 
     Args:
         scores: A sample, ``(n,)``.
@@ -124,7 +125,7 @@ def tolerance_limit(scores: ArrayLike, share: float, confidence: float = 0.95) -
         confidence: In (0, 1).
 
     Returns:
-        The limit; nan of fewer than two scores.
+        The limit, in the unit of the scores; nan for fewer than two scores.
     """
     scores = np.asarray(scores, dtype=float)
     if len(scores) < 2:
@@ -146,23 +147,24 @@ def clustered_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of trials that share vectors, contexts or other things drawn at random.
+    """Percentile interval of a statistic of trials that share randomly drawn vectors, contexts or other factors.
 
-    The pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, 386-411): the clusters of each factor are drawn
-    with replacement, each factor on its own, and a trial weighs the product of how often its clusters were drawn. With one
-    factor this is the ordinary bootstrap of clusters. With two, what varies from trial to trial within them counts up to
-    three times: the interval is rather too wide than too narrow. With few clusters (under 20, say) it is too narrow.
+    The pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1, 386-411): the clusters of each factor are resampled
+    with replacement, independently of the other factors, and a trial's weight is the product of the counts of its
+    clusters. With one factor this is the ordinary cluster bootstrap. With two, variance between trials of the same
+    clusters counts up to three times, so the interval is rather too wide than too narrow. With few clusters (fewer than
+    about 20) it is too narrow.
 
     Args:
-        statistic: Of the weights of the trials, ``(n,)``; resamples where it is nan are left out.
-        clusters: For each factor the cluster of every trial, ``(n,)``, numbers or names; -1 or an empty name: none, and
-            the factor weighs 1 (a clean trial has no vector).
-        resamples: How often the clusters are drawn.
+        statistic: Maps the trials' weights, ``(n,)``, to a value; resamples where it is nan are left out.
+        clusters: For each factor the cluster of every trial, ``(n,)``, numbers or names; -1 or an empty name: the trial
+            belongs to none and the factor's weight is 1 (a clean trial has no vector).
+        resamples: Number of bootstrap samples.
         level: Confidence.
-        seed: Of the draws.
+        seed: Of the resampling.
 
     Returns:
-        Low and high; nan if more than half of the resamples are. An end may be infinite if values are.
+        Low and high end; nan if more than half of the values are. An end may be infinite if values are.
 
     Raises:
         ConfigurationError: No factors, or factors of different length.
@@ -171,7 +173,7 @@ def clustered_bootstrap(
     if len({factor.shape for factor in factors}) != 1:
         lengths = [len(factor) for factor in factors]
         raise ConfigurationError([f"clusters: got factors of length {lengths}. Expected one or more, of equal length."])
-    random, drawn = generator(seed, "clustered bootstrap"), []
+    random, values = generator(seed, "clustered bootstrap"), []
     indexed = [np.unique(factor, return_inverse=True) for factor in factors]
     places = [(len(names), np.flatnonzero(~np.isin(names, NO_CLUSTER)), place) for names, place in indexed]
     for _ in range(resamples):
@@ -181,27 +183,27 @@ def clustered_bootstrap(
             if len(real):
                 counts[real] = np.bincount(random.integers(len(real), size=len(real)), minlength=len(real))
             weights *= counts[place]
-        drawn.append(statistic(weights))
-    values = np.sort([value for value in drawn if not math.isnan(value)])
-    if 2 * len(values) < resamples or not len(values):
+        values.append(statistic(weights))
+    ordered = np.sort([value for value in values if not math.isnan(value)])
+    if 2 * len(ordered) < resamples or not len(ordered):
         return math.nan, math.nan
-    # Values that were drawn, not means of two: half-way to infinity there is nothing.
-    tail = int((1 - level) / 2 * (len(values) - 1))
-    return float(values[tail]), float(values[-1 - tail])
+    # No interpolation between two values: one may be infinite.
+    tail = int((1 - level) / 2 * (len(ordered) - 1))
+    return float(ordered[tail]), float(ordered[-1 - tail])
 
 
 def information(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, folds: int = 5) -> float:
     """Usable information about the label in the score, in bits a trial, at equal odds of steered and clean.
 
-    One bit minus the cross-entropy of a logistic calibration that was fitted on other groups; probabilities are kept in
+    One bit minus the cross-entropy of a logistic calibration that was fitted on other groups; probabilities are clipped to
     [1e-6, 1 - 1e-6]. Source: Xu et al. 2020, A theory of usable information under computational constraints, ICLR, with
     logistic functions of the score as the predictive family.
 
     Args:
         scores: Log-odds, ``(n,)``.
         labels: True where steered, ``(n,)``.
-        groups: What a calibration must not have seen, for example the context, ``(n,)``.
-        folds: Calibrations.
+        groups: Groups that cross-fitting keeps together, for example the context, ``(n,)``.
+        folds: Number of cross-fitting folds.
 
     Returns:
         Chance about 0 (a little below, too), best 1; nan if there are fewer groups than folds or a class is missing.
@@ -211,28 +213,28 @@ def information(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, folds: 
     from sklearn.preprocessing import StandardScaler
 
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
-    given = np.empty(len(scores))  # the probability of the true label
+    true_label = np.empty(len(scores))  # its predicted probability
     splits = _cross_fits(labels, groups, folds)
     if not splits:
         return math.nan
     for others, own in splits:
         calibration = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
         calibration.fit(scores[others, None], labels[others])
-        given[own] = calibration.predict_proba(scores[own, None])[np.arange(len(own)), labels[own].astype(int)]
-    bits = -np.log2(np.clip(given, 1e-6, 1 - 1e-6))
+        true_label[own] = calibration.predict_proba(scores[own, None])[np.arange(len(own)), labels[own].astype(int)]
+    bits = -np.log2(np.clip(true_label, 1e-6, 1 - 1e-6))
     return float(1 - (bits[labels].mean() + bits[~labels].mean()) / 2)
 
 
 def recalibrated_accuracy(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, folds: int = 2) -> float:
-    """Balanced accuracy at a threshold that was chosen on other groups by :func:`best_threshold`.
+    """Balanced accuracy at a threshold that :func:`best_threshold` chose on other groups.
 
-    Compare with the accuracy at the stored threshold: the difference is what a threshold in the wrong place costs.
+    Its difference from the accuracy at the stored threshold is the cost of a misplaced threshold.
 
     Args:
         scores: Log-odds, ``(n,)``.
         labels: True where steered, ``(n,)``.
-        groups: What a threshold must not have seen, for example the context, ``(n,)``.
-        folds: Thresholds.
+        groups: Groups that cross-fitting keeps together, for example the context, ``(n,)``.
+        folds: Number of cross-fitting folds.
 
     Returns:
         Chance .5, best 1; nan if there are fewer groups than folds or a class is missing.
@@ -248,7 +250,7 @@ def recalibrated_accuracy(scores: ArrayLike, labels: ArrayLike, groups: ArrayLik
 
 
 def _cross_fits(labels: NDArray[np.bool_], groups: ArrayLike, folds: int) -> list[tuple[NDArray, NDArray]]:
-    """Trials to fit on, and trials of other groups to apply the fit to; no pairs if groups or classes are missing."""
+    """Indices to fit on and indices of other groups to predict, for each fold; empty if groups or classes are missing."""
     from sklearn.model_selection import GroupKFold
 
     groups = np.asarray(groups)

@@ -1,4 +1,4 @@
-"""The trials of a test as columns: what was done in each, and what every observer said."""
+"""The trials of a test as a table of columns: their conditions and every observer's score."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class TrialTable:
-    """Trials, one at each place of every column, ``(n,)``.
+    """Trials as columns, each ``(n,)``.
 
     Attributes:
         sets: The test set.
         kinds: The kind of context.
         contexts: The context's fingerprint.
         inputs: A text for each distinct context and question.
-        vectors: The direction's name, with its kind; empty if clean.
-        bands: ``first..last``; empty if clean.
+        vectors: Type and name of the direction; empty if clean.
+        bands: Steered layers, ``first..last``; empty if clean.
         strengths: 0 if clean.
         steered: The label.
-        roles: ``detection``, ``clear yes`` or ``clear no``.
-        unseen: The kind of context is one that training and validation have not.
-        scores: The log-odds that each observer gives to "steered", by the observer's name; nan where it was not asked.
+        roles: Role of the question: ``detection``, ``clear yes`` or ``clear no``.
+        unseen: True for kinds of context that are in neither training nor validation.
+        scores: Log-odds of "steered" by observer; NaN for trials that the observer did not score.
     """
 
     sets: NDArray[np.str_]
@@ -46,12 +46,12 @@ class TrialTable:
     scores: dict[str, NDArray[np.float64]]
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], trained_kinds: Iterable[str]) -> TrialTable:
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], trained_kinds: Iterable[str]) -> TrialTable:
         """Make a table.
 
         Args:
-            rows: As :meth:`~introspection_lit.trials.split.Split.describe` gives them, with ``scores`` by observer.
-            trained_kinds: Kinds of context of training and validation.
+            rows: Trials from :meth:`~introspection_lit.trials.split.Split.describe`, each with ``scores`` by observer.
+            trained_kinds: Kinds of context in training and validation.
         """
         rows, trained = list(rows), set(trained_kinds)
         observers = dict.fromkeys(name for row in rows for name in row["scores"])
@@ -77,44 +77,44 @@ class TrialTable:
     def __len__(self) -> int:
         return len(self.sets)
 
-    def where(self, chosen: NDArray[np.bool_]) -> TrialTable:
-        """Some of the trials."""
-        columns = {name: column[chosen] for name, column in vars(self).items() if name != "scores"}
-        return TrialTable(**columns, scores={name: scores[chosen] for name, scores in self.scores.items()})
+    def where(self, selection: NDArray[np.bool_]) -> TrialTable:
+        """The trials for which ``selection``, ``(n,)``, is True."""
+        columns = {name: column[selection] for name, column in vars(self).items() if name != "scores"}
+        return TrialTable(**columns, scores={name: scores[selection] for name, scores in self.scores.items()})
 
     def of_sets(self, *names: str) -> TrialTable:
-        """The trials of some test sets."""
+        """The trials of these test sets."""
         return self.where(np.isin(self.sets, names))
 
     def scored(self, observer: str) -> TrialTable:
-        """The trials that an observer was asked about."""
+        """The trials that have a finite score of this observer."""
         return self.where(np.isfinite(self.scores[observer]) if observer in self.scores else np.zeros(len(self), bool))
 
     def clean(self) -> TrialTable:
-        """The clean trials, each distinct input once: a model that always answers the same cannot be counted twice."""
-        once = np.zeros(len(self), bool)
-        chosen = np.flatnonzero(~self.steered)
-        _, first = np.unique(self.inputs[chosen], return_index=True)
-        once[chosen[first]] = True
-        return self.where(once)
+        """One clean trial of each distinct input: a deterministic model answers the others alike."""
+        first_of_input = np.zeros(len(self), bool)
+        clean = np.flatnonzero(~self.steered)
+        _, first = np.unique(self.inputs[clean], return_index=True)
+        first_of_input[clean[first]] = True
+        return self.where(first_of_input)
 
     def bands_of(self) -> list[str]:
-        """The bands, lowest first."""
+        """The bands that occur, lowest first."""
         return sorted(set(self.bands[self.steered]), key=lambda band: tuple(map(int, band.split(".."))))
 
     @property
     def clusters(self) -> list[NDArray[np.str_]]:
-        """What trials have in common that makes them less than independent: direction and context."""
+        """Factors of the clustered bootstrap, within which trials are not independent: direction and context."""
         return [self.vectors, self.contexts]
 
 
-# Test sets in which the question of the training is asked about contexts as they are.
+# Test sets with the questions of training and uncorrupted contexts.
 PLAIN_SETS = tuple(
     name
     for name, source in SOURCES.items()
     if source.questions == "train" and source.contexts not in ("odd", "train", "validation")
 )
-# Those of them with directions added as usual.
+# Those with the usual intervention: no flipped sign, all positions.
 USUAL_SETS = tuple(name for name in PLAIN_SETS if SOURCES[name].sign == 1 and SOURCES[name].positions == 1)
-# What kind of direction a detection curve is about, and where it comes from.
+# The test set of each type of vectors that covers all strengths.
 CURVES = {RANDOM: "doses", "concept": "doses_concept"}

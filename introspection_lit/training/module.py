@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, chosen_threshold
+from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, choose_threshold
 from introspection_lit.models.adapters import load_adapter, read_adapter, shape_of
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
@@ -44,7 +44,7 @@ class IntrospectionModule(LightningModule):
             does not matter.
         threshold: On the log-odds, for adapters that come without one. By default what validation has chosen, or 0.
         max_fpr: The share of false alarms that the threshold may have on each kind of validation context, seen or expected;
-            1: no limit (see :func:`~introspection_lit.evaluation.metrics.chosen_threshold`).
+            1: no limit (see :func:`~introspection_lit.evaluation.metrics.choose_threshold`).
         loss: ``full``: cross-entropy over the whole vocabulary at the answer position. ``pairwise``: over the two answers
             alone, which lets their mass drift.
         learning_rate: Peak learning rate of AdamW.
@@ -218,9 +218,9 @@ class IntrospectionModule(LightningModule):
         """Set the threshold while fitting, and log the validation metrics at the threshold."""
         fitting = self.trainer.state.fn == "fit"
         summary = self._log_summary("validation", None if fitting else self.threshold)
-        gathered = self.metrics_of("validation").gathered
+        gathered = self.metrics_of("validation").trials
         if not fitting and gathered is not None:
-            now = chosen_threshold(gathered, self.max_fpr)
+            now = choose_threshold(gathered, self.max_fpr)
             rank_zero_info(f"threshold: {self.threshold:.4f} is stored; this validation would set {now:.4f}")
         if fitting and not self.trainer.sanity_checking:
             self.threshold = summary["threshold"]
@@ -243,7 +243,7 @@ class IntrospectionModule(LightningModule):
         try:
             summary = self.summaries[split] = metrics.compute()
         except NotFinite as error:
-            plan, numbers = data_of(self.trainer).splits[split].plan, metrics.summarised
+            plan, numbers = data_of(self.trainer).splits[split].plan, metrics.trial_numbers
             raise broken_scores(self, error, [plan.trial(int(numbers[row])) for row in error.rows]) from error
         for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
             on_bar = (split, name) == ("validation", "auroc")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc, roc_auc_score
 
-from introspection_lit.evaluation import analysis as evidence
+from introspection_lit.evaluation import analysis
 from introspection_lit.evaluation.observers import PROBE
 from introspection_lit.evaluation.statistics import information, wilson_interval
 from introspection_lit.evaluation.trial_table import ADAPTER, PLAIN_SETS, USUAL_SETS, TrialTable
@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are tested with the statistics; here only how they are used."""
-    monkeypatch.setattr(evidence, "RESAMPLES", 25)
+    monkeypatch.setattr(analysis, "RESAMPLES", 25)
 
 
 def rows_of(name: str, contexts: int, steered_each: int = 1, start: int = 0, seed: int = 0, sign: float = 1.0) -> Rows:
@@ -60,7 +60,7 @@ def rows_of(name: str, contexts: int, steered_each: int = 1, start: int = 0, see
 
 def table(rows: Rows) -> TrialTable:
     """The table of rows; ``rust`` is a kind that was not trained on."""
-    return TrialTable.of(rows, ("chat", "python"))
+    return TrialTable.from_rows(rows, ("chat", "python"))
 
 
 def distinct_clean(rows: Rows, sets: tuple[str, ...], observer: str = ADAPTER) -> list[float]:
@@ -98,7 +98,7 @@ def rows() -> Rows:
 def test_threshold_lets_one_in_a_hundred_distinct_inputs_through(n: int, allowed: int, copies: int) -> None:
     """It is the lowest such one, and inputs that come again count once."""
     rows = rows_of("heldout", n, steered_each=0)
-    threshold = evidence.threshold_at(table(rows + rows[: n // 3] * (copies - 1)), ADAPTER)
+    threshold = analysis.threshold_at_fpr(table(rows + rows[: n // 3] * (copies - 1)), ADAPTER)
     scores = np.array(distinct_clean(rows, ("heldout",)))
     assert (scores > threshold).sum() == allowed
     lower = np.nextafter(threshold, -np.inf)
@@ -108,12 +108,12 @@ def test_threshold_lets_one_in_a_hundred_distinct_inputs_through(n: int, allowed
 def test_threshold_of_the_run_is_over_plain_sets_only(rows: Rows) -> None:
     """Odd texts and other questions are no part of it, and neither are inputs that an observer was not asked about."""
     scores = np.array(distinct_clean(rows, PLAIN_SETS))
-    found = evidence.gather(table(rows), 0.0, 0.3)["max_fpr_threshold"]
+    found = analysis.analyse(table(rows), 0.0, 0.3)["max_fpr_threshold"]
     assert found == np.sort(scores)[::-1][int(0.01 * len(scores))]
     only = [row | {"scores": {k: v for k, v in row["scores"].items() if k != PROBE or i % 3}} for i, row in enumerate(rows)]
     clean = np.sort(distinct_clean(only, ("heldout",), PROBE))[::-1]
     assert len(clean) < 90
-    assert evidence.threshold_at(table(only).of_sets("heldout"), PROBE) == clean[int(0.01 * len(clean))]
+    assert analysis.threshold_at_fpr(table(only).of_sets("heldout"), PROBE) == clean[int(0.01 * len(clean))]
 
 
 def test_curve_points_equal_a_loop(rows: Rows) -> None:
@@ -122,7 +122,7 @@ def test_curve_points_equal_a_loop(rows: Rows) -> None:
         for observer in (ADAPTER, "untrained", PROBE):
             clean = np.sort(distinct_clean(rows, PLAIN_SETS, observer))[::-1]
             threshold = clean[int(0.01 * len(clean))]
-            points = evidence.curve(table(rows), name, observer)
+            points = analysis.dose_response(table(rows), name, observer)
             assert [point["strength"] for point in points] == list(DOSES)
             for point in points:
                 hit = [
@@ -144,7 +144,7 @@ def test_curve_points_equal_a_loop(rows: Rows) -> None:
 def test_grids_equal_a_loop(rows: Rows) -> None:
     """Every band with every dose, every kind with every dose, at the stored threshold."""
     trials, threshold = table(rows), -1.0
-    cells = evidence.grid(trials, threshold)
+    cells = analysis.band_grid(trials, threshold)
     assert [tuple(cell["band"]) for cell in cells[:9:3]] == list(BANDS)  # lowest first, ten after two
     assert {(c["vectors"], tuple(c["band"]), c["strength"]) for c in cells} == set(
         product(("random", "concept"), BANDS, DOSES)
@@ -160,7 +160,7 @@ def test_grids_equal_a_loop(rows: Rows) -> None:
         missed = [r["scores"][ADAPTER] for r in rows if r["split"] == source and not r["steered"]]
         assert (cell["n"], cell["tpr"]) == (len(hit), pytest.approx(np.mean(np.array(hit) > threshold)))
         assert cell["auroc"] == pytest.approx(roc_auc_score([1] * len(hit) + [0] * len(missed), hit + missed))
-    for cell in evidence.kind_grid(trials, threshold):
+    for cell in analysis.kind_grid(trials, threshold):
         source = {"random": "doses", "concept": "doses_concept"}[cell["vectors"]]
         hit = [
             r["scores"][ADAPTER] > threshold
@@ -174,7 +174,7 @@ def test_grids_equal_a_loop(rows: Rows) -> None:
 def test_kinds_count_distinct_clean_inputs_over_sets(rows: Rows) -> None:
     """FPR over distinct inputs of all plain sets; TPR over trials that are steered as usual, doses left out."""
     threshold = -1.5
-    found = evidence.gather(table(rows), threshold, 0.3)["kinds"]
+    found = analysis.analyse(table(rows), threshold, 0.3)["kinds"]
     assert [row["kind"] for row in found] == sorted(KINDS)
     for row in found:
         inside = [r for r in rows if r["kind"] == row["kind"]]
@@ -191,7 +191,7 @@ def test_kinds_count_distinct_clean_inputs_over_sets(rows: Rows) -> None:
 
 def test_odd_kinds_are_judged_alone(rows: Rows) -> None:
     """Their clean inputs are in no other number."""
-    found = evidence.gather(table(rows), -1.5, 0.3)["odd"]
+    found = analysis.analyse(table(rows), -1.5, 0.3)["odd"]
     for row in found:
         clean = np.array(distinct_clean([r for r in rows if r["kind"] == row["kind"]], ("odd",)))
         assert (row["n_clean"], row["alarms"]) == (len(clean), (clean > -1.5).sum())
@@ -210,7 +210,7 @@ def test_area_under_the_thinned_roc_is_the_auroc(contexts: int, digits: int) -> 
     for row in made:
         row["scores"] = {name: round(score, digits) for name, score in row["scores"].items()}
     trials = table(made)
-    curves = evidence.roc(trials)
+    curves = analysis.roc_curves(trials)
     assert set(curves) == {ADAPTER, "untrained", PROBE}
     for observer, curve in curves.items():
         false, true = curve
@@ -224,7 +224,7 @@ def test_area_under_the_thinned_roc_is_the_auroc(contexts: int, digits: int) -> 
 def test_references_share_is_of_the_probes_information(rows: Rows) -> None:
     """Information of each observer in each set, over the probe's; none where the probe has next to none."""
     trials = table(rows)
-    found = evidence.references(trials)
+    found = analysis.compare_observers(trials)
     assert {(row["observer"], row["set"]) for row in found} == set(
         product((ADAPTER, "untrained", PROBE), ("heldout", "doses", "doses_concept"))
     )
@@ -238,24 +238,28 @@ def test_references_share_is_of_the_probes_information(rows: Rows) -> None:
         assert row["auroc"] == pytest.approx(roc_auc_score(labels, scores))
         assert row["share"] == pytest.approx(row["information"] / by_place[PROBE, name]["information"])
     assert by_place[PROBE, "heldout"]["share"] == 1
-    assert (evidence.share_of(0.5, 0.01), evidence.share_of(None, 0.5), evidence.share_of(0.5, None)) == (None, None, None)
+    assert (
+        analysis.relative_information(0.5, 0.01),
+        analysis.relative_information(None, 0.5),
+        analysis.relative_information(0.5, None),
+    ) == (None, None, None)
 
 
 def test_worst_is_where_it_says(rows: Rows) -> None:
     """The kind with the highest FPR, the kind with the lowest TPR, and the cell with the lowest TPR that was trained."""
-    found = evidence.gather(table(rows), -1.5, 0.4)
+    found = analysis.analyse(table(rows), -1.5, 0.4)
     worst = found["worst"]
     assert worst["fpr"]["fpr"] == max(row["fpr"] for row in found["kinds"])
     assert worst["tpr"]["tpr"] == min(row["tpr"] for row in found["kinds"])
     trained = [cell["tpr"] for cell in found["grid"] if cell["strength"] >= 0.4]
     assert worst["cell"]["tpr"] == min(trained)
     assert min(cell["tpr"] for cell in found["grid"]) < min(trained)  # the weakest dose does not count
-    assert evidence.worst([], [], 0.3) == {"fpr": None, "tpr": None, "cell": None}
+    assert analysis.worst_cases([], [], 0.3) == {"fpr": None, "tpr": None, "cell": None}
 
 
 def test_factual_shift_is_a_difference_of_means(rows: Rows) -> None:
     """Of steered and clean log-odds, for the detection question and for both kinds of questions about the world."""
-    found = {row["question"]: row for row in evidence.factual(table(rows))}
+    found = {row["question"]: row for row in analysis.question_shifts(table(rows))}
     assert set(found) == {"detection", "clear yes", "clear no"}
     for role, row in found.items():
         inside = [r for r in rows if r["split"] == ("heldout" if role == "detection" else "factual") and r["role"] == role]
@@ -266,7 +270,7 @@ def test_factual_shift_is_a_difference_of_means(rows: Rows) -> None:
 
 def test_histograms_hold_every_trial(rows: Rows) -> None:
     """Sixty bins with the same edges in all sets that are steered as usual; nothing falls outside."""
-    found = evidence.histograms(table(rows))
+    found = analysis.score_histograms(table(rows))
     assert set(found) == {"heldout", "doses", "doses_concept", "newkinds"} <= set(USUAL_SETS)
     for name, row in found.items():
         assert (len(row["edges"]), len(row["clean"])) == (61, 60)
@@ -280,7 +284,7 @@ def test_detection_strength_is_where_three_quarters_are_found() -> None:
     made = rows_of("doses", 400, steered_each=6)
     for row in made:
         row["scores"][ADAPTER] = 1.0 if row["strength"] >= 0.4 else -2.0 + (not row["steered"])
-    found = evidence.strength(table(made), "random")
+    found = analysis.detection_strengths(table(made), "random")
     assert 0.1 < found["strength"] <= 0.45
     assert set(found["bands"]) == {"0..1", "2..4", "10..12"}
     for part in (found, *found["bands"].values()):
@@ -323,7 +327,7 @@ CLEAN_ASKED = [
 )
 def test_everything_is_json_whatever_is_missing(made: Rows) -> None:
     """No nan, no infinity, no numpy number; one class, one strength, no doses, no heldout, observers asked of some."""
-    found = evidence.gather(table(made), 0.0, 0.3)
+    found = analysis.analyse(table(made), 0.0, 0.3)
     assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
     assert set(found["curves"]) == {
         name for name, s in (("random", "doses"), ("concept", "doses_concept")) if any(r["split"] == s for r in made)

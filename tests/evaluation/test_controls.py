@@ -17,7 +17,7 @@ from run_scripts import script
 from seeds_in_process import in_process
 
 from introspection_lit.cli import attach, main
-from introspection_lit.evaluation.controls import CONTROLS, judged, row
+from introspection_lit.evaluation.controls import CONTROLS, control_row, control_rows
 from introspection_lit.evaluation.trial_table import TrialTable
 from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.trials.test_sets import TEST_SETS
@@ -263,7 +263,7 @@ def table(name: str, scores: np.ndarray, steered: np.ndarray, roles: list[str]) 
         }
         for number in range(len(scores))
     ]
-    return TrialTable.of(rows, ["chat"])
+    return TrialTable.from_rows(rows, ["chat"])
 
 
 LIMITS = [(name, end) for name, control in CONTROLS.items() for end in (control.lowest, control.highest)]
@@ -275,9 +275,9 @@ def test_verdict_flips_at_the_limit(name: str, limit: float) -> None:
     control = CONTROLS[name]
     numbers = {"auroc": 0.5, "tpr": 0.5, "fpr": 0.5}
     outside = limit - 1e-6 if limit == control.lowest else limit + 1e-6
-    assert row(name, numbers | {control.key: limit}, None)["held"] is True
-    assert row(name, numbers | {control.key: outside}, None)["held"] is False
-    assert row(name, numbers | {control.key: float("nan")}, None)["held"] is False
+    assert control_row(name, numbers | {control.key: limit}, None)["held"] is True
+    assert control_row(name, numbers | {control.key: outside}, None)["held"] is False
+    assert control_row(name, numbers | {control.key: float("nan")}, None)["held"] is False
 
 
 @pytest.mark.parametrize("name", [name for name in CONTROLS if name in TEST_SETS and name != "factual"])
@@ -287,7 +287,7 @@ def test_sets_are_judged_by_their_summaries(name: str) -> None:
     trials = table(name, np.where(steered, 5.0, 3.0), steered, ["detection"] * 40)
     control = CONTROLS[name]
     fine = {"auroc": 1.0, "tpr": 1.0, "fpr": 0.0}
-    (found,) = judged({name: fine, "heldout": fine}, trials)
+    (found,) = control_rows({name: fine, "heldout": fine}, trials)
     assert found == {
         "name": name,
         "what": control.what,
@@ -297,9 +297,9 @@ def test_sets_are_judged_by_their_summaries(name: str) -> None:
         "held": True,
         "run": None,
     }
-    (found,) = judged({name: {"auroc": 0.9, "tpr": 1.0, "fpr": 0.1}}, trials)
+    (found,) = control_rows({name: {"auroc": 0.9, "tpr": 1.0, "fpr": 0.1}}, trials)
     assert found["held"] is False
-    assert judged({"heldout": fine}, trials) == []
+    assert control_rows({"heldout": fine}, trials) == []
 
 
 @pytest.mark.parametrize(("push", "held"), [(0.0, True), (40.0, False), (-40.0, False)])
@@ -310,6 +310,6 @@ def test_factual_is_judged_within_each_role(push: float, held: bool) -> None:
     roles = ["clear yes", "clear yes", "clear no", "clear no"] * 100
     level = np.where([role == "clear yes" for role in roles], 100.0, -100.0)
     trials = table("factual", level + random.standard_normal(400) + push * steered, steered, roles)
-    (found,) = judged({"factual": {"auroc": 0.5, "tpr": 0.5, "fpr": 0.5}}, trials)
+    (found,) = control_rows({"factual": {"auroc": 0.5, "tpr": 0.5, "fpr": 0.5}}, trials)
     assert found["held"] is held
     assert found["auroc"] == pytest.approx(0.5 if not push else float(push > 0), abs=0.1)

@@ -90,10 +90,10 @@ def test_limit_on_false_alarms_looks_beyond_the_scores_seen() -> None:
     clean = np.concatenate([random.normal(-5, 1, 28), random.normal(-2, 1, 28), random.normal(-9, 1, 3)])
     scores = torch.tensor(np.concatenate([clean, random.normal(0, 9, 60)]))
     labels, kinds = torch.arange(119) >= 59, torch.tensor([0] * 28 + [1] * 28 + [2, 3, 4] + [0] * 60)
-    trials = metrics.Gathered(scores, labels, torch.ones(119), torch.arange(119), kinds)
+    trials = metrics.SplitScores(scores, labels, torch.ones(119), torch.arange(119), kinds)
     limit = statistics.tolerance_limit(clean[28:56], 0.99)
-    assert metrics.chosen_threshold(trials, 0.01) == pytest.approx(limit)
+    assert metrics.choose_threshold(trials, 0.01) == pytest.approx(limit)
     assert limit > clean.max() + 0.5
-    assert metrics.chosen_threshold(trials, 1.0) == statistics.best_threshold(scores, labels)
-    twice = metrics.Gathered(*(torch.cat([column, column[:59]]) for column in trials))  # the same inputs again
-    assert metrics.chosen_threshold(twice, 0.01) == pytest.approx(limit)
+    assert metrics.choose_threshold(trials, 1.0) == statistics.best_threshold(scores, labels)
+    twice = metrics.SplitScores(*(torch.cat([column, column[:59]]) for column in trials))  # the same inputs again
+    assert metrics.choose_threshold(twice, 0.01) == pytest.approx(limit)

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel
 
-from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT, Features, Observers, cache_features, joined
+from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT, Features, Observers, cache_features, concatenate
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
@@ -76,7 +76,7 @@ def test_features_of_a_padded_batch_equal_those_of_each_row_alone(family_model: 
         return cache_features(cache, mask, [str(row) for row in rows])
 
     together = features([0, 1, 2, 3])
-    alone = joined([features([row]) for row in range(4)])
+    alone = concatenate([features([row]) for row in range(4)])
     np.testing.assert_allclose(together.means, alone.means, atol=1e-3, rtol=1e-3)
     np.testing.assert_allclose(together.norms, alone.norms, atol=1e-3, rtol=1e-3)
     assert alone.texts == together.texts == ["0", "1", "2", "3"]

@@ -12,11 +12,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from introspection_lit.evaluation import analysis as evidence
-from introspection_lit.evaluation import controls
+from introspection_lit.evaluation import analysis, controls
 from introspection_lit.evaluation.learning_curves import learning_curves
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer
-from introspection_lit.evaluation.observers import Features, Observers, cache_features, joined
+from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
 from introspection_lit.evaluation.side_effects import load_facts, side_effects
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.steering.prefill import pad
@@ -62,7 +61,7 @@ class Evidence(Callback):
     def __init__(
         self,
         enabled: bool = True,
-        sets: list[str] = list(evidence.REFERENCE_SETS),
+        sets: list[str] = list(analysis.REFERENCE_SETS),
         untrained: bool = True,
         info_trials: int = 0,
         probe_trials: int = 256,
@@ -179,11 +178,11 @@ class Evidence(Callback):
         rank_zero_info("evidence: intervals by bootstrap")
         rows, trained = described(data, self.scores), trained_kinds(data)
         write_file(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        trials = TrialTable.of(rows, trained)
+        trials = TrialTable.from_rows(rows, trained)
         assert data.bank is not None
-        found = evidence.gather(trials, module.threshold, data.strengths[0])
+        found = analysis.analyse(trials, module.threshold, data.strengths[0])
         self.found = found | {
-            "controls": controls.judged(module.summaries, trials),
+            "controls": controls.control_rows(module.summaries, trials),
             "lens": lens_of(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(data.splits, data.bank) | {"distinct_clean": distinct_clean(trials)},
@@ -255,7 +254,7 @@ def fit_observers(data: IntrospectionDataModule, n: int, device: torch.device) -
         seen.append(seen_of(data, batch))
         labels.append(batch.labels.cpu().numpy())
         groups += [split.contexts[trial.context].key for trial in batch.trials]
-    return Observers(joined(seen), np.concatenate(labels), groups)
+    return Observers(concatenate(seen), np.concatenate(labels), groups)
 
 
 def with_info(data: IntrospectionDataModule, batch: TrialBatch) -> TrialBatch:

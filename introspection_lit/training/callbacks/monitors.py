@@ -58,7 +58,7 @@ class LogOddsFigure(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the validation has gathered, at the threshold that it has set."""
         module = module_of(pl_module)
-        gathered = module.metrics_of("validation").gathered
+        gathered = module.metrics_of("validation").trials
         if gathered and isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking:
             figure = log_odds_figure({"validation": (gathered.scores, gathered.labels)}, module.threshold)
             trainer.logger.experiment.add_figure("validation/log_odds", figure, trainer.global_step)

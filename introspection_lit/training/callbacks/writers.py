@@ -74,7 +74,7 @@ class ResultsWriter(Callback):
             return
         data = data_of(trainer)
         sets = {name: module.summaries[name] for name in data.test_sets}
-        gathered = {name: module.metrics_of(name).gathered for name in data.test_sets}
+        gathered = {name: module.metrics_of(name).trials for name in data.test_sets}
         groups = {name: trials for name, trials in gathered.items() if trials is not None}
         inputs = torch.cat([trials.inputs[~trials.labels] for trials in groups.values()])
         evidence = next((c.found for c in trainer.callbacks if isinstance(c, Evidence)), None)  # type: ignore[attr-defined]
