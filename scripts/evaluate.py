@@ -60,7 +60,7 @@ def evaluate(steps: pipeline.Steps) -> None:
     if not cli.trainer.is_global_zero:
         return
     ways = {name: ways[name] for name in ("untrained", "with info", "adapter") if name in ways}
-    verdicts = [rungs.verdict(name, rows) for name, rows in ways.items()]
+    verdicts = [rungs.ladder_verdict(name, rows) for name, rows in ways.items()]
     described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule)}
     results = {**described, "verdicts": verdicts, "ways": ways}
     write_file(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")

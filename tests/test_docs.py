@@ -145,7 +145,7 @@ def test_guide_to_the_pipeline_shows_its_results() -> None:
     ways = results["ladder"]["ways"]
     assert printed(ladder.table(ways), ladder.answer_table(ways)) in guide
     assert all(line in guide for line in results["ladder"]["verdicts"])
-    assert results["ladder"]["verdicts"] == [rungs.verdict(name, rows) for name, rows in ways.items()]
+    assert results["ladder"]["verdicts"] == [rungs.ladder_verdict(name, rows) for name, rows in ways.items()]
     assert {result["commit"] for result in results.values()} == {results["ladder"]["commit"]}
     assert "+changes" not in results["ladder"]["commit"]
     assert all(result["command"] in guide for result in results.values())

@@ -37,7 +37,7 @@ def failures(row: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def verdict(name: str, rows: Summaries) -> str:
+def ladder_verdict(name: str, rows: Summaries) -> str:
     """Say in one sentence which rungs hold.
 
     Args:

@@ -103,7 +103,7 @@ def best_threshold(scores: ArrayLike, labels: ArrayLike, max_fpr: float = 1.0) -
     if labels.all() or not labels.any():
         return 0.0
     edges = np.unique(scores)  # ascending
-    # Thresholds in [lower[i], upper[i]) give the same decisions; in the first and the last interval all trials get the same.
+    # Thresholds in [lower[i], upper[i]) decide alike; those of the first interval call every trial steered, the last none.
     lower, upper = np.append(edges[0] - 1, edges), np.append(edges, edges[-1] + 1)
     true, false = _share_above(scores[labels], lower), _share_above(scores[~labels], lower)
     youden = np.where(false <= max_fpr, true - false, -1.0)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from introspection_lit.cli import main as command_line
 from introspection_lit.contexts.context import BUILTIN
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.evaluation.rungs import RUNGS, failures, verdict
+from introspection_lit.evaluation.rungs import RUNGS, failures, ladder_verdict
 from introspection_lit.models.adapters import DESCRIPTION
 from introspection_lit.steering.vector_bank import VectorBank
 
@@ -143,14 +143,16 @@ def test_verdict_names_the_first_rung_that_fails() -> None:
     """And why; a ladder that holds says so."""
     fine = {"auroc": 1.0, "tpr": 1.0, "fpr": 0.0, "fpr_interval": [0.0, 0.138], "n_clean_distinct": 24}
     assert failures(fine) == []
-    said = verdict("adapter", {"seen": fine, "heldout": fine | {"fpr_interval": [0.0, 0.07], "n_clean_distinct": 48}})
+    said = ladder_verdict(
+        "adapter", {"seen": fine, "heldout": fine | {"fpr_interval": [0.0, 0.07], "n_clean_distinct": 48}}
+    )
     assert said == ("adapter: every rung holds. An FPR of up to 0.14 cannot be excluded (95 %, 24 distinct clean inputs).")
     rows = {"seen": fine, "heldout": fine | {"tpr": 0.5}, "newkinds": fine | {"fpr": 1.0}}
-    said = verdict("adapter", rows)
+    said = ladder_verdict("adapter", rows)
     assert f"the first rung to fail is {RUNGS['heldout']!r}" in said
     assert "misses steering (TPR 0.50)" in said
     assert RUNGS["newkinds"] in said
-    assert "no rung holds" in verdict("untrained", {"seen": fine | {"auroc": 0.5, "tpr": 0.0}})
+    assert "no rung holds" in ladder_verdict("untrained", {"seen": fine | {"auroc": 0.5, "tpr": 0.0}})
 
 
 def test_published_setting_is_the_default_for_the_32b() -> None:
