@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from introspection_lit.models.adapter_config import read_settings
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import outline
 from introspection_lit.models.recorded_settings import RECORD, validate_settings
+from introspection_lit.utils import schema
 from introspection_lit.utils.checksums import CHECKSUM, checksum_problem, file_hash, mismatch
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import atomic_folder
 from introspection_lit.utils.paths import inside_folder, parse_path
 from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, limited
-from introspection_lit.utils.validators import faults
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -34,6 +33,7 @@ DESCRIPTION = "introspection.json"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS, DESCRIPTION)
 LARGEST_JSON = 1 << 28  # bytes
+DESCRIPTION_FORM = schema.fields("threshold", threshold=schema.number(), trained_on=RECORD)
 
 
 class Adapter(NamedTuple):
@@ -78,15 +78,12 @@ def read_adapter(name: str) -> Adapter:
     if (folder / DESCRIPTION).is_file():
         try:
             description = _read_json(folder / DESCRIPTION)
-            threshold = description["threshold"]
-            if isinstance(threshold, bool) or not math.isfinite(threshold):
-                raise ValueError(f"its threshold is {threshold}")
-            if odd := faults(description["trained_on"], RECORD, required=True):
-                raise ValueError(f"its training record: {'; '.join(odd)}")
+            if odd := schema.problems(schema.required(DESCRIPTION_FORM), description, "description"):
+                raise ValueError("; ".join(odd))
             validate_settings(description.get("options", {}), str(folder / DESCRIPTION))
         except ConfigurationError as error:
             problems += error.problems
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             problems.append(f"model.adapter: {folder / DESCRIPTION} is damaged ({error!r}). Remove it, or export again.")
     if problems:
         raise ConfigurationError(problems)
@@ -129,9 +126,10 @@ def _weight_problems(path: Path) -> list[str]:
     if not path.is_file():
         return [f"model.adapter: {path} is missing. Expected weights as safetensors; PEFT's save_pretrained writes them."]
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        broken = [name for name, tensor in tensors.items() if not tensor.is_complex() and not _finite(tensor)]
+        tensors = load_file(path)
+        broken = [
+            name for name, tensor in tensors.items() if not tensor.is_complex() and not tensor.float().isfinite().all()
+        ]
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         return [f"model.adapter: {path} cannot be read ({error}): it may be cut off."]
     if not tensors or broken:
@@ -139,18 +137,9 @@ def _weight_problems(path: Path) -> list[str]:
     return []
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    return bool((tensor.float() if tensor.is_floating_point() else tensor).isfinite().all())
-
-
-def _tensors(adapter: Adapter) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
-        return {name: (tuple((t := file.get_tensor(name)).shape), t.dtype) for name in file.keys()}  # noqa: SIM118
-
-
 def weight_names(adapter: Adapter) -> set[str]:
     """The names of an adapter's tensors, as they are in its file."""
-    return set(_tensors(adapter))
+    return set(load_file(adapter.folder / WEIGHTS))
 
 
 def misfits(adapter: Adapter, base: BaseModel) -> list[str]:
@@ -174,23 +163,19 @@ def misfits(adapter: Adapter, base: BaseModel) -> list[str]:
     except Exception as error:  # PEFT's, of modules that are not there; torch's, of shapes that cannot be
         lines = str(error).strip().splitlines() or [""]
         return [f"PEFT cannot put it on the model ({type(error).__name__}: {lines[0][:300]})"]
-    found = _tensors(adapter)
-    if differing := found.keys() ^ expected.keys():
-        examples = ", ".join(sorted(differing)[:2])
-        return [f"{len(differing)} tensors are missing or too many, such as {examples}"]
+    weights = load_file(adapter.folder / WEIGHTS)
+    if differing := weights.keys() ^ expected.keys():
+        return [f"{len(differing)} tensors are missing or too many, such as {', '.join(sorted(differing)[:2])}"]
     # AdaLoRA's ranks are cut to what its rank_pattern says only when the weights are loaded.
     cut = "ADALORA" in str(adapter.config.peft_type)
-    problems = [
-        f"{name} has shape {list(shape)}, expected {list(expected[name].shape)}"
-        for name, (shape, _) in found.items()
-        if shape != tuple(expected[name].shape) and not cut
-    ]
-    problems += [
-        f"{name} is of {dtype}, expected {'floating-point' if expected[name].is_floating_point() else 'whole'} numbers"
-        for name, (_, dtype) in found.items()
-        if dtype.is_complex or dtype.is_floating_point != expected[name].is_floating_point()
-    ]
-    return [f"{problems[0]} ({len(problems)} like this)"] if problems else []
+    wrong = []
+    for name, tensor in weights.items():
+        other, real = expected[name], tensor.is_floating_point()
+        if tensor.shape != other.shape and not cut:
+            wrong.append(f"{name} has shape {list(tensor.shape)}, expected {list(other.shape)}")
+        elif tensor.is_complex() or real != other.is_floating_point():
+            wrong.append(f"{name} is of {tensor.dtype}, expected {'whole' if real else 'floating-point'} numbers")
+    return [f"{wrong[0]} ({len(wrong)} like this)"] if wrong else []
 
 
 def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting: bool) -> list[str]:

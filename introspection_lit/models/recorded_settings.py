@@ -1,141 +1,104 @@
-"""Settings that files bring along: an adapter's ``introspection.json``, a manifest's header. Only known ones are believed.
+"""Validates settings from untrusted files: an adapter's ``introspection.json``, a manifest's header.
 
-Such a file may come from somebody else. What it says becomes arguments of the command line, which could load any class and
-write anywhere, so that each setting must be one of these, and of the right kind. A path in it is only followed inside the
-folder of the file.
+Such settings become arguments of the command line, which could load any class and write anywhere. So each must be one of
+these and have the right form, and a path is only followed inside the folder of the file.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from introspection_lit.contexts.context import BUILTIN, LARGE
-from introspection_lit.tasks.questions import INFO_CHOICES
+from introspection_lit.utils import schema
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.paths import inside_folder
-from introspection_lit.utils.validators import faults, finite, flag, text, texts, whole
 
-
-def _two_texts(value: object) -> bool:
-    return texts(value) and len(value) == 2  # type: ignore[arg-type]
-
-
-def _range(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(finite, value))
-
-
-def _bands(value: object) -> bool:
-    return isinstance(value, list) and all(text(b) or (isinstance(b, list) and all(map(whole, b))) for b in value)
-
-
-def _contexts(value: object) -> bool:
-    named = isinstance(value, str) and (value in (BUILTIN, LARGE) or value.startswith("hub:"))
-    return named or (isinstance(value, str) and value.endswith((".json", ".jsonl")))
-
-
-def _info(value: object) -> bool:
-    return isinstance(value, str) and (value in INFO_CHOICES or value.endswith(".txt"))
-
-
-def _revision(value: object) -> bool:
-    """A branch, a tag or a commit; not one of the hub's ``refs/``, which anybody can add to anybody's repository."""
-    return isinstance(value, str) and re.fullmatch(r"(?!refs/)\w[\w.-]*(/\w[\w.-]*)*", value) is not None
-
-
-def _unit(value: object) -> bool:
-    return value in ("relative", "absolute")
-
-
-def _control(value: object) -> bool:
-    return value in ("none", "random_labels", "no_steering")
-
-
-# What may be there, and what it must look like; None stands for "nothing was said".
-SETTINGS: dict[str, Callable[[object], bool]] = {
-    "seed_everything": whole,
-    "model.base.revision": _revision,
-    "data.contexts": _contexts,
-    "data.validation_kinds": texts,
-    "data.test_kinds": texts,
-    "data.max_context_tokens": whole,
-    "data.system_prompt": text,
-    "data.questions": texts,
-    "data.heldout_questions": texts,
-    "data.info": _info,
-    "data.answers": _two_texts,
-    "data.answer_prefix": text,
-    "data.train_vectors": whole,
-    "data.bands": _bands,
-    "data.strengths": _range,
-    "data.strength_unit": _unit,
-    "data.control": _control,
-    "data.prefill_adapter": flag,
-    "data.seed": whole,
-}
-# The training record, as leaks.training_record makes it.
-RECORD: dict[str, Callable[[object], bool]] = {
-    "messages": texts,
-    "kinds": texts,
-    "vectors": texts,
-    "questions": texts,
-    "prefill_adapter": flag,
-    "phrasing": lambda value: isinstance(value, dict),
-    "bands": _bands,
-    "strengths": _range,
-    "strength_unit": _unit,
-}
+# Values of data.contexts and data.info that name no file; the packages that define them do not know this one.
+CONTEXTS, INFO = ("builtin", "large"), ("none", "explained", "neutral")
+BANDS = schema.listed(schema.required(schema.either("a name, or a list of layers", schema.TEXT, schema.COUNTS)))
+STRENGTHS, UNIT = schema.listed(schema.required(schema.number()), 2), schema.choice("relative", "absolute")
+SETTINGS = schema.fields(
+    others=schema.unknown,
+    **dict.fromkeys(("seed_everything", "data.seed", "data.max_context_tokens", "data.train_vectors"), schema.COUNT),
+    **dict.fromkeys(("data.validation_kinds", "data.test_kinds", "data.questions", "data.heldout_questions"), schema.TEXTS),
+    **{
+        # A branch, a tag or a commit; not one of the hub's refs/, which anybody can add to anybody's repository.
+        "model.base.revision": schema.text(r"(?!refs/)\w[\w.-]*(/\w[\w.-]*)*", "a branch, a tag or a commit"),
+        "data.contexts": schema.text(r"(?s:builtin|large|hub:.*|.*\.jsonl?)", "builtin, large or a JSON file"),
+        "data.system_prompt": schema.TEXT,
+        "data.info": schema.text(rf"(?s:{'|'.join(INFO)}|.*\.txt)", f"{', '.join(INFO)} or a .txt file"),
+        "data.answers": schema.listed(schema.required(schema.TEXT), 2),
+        "data.answer_prefix": schema.TEXT,
+        "data.bands": BANDS,
+        "data.strengths": STRENGTHS,
+        "data.strength_unit": UNIT,
+        "data.control": schema.choice("none", "random_labels", "no_steering"),
+        "data.prefill_adapter": schema.FLAG,
+    },
+)
+# What leaks.training_record makes.
+RECORD = schema.required(
+    schema.fields(
+        "messages kinds vectors questions prefill_adapter phrasing bands strengths strength_unit",
+        **dict.fromkeys(("messages", "kinds", "vectors", "questions"), schema.TEXTS),
+        prefill_adapter=schema.FLAG,
+        phrasing=schema.fields(),
+        bands=BANDS,
+        strengths=STRENGTHS,
+        strength_unit=UNIT,
+    )
+)
+# Settings that can name a file or a data set of the hub, and how users name their own.
+NAMED_BY = {"data.contexts": "--conversations FILE (data.contexts)", "data.info": "--data.info FILE"}
 
 
 def validate_settings(options: object, source: str) -> dict[str, Any]:
-    """The settings of a file, if all of them are known and look right.
+    """The settings of a file, if all of them are known and have the right form.
 
     Args:
-        options: What the file says.
+        options: The settings as the file has them.
         source: The file, for the message.
 
     Raises:
-        ConfigurationError: They are not.
+        ConfigurationError: A setting is unknown or has another form.
     """
-    odd = faults(options, SETTINGS, required=False)
-    if odd:
-        raise ConfigurationError([f"{source}: its options are damaged, or not ours: {'; '.join(odd)}. They are not used."])
+    if wrong := schema.problems(schema.required(SETTINGS), options, "options"):
+        reason = f"its options are damaged, or not ours: {'; '.join(wrong)}"
+        raise ConfigurationError([f"{source}: {reason}. They are not used."])
     assert isinstance(options, dict)
     return options
 
 
-# Settings that can name a file, or a data set of the hub, and how users name their own.
-NAMED_BY = {"data.contexts": "--conversations FILE (data.contexts)", "data.info": "--data.info FILE"}
-
-
 def resolve_paths(settings: dict[str, Any], source: Path, given: Collection[str]) -> dict[str, Any]:
-    """The settings of a file, those that name a file beside it with the whole path.
+    """Complete the paths in the settings of a file.
 
     Args:
         settings: From :func:`validate_settings`.
         source: The file that they are from.
         given: Settings that the user gives himself: they are left out.
 
+    Returns:
+        The settings; those that name a file beside ``source`` have the whole path.
+
     Raises:
-        ConfigurationError: Another file is named, or a data set of the hub, and the user does not give his own.
+        ConfigurationError: Another file or a data set of the hub is named, and the user does not give his own.
     """
-    kept = {name: value for name, value in settings.items() if name not in given}
-    problems = []
-    for name, option in NAMED_BY.items():
-        value = kept.get(name)
-        if value is None or value in (BUILTIN, LARGE) or value in INFO_CHOICES:
+    resolved = {name: value for name, value in settings.items() if name not in given}
+    wrong = []
+    for name in NAMED_BY.keys() & resolved.keys():
+        value = resolved[name]
+        if value is None or value in (*CONTEXTS, *INFO):
             continue
         path = source.parent / value
         beside = ".." not in path.parts and bool(inside_folder([path], source.parent))
         if value.startswith("hub:") or not beside or not os.path.isfile(path):  # Path.is_file may raise
-            problems.append(
+            wrong.append(
                 f"{source}: made with {name} {value[:200]!r}, which is no file in its folder. What such files name "
-                f"elsewhere is not followed: give it with {option}."
+                f"elsewhere is not followed: give it with {NAMED_BY[name]}."
             )
-        kept[name] = str(path)
-    if problems:
-        raise ConfigurationError(problems)
-    return kept
+        resolved[name] = str(path)
+    if wrong:
+        raise ConfigurationError(wrong)
+    return resolved

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from introspection_lit.report.shape import SHAPES
 from introspection_lit.utils.checksums import checksum_problem
 from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.utils.schema import problems
 
 RESULTS = "results.json"
 WRITER = "python -m introspection_lit test --config FILE"
@@ -47,7 +47,7 @@ def read(file: Path, needed: str = "sets") -> dict[str, Any]:
         raise ConfigurationError([f"{file}: JSON, but no results: {needed!r} is missing. Expected what '{WRITER}' writes."])
     if fault := checksum_problem(found):
         raise ConfigurationError([f"{file}: {fault}."])
-    if faults := list(islice(SHAPES[needed](found, ""), 5)):
+    if faults := problems(SHAPES[needed], found):
         raise ConfigurationError([f"{file}: results of another form than '{WRITER}' writes: {'; '.join(faults)}."])
     return found
 

@@ -9,20 +9,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from introspection_lit.evaluation.rungs import RUNGS
-from introspection_lit.utils.schema import Check, fields, listed, named, number, one_of
+from introspection_lit.utils.schema import FLAG, TEXT, Check, fields, listed, named, number
 
-NUMBER, SHARE, COUNT = number(), number(0, 1), number(0, whole=True)
+MAX = 1e9  # no number of ours is larger
+NUMBER, SHARE, COUNT = number(-MAX, MAX), number(0, 1), number(0, MAX, whole=True)
 SEED = number(0, 2**32 - 1, whole=True)
-STRENGTH, LAYER = number(0), number(0, 100_000, whole=True)
-TEXT, FLAG, BAND = one_of(str, "a text"), one_of(bool, "true or false"), listed(LAYER, 2)
-SHARES, NUMBERS, ENDS = listed(SHARE), listed(NUMBER), listed(SHARE, 2)
+STRENGTH, LAYER = number(0, MAX), number(0, 100_000, whole=True)
+SHARES, NUMBERS, ENDS, BAND = listed(SHARE), listed(NUMBER), listed(SHARE, 2), listed(LAYER, 2)
 RATES = dict.fromkeys(("auroc", "accuracy", "tpr", "fpr", "tpr_at_1pct_fpr", "mass", "recalibrated"), SHARE)
 RATES |= {f"{name}_interval": ENDS for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
 RATES |= dict.fromkeys(("n", "n_clean", "n_steered", "n_clean_distinct", "alarms"), COUNT)
 WORDS = dict.fromkeys(("kind", "vectors", "observer", "set", "name", "what", "expected", "question"), TEXT)
 ROW = WORDS | RATES | {"seen": FLAG, "held": FLAG, "band": BAND, "strength": STRENGTH}
 FIT = {"share": SHARE, "strength": STRENGTH, "interval": listed(STRENGTH, 2), "lapse": SHARE, "guess": SHARE}
-FIT |= {"location": NUMBER, "width": number(0)}
+FIT |= {"location": NUMBER, "width": number(0, MAX)}
 TESTED = RATES | {"dprime": NUMBER, "threshold": NUMBER, "p_yes_clean": SHARE, "p_yes_steered": SHARE}
 KIND = fields("kind seen", **ROW)
 CELL = fields("vectors band", **ROW)
@@ -65,7 +65,7 @@ EVIDENCE = fields(
     controls=listed(fields("name", **ROW)),
     factual=listed(fields("question", **ROW, **SAID, clean=NUMBER, steered=NUMBER, shift=NUMBER)),
     odd=listed(fields("kind", **ROW)),
-    lens=fields("", layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
+    lens=fields(layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
     side_effects=fields(
         perplexity=fields(off=LANGUAGE, on=LANGUAGE, change=NUMBER),
         factual=fields(off=FACTS, on=FACTS),
@@ -89,7 +89,7 @@ EVIDENCE = fields(
         loss=NUMBERS,
     ),
 )
-WHOLE = fields(
+RESULTS = fields(
     "sets",
     sets=test_sets,
     evidence=EVIDENCE,
@@ -97,16 +97,12 @@ WHOLE = fields(
     n_clean_distinct_total=COUNT,
     strengths=listed(STRENGTH, 2),
     kinds=named(listed(TEXT)),
-    strength_unit=TEXT,
-    command=TEXT,
-    base_model=TEXT,
-    checkpoint=TEXT,
-    adapter=TEXT,
+    **dict.fromkeys(("strength_unit", "command", "base_model", "checkpoint", "adapter"), TEXT),
 )
-SPREAD = fields(mean=NUMBER, sd=number(0), worst=NUMBER, worst_seed=SEED, values=NUMBERS)
+SPREAD = fields(mean=NUMBER, sd=number(0, MAX), worst=NUMBER, worst_seed=SEED, values=NUMBERS)
 # By the field that a file must have: results, several seeds, control adapters.
 SHAPES: Mapping[str, Check] = {
-    "sets": WHOLE,
+    "sets": RESULTS,
     "seeds": fields("seeds", seeds=listed(SEED), sets=named(named(SPREAD)), detection_strength=named(SPREAD)),
     "rows": fields("rows", rows=listed(fields("name", **ROW))),
 }

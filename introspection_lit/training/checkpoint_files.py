@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, with a seal over all that they hold, and checked whenever they are read."""
+"""Checkpoint files: written atomically, with a checksum over their content, and checked whenever they are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from introspection_lit.utils.tensor_hash import content_hash
 # What the weights of a training that has diverged are called, in the run's folder of checkpoints; not to be gone on from.
 DIVERGED = "diverged.ckpt"
 # Nested values of a checkpoint, each tensor one. Ours have some thousand.
-MOST_VALUES = 10**7
+MAX_VALUES = 10**7
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -71,90 +71,95 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of :func:`read_with_checksum`."""
+    return read_with_checksum(path)[0]
+
+
+def read_with_checksum(path: str | Path) -> tuple[dict[str, Any], bool]:
     """Read a checkpoint without running anything that it contains, and check that it is what was written.
 
     Args:
-        path: A file; one without a seal (older versions) is checked by the sums that its archive has of each part.
+        path: A file; one without a checksum (older versions) is checked by the sums that its archive has of each part.
 
     Returns:
-        Its content, on the CPU, without the seal.
+        Its content, on the CPU, without the checksum, and whether it had one.
 
     Raises:
-        ConfigurationError: It is not there, cut off, damaged, no checkpoint, or its adapter cannot be one.
+        ConfigurationError: It is not there, cut off, damaged, no checkpoint, or its adapter has impossible tensors.
     """
     path = Path(path)
     if not path.is_file():
         expected = "Expected a checkpoint written by fit, such as .../checkpoints/last.ckpt"
         raise ConfigurationError([f"ckpt_path: no such file: {path}. {expected}."])
+    problem, checkpoint = None, None
     try:
-        problem = _archive_problem(path)
-        with warnings.catch_warnings(), room_for(path):
-            warnings.simplefilter("ignore")  # of damage, too
-            checkpoint = None if problem else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch makes of a file that is damaged, or not one of its own
-        problem, checkpoint = _reason(error), None
+        if not zipfile.is_zipfile(path):
+            empty = path.stat().st_size == 0
+            problem = "it is empty" if empty else "it is cut off, or no checkpoint at all (no zip archive)"
+        else:
+            with warnings.catch_warnings(), room_for(path):
+                warnings.simplefilter("ignore")  # also those of damage
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of many types for a file that is damaged, or not one of its own
+        problem = _reason(error)
     if problem:
         raise ConfigurationError([f"ckpt_path: {path} cannot be read as a checkpoint: {problem}. Try another one."])
     if not isinstance(checkpoint, dict):
         raise ConfigurationError(["ckpt_path: the file is a checkpoint, but not one of introspection_lit."])
-    seal = checkpoint.pop(CHECKSUM, None)
+    checksum = checkpoint.pop(CHECKSUM, None)
     try:
-        many = _written_out(checkpoint, {}) > MOST_VALUES  # of tensors, the numbers are not counted
+        if _count_values(checkpoint, {}) > MAX_VALUES:
+            raise ValueError("too many values")
         with room_for(path):
-            sound = not many and (_parts_are_sound(path) if seal is None else seal == content_hash(checkpoint))
+            sound = _archive_is_sound(path) if checksum is None else checksum == content_hash(checkpoint)
     except (RuntimeError, TypeError, ValueError, MemoryError):  # RecursionError is a RuntimeError
-        sound = False  # it holds what none of ours does
+        sound = False  # no checkpoint of ours has such content
     if not sound:
-        raise ConfigurationError(
-            [f"ckpt_path: {path} does not hold what was written: {mismatch(f'its entry {CHECKSUM!r}')}."]
-        )
-    if problems := adapter_problems(checkpoint):
+        advice = mismatch(f"its entry {CHECKSUM!r}")
+        raise ConfigurationError([f"ckpt_path: {path} does not hold what was written: {advice}."])
+    if problems := lora_problems(checkpoint):
         raise ConfigurationError([f"ckpt_path: {path}: {problem}." for problem in problems])
-    return checkpoint
+    return checkpoint, checksum is not None
 
 
-def _archive_problem(path: Path) -> str | None:
-    if path.stat().st_size == 0:
-        return "it is empty"
-    return None if zipfile.is_zipfile(path) else "it is cut off, or no checkpoint at all (no zip archive)"
-
-
-def _written_out(value: Any, counted: dict[int, int]) -> int:
-    """Count nested values, those that are there more than once as often as they are: a few lists can be billions."""
+def _count_values(value: Any, counted: dict[int, int]) -> int:
+    """Count nested values; one that is there several times counts each time, since a few lists can be billions."""
     if not isinstance(value, dict | list | tuple):
         return 1
     if id(value) not in counted:
         counted[id(value)] = 1  # of one that is inside itself
         parts = [*value, *value.values()] if isinstance(value, dict) else value
-        counted[id(value)] += sum(_written_out(part, counted) for part in parts)
+        counted[id(value)] += sum(_count_values(part, counted) for part in parts)
     return counted[id(value)]
 
 
-def _parts_are_sound(path: Path) -> bool:
+def _archive_is_sound(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # of damage, zipfile has errors of many kinds
+    except Exception:  # zipfile raises errors of many types for a damaged archive
         return False
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, without its advice to unpickle the file all the same."""
-    if found := re.search(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+)", str(error)):
-        return f"it asks for {found[1]}, which no checkpoint needs: loading it could run somebody's code"
+    """Torch's reason, without its advice to unpickle the file all the same."""
+    if asked := re.search(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+)", str(error)):
+        return f"it asks for {asked[1]}, which no checkpoint needs: loading it could run somebody's code"
     return f"{type(error).__name__}; it may be cut off or damaged"
 
 
-def adapter_problems(checkpoint: Mapping[str, Any]) -> list[str]:
+def lora_problems(checkpoint: Mapping[str, Any]) -> list[str]:
     """Check the adapter of a checkpoint of ours by itself: its numbers are finite and its shapes those of its rank.
 
     Args:
-        checkpoint: Any; of one that is not ours nothing is said.
+        checkpoint: Any; one that is not ours is not checked.
     """
     identity, adapter = checkpoint.get("introspection"), checkpoint.get("state_dict")
     if not isinstance(identity, dict):
         return []
-    if not isinstance(adapter, dict) or not all(isinstance(name, str) and plain(adapter[name]) for name in adapter):
+    if not isinstance(adapter, dict) or not all(
+        isinstance(name, str) and is_dense_float(adapter[name]) for name in adapter
+    ):
         return ["it has no adapter: 'state_dict' is not made of plain tensors of floating-point numbers"]
     lora = identity.get("lora")
     rank = lora.get("r") if isinstance(lora, dict) and isinstance(lora.get("r"), int) else None
@@ -169,8 +174,8 @@ def adapter_problems(checkpoint: Mapping[str, Any]) -> list[str]:
     return [*problems[:3], *more]
 
 
-def plain(tensor: Any) -> bool:
-    """Whether it is a tensor of floating-point numbers, each of them there: a file can say that one number is millions."""
+def is_dense_float(tensor: Any) -> bool:
+    """Whether a value is a floating-point tensor on the CPU that stores all its numbers (a view can repeat one of them)."""
     return (
         isinstance(tensor, Tensor)
         and tensor.is_floating_point()

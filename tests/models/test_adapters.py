@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from introspection_lit.cli import main as command_line
+from introspection_lit.contexts.context import BUILTIN, LARGE
+from introspection_lit.models import recorded_settings
 from introspection_lit.models.adapters import DESCRIPTION
+from introspection_lit.tasks.questions import INFO_CHOICES
 from introspection_lit.utils.checksums import CHECKSUM
 
 
@@ -112,6 +115,12 @@ def test_adapter_is_asked_as_it_was_trained(
     assert json.loads((tmp_path / "ladder.json").read_text())["strengths"] == [1, 2]
 
 
+def test_settings_that_name_no_file_are_those_of_the_options() -> None:
+    """The packages that define them do not know the one that validates settings."""
+    assert recorded_settings.CONTEXTS == (BUILTIN, LARGE)
+    assert recorded_settings.INFO == INFO_CHOICES
+
+
 HOSTILE = {
     "trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": "os.abort"}}],
     "trainer.logger.init_args.save_dir": "/tmp/elsewhere",
@@ -151,10 +160,10 @@ def test_settings_of_strangers_are_not_believed(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": []}, "expected fields by name, got list"),
-        ({"trained_on": {}}, "'messages' is missing"),
+        ({"options": []}, "options is a list of 0, expected an object"),
+        ({"trained_on": {}}, "trained_on.messages is missing"),
         ({"threshold": 10**400}, "is damaged"),
-        ({"threshold": True}, "its threshold is True"),
+        ({"threshold": True}, "threshold is True, expected a number"),
     ],
 )
 def test_damaged_descriptions_are_refused(

@@ -309,6 +309,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"layers_to_transform": [1], "layers_pattern": "layers"},
     {"task_type": None},
     {"init_lora_weights": "orthogonal"},
+    {"alora_invocation_tokens": [3, 4]},
 )
 
 

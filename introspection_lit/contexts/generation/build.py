@@ -25,7 +25,6 @@ from introspection_lit.contexts.conversations import Phrasing, encode
 from introspection_lit.contexts.generation.passages import licence_files
 from introspection_lit.contexts.generation.sources import NEW, UNSEEN, fill
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.tasks.questions import QUESTION
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.files import cache_folder, write_file
@@ -54,7 +53,8 @@ class Lengths:
     def __call__(self, context: Context) -> int:
         """The tokens of turn 1, chat template included."""
         if context.key not in self.known:
-            self.known[context.key] = len(encode(self.tokenizer, context, QUESTION, Phrasing()).context_ids)
+            # Any question will do: the tokens of a context do not depend on it.
+            self.known[context.key] = len(encode(self.tokenizer, context, "Is it?", Phrasing()).context_ids)
         return self.known[context.key]
 
     def usable(self, context: Context) -> bool:
