@@ -1,4 +1,4 @@
-"""What the command line answers without Lightning, whose import takes seconds: the list of subcommands, and reports."""
+"""The parts of the command line that do not import Lightning, which takes seconds: the list of subcommands, and reports."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ Train a language model to notice when its activations are being steered, and mea
 options:
   -h, --help            Show this help message and exit.
   -c CONFIG, --config CONFIG
-                        YAML with a section for a subcommand; each subcommand has a --config of its own, too.
+                        YAML with a section for each subcommand; each subcommand also has its own --config.
 
 subcommands:
-  For more details of each subcommand, add it as an argument followed by --help. All but report take --print_config,
-  which prints the configuration after applying all other arguments and exits.
+  For the options of a subcommand, add --help after it. All except report accept --print_config, which prints the
+  configuration after applying all other arguments, and exits.
 
-    fit                 Train an adapter, with a validation every so often.
-    validate            Run the validation set, and say which threshold it would set.
-    test                Run the test sets and write results and report into the run's folder.
-    predict             Score the trials of a grid, and write them down.
-    report              Make an HTML page of the results of one run or several.
+    fit                 Train an adapter, with regular validations.
+    validate            Run the validation set and print the threshold that it would set.
+    test                Run the test sets and write results and a report into the run's folder.
+    predict             Score the trials of a grid and write them to a file.
+    report              Make an HTML page from the results of one run or several.
 """
 
 
 def answer(words: Sequence[str]) -> None:
-    """Answer a command line that needs no Lightning, and leave; come back from any other.
+    """Handle a command line that needs no Lightning, then exit; return for any other.
 
     Args:
         words: The command line, without the program's name.
 
     Raises:
-        SystemExit: As :func:`introspection_lit.report.command.main` raises it; 0 once all is said.
+        SystemExit: As :func:`introspection_lit.report.command.main` raises it; 0 on success.
     """
     if not words:
         return
