@@ -21,6 +21,7 @@ from introspection_lit.subcommands import answer
 from introspection_lit.training.callbacks.adapter_export import AdapterExport
 from introspection_lit.training.callbacks.best_checkpoint import BestCheckpoint
 from introspection_lit.training.callbacks.evidence import Evidence
+from introspection_lit.training.callbacks.finite_numbers import FiniteNumbers
 from introspection_lit.training.callbacks.interruption import Interruption
 from introspection_lit.training.callbacks.monitors import LearningRate, LogOddsFigure, TrialsPerSecond
 from introspection_lit.training.callbacks.out_of_memory import OutOfMemory, explained_memory
@@ -31,6 +32,7 @@ from introspection_lit.training.callbacks.writers import ConfigWriter, Predictio
 from introspection_lit.training.checkpoint_files import CheckpointFiles
 from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.training.options import DataOptions
 from introspection_lit.utils.config_files import (
     checkpoint_name_problems,
     empty_options,
@@ -106,7 +108,7 @@ class IntrospectionCLI(LightningCLI):
         """Check what no class has checked yet, before anything is made of it."""
         problems = seed_problems(self._get(self.config, "seed_everything"))
         problems += checkpoint_name_problems(self._get(self.config, "ckpt_path"))
-        groups = {"trainer": Trainer, "model": IntrospectionModule, "data": IntrospectionDataModule}
+        groups = {"trainer": Trainer, "model": IntrospectionModule, "data": DataOptions}
         groups |= {"checkpoint": BestCheckpoint, "evidence": Evidence}
         for group, made in groups.items():
             given = self._get(self.config, group)
@@ -137,7 +139,7 @@ class IntrospectionCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Tell the data module which checkpoint will be loaded, so that it is checked before the model is loaded."""
-        self.datamodule.checkpoint = self._get(self.config, "ckpt_path")
+        self.datamodule.run.checkpoint = self._get(self.config, "ckpt_path")
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # nobody has asked for another
             strategy.checkpoint_io = CheckpointFiles()
@@ -264,6 +266,7 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
                 RichProgressBar(),
                 LearningRate(),
                 TrialsPerSecond(),
+                FiniteNumbers(),
                 CurvesMayFail(),
                 Interruption(),
                 Watch(),

@@ -114,8 +114,8 @@ def benchmark(steps: pipeline.Steps) -> None:
     rows = sorted(written.glob("predictions*.jsonl"))
     compared = baseline.compare(baseline.read_rows(rows))
     summary = baseline.summarise(compared)
-    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule)}
-    results = {**described, "grid": asdict(cli.datamodule.grid), "summary": summary, "directions": compared}
+    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule.run)}
+    results = {**described, "grid": asdict(cli.datamodule.options.grid), "summary": summary, "directions": compared}
     text, figure = json.dumps(results, indent=1, allow_nan=False), baseline_figures.figure(compared, summary)
     with atomic_file(steps.folder / f"{name}.jsonl") as copied:
         copied.write_bytes(b"".join(path.read_bytes() for path in rows))

@@ -61,7 +61,7 @@ def evaluate(steps: pipeline.Steps) -> None:
         return
     ways = {name: ways[name] for name in ("untrained", "with info", "adapter") if name in ways}
     verdicts = [rungs.ladder_verdict(name, rows) for name, rows in ways.items()]
-    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule)}
+    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule.run)}
     results = {**described, "verdicts": verdicts, "ways": ways}
     write_file(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     save_figure(folder / "ladder.png", ladder.figure(ways))

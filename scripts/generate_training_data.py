@@ -56,7 +56,7 @@ def write(steps: pipeline.Steps) -> None:
     count = pipeline.as_arguments({"data.train_vectors": options.n_train_vectors})
     cli = attach(steps.command(["--data.bank", str(steps.bank)], count))
     data, base = cli.datamodule, cli.model.base
-    prepared = prepare(data)
+    prepared = prepare(data.run)
     train, bank = prepared.splits["train"], prepared.bank
     plan = train.plan
     assert bank is not None
@@ -64,9 +64,9 @@ def write(steps: pipeline.Steps) -> None:
     header = {
         "n": options.n_examples,
         "version": introspection_lit.__version__,
-        "options": data.training_options(),
+        "options": data.run.recorded_options(),
         "splits": {name: {"contexts": len(s.contexts), "vectors": s.plan.vectors} for name, s in prepared.splits.items()},
-        **manifest.settings(train, bank, base.name, base.revision or "", data.seed),
+        **manifest.settings(train, bank, base.name, base.revision or "", data.options.seed),
         **provenance(),
     }
 
@@ -77,7 +77,7 @@ def write(steps: pipeline.Steps) -> None:
                 yield manifest.row_of(2 * number + steered, trial, train, bank)
 
     def problems(path: Path) -> list[str]:
-        return ManifestPlan(Manifest(path), train, bank, data.seed).problems()
+        return ManifestPlan(Manifest(path), train, bank, data.options.seed).problems()
 
     manifest.write_manifest(path, header, rows(), problems)
     print(

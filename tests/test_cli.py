@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,7 @@ def test_fit_and_test_with_other_settings(run: Callable[..., IntrospectionCLI], 
     cli = run("fit", "--test_after_fit", "true", *options)
     assert 0 <= cli.model.summaries["validation"]["auroc"] <= 1
     if "--trainer.fast_dev_run" not in options:
-        assert set(cli.model.summaries) >= set(cli.datamodule.test_sets)
+        assert set(cli.model.summaries) >= set(cli.datamodule.options.test_sets)
 
 
 def test_qlora_on_the_cpu(run: Callable[..., IntrospectionCLI], tiny_folder: Callable[[str], Path]) -> None:
@@ -332,7 +333,8 @@ def test_workers_change_nothing(run: Callable[..., IntrospectionCLI]) -> None:
     """Two worker processes give the trials and tensors of none."""
     cli = run("validate", "--data.validation_trials", "24")
     inside = list(cli.datamodule.val_dataloader())
-    cli.datamodule.num_workers = 2
+    run = cli.datamodule.run
+    run.options = replace(run.options, num_workers=2)
     outside = list(cli.datamodule.val_dataloader())
     for a, b in zip(inside, outside, strict=True):
         assert a.trials == b.trials

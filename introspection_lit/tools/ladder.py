@@ -6,10 +6,10 @@ model told how it could notice, and the adapter.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ def climb(cli: IntrospectionCLI, adapter: bool) -> Iterator[tuple[Way, Summaries
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
     writers = [callback for callback in callbacks if isinstance(callback, ResultsWriter)]
     if not adapter:
-        data.info = "none"
+        data = _with_options(data, info="none")
     for callback in callbacks:
         if isinstance(callback, Evidence):
             callback.enabled = False
@@ -82,19 +82,20 @@ def climb(cli: IntrospectionCLI, adapter: bool) -> Iterator[tuple[Way, Summaries
             cli.trainer.test(module, datamodule=asked, verbose=False)
         if not way.adapter:
             module.threshold = threshold
-        yield way, {name: module.summaries[name] for name in RUNGS if name in data.test_sets}
+        yield way, {name: module.summaries[name] for name in RUNGS if name in data.options.test_sets}
 
 
 def _asked_otherwise(cli: IntrospectionCLI, data: IntrospectionDataModule, info: str | None) -> IntrospectionDataModule:
-    """The same data module, asking with another text before the question."""
-    if info is None or info == data.info:
+    """A data module that asks with another text before the question; the same one if the text is the same."""
+    if info is None or info == data.options.info:
         return data
-    asked = copy.copy(data)
-    asked.info = info
-    if data.bank_path is None:  # made in an earlier way, and saved there
-        asked.bank_path = run_folder(cli.trainer) / "vectors.safetensors"
-    asked.bank = asked.prepared = None
-    return asked
+    # The bank was measured for the way before, and saved in the run's folder.
+    bank = str(data.options.bank or run_folder(cli.trainer) / "vectors.safetensors")
+    return _with_options(data, info=info, bank=bank)
+
+
+def _with_options(data: IntrospectionDataModule, **changes: Any) -> IntrospectionDataModule:
+    return type(data)(**vars(replace(data.options, **changes)))
 
 
 def table(ways: Mapping[str, Summaries]) -> Table:

@@ -19,13 +19,13 @@ from introspection_lit.steering.clean_caches import GIB
 from introspection_lit.tasks.scoring import detection_loss
 from introspection_lit.training.cache_reuse import batch_cache
 from introspection_lit.training.distributed import is_sharded, smallest_of_all
-from introspection_lit.training.options import DEFAULT
+from introspection_lit.training.options import DEFAULT_BATCH_SIZE
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.memory_errors import free_unused, give_back, is_out_of_memory
 
 if TYPE_CHECKING:
     from introspection_lit.models.decoder_shape import Shape
-    from introspection_lit.training.datamodule import IntrospectionDataModule
+    from introspection_lit.training.run_context import RunContext
     from introspection_lit.trials.batch import TrialBatch
     from introspection_lit.trials.split import Split
 
@@ -56,35 +56,37 @@ def step_problems(batch_size: int | str, effective: int | None, world: int, accu
     return []
 
 
-def settle(data: IntrospectionDataModule) -> None:
-    """Set ``data.batch_size`` and the trainer's accumulation for a fit. The model must be loaded.
+def choose_batch_size(run: RunContext) -> None:
+    """Set the run's batch size and the trainer's accumulation for a fit. The model must be loaded.
 
     Raises:
         ConfigurationError: Not even two trials fit.
     """
-    trainer = data.running
-    effective = data.effective_batch
-    if data.given_batch_size == AUTO:
-        if data.share is None:  # a second fit would find the accumulation that the first has set
-            data.share = effective // trainer.world_size if effective else DEFAULT * trainer.accumulate_grad_batches
-        share = data.share
-        found = smallest_of_all(lambda: _largest(data, share))
+    trainer = run.trainer
+    effective = run.options.effective_batch
+    if run.options.batch_size == AUTO:
+        if run.trials_per_process is None:  # a second fit would find the accumulation that the first has set
+            run.trials_per_process = (
+                effective // trainer.world_size if effective else DEFAULT_BATCH_SIZE * trainer.accumulate_grad_batches
+            )
+        share = run.trials_per_process
+        found = smallest_of_all(lambda: _largest(run, share))
         if not found:
-            raise ConfigurationError([_no_room(data)])
-        data.batch_size = found
+            raise ConfigurationError([_no_room(run)])
+        run.batch_size = found
         effective = share * trainer.world_size
-        rank_zero_info(f"data.batch_size auto: {data.batch_size}, for steps of {effective} trials")
+        rank_zero_info(f"data.batch_size auto: {run.batch_size}, for steps of {effective} trials")
     if effective:
-        trainer.accumulate_grad_batches = effective // (trainer.world_size * data.batch_size)
+        trainer.accumulate_grad_batches = effective // (trainer.world_size * run.batch_size)
 
 
-def _largest(data: IntrospectionDataModule, share: int) -> int:
+def _largest(run: RunContext, share: int) -> int:
     """The largest even part of a process's share of a step that fits; 0 if none does."""
-    trainer = data.running
+    trainer = run.trainer
     if trainer.strategy.root_device.type == "cuda" and not is_sharded(trainer):
-        return largest_part(share, lambda size: fits(data, size))
+        return largest_part(share, lambda size: fits(run, size))
     # A process of FSDP cannot try alone, and on the CPU there is no error to be caught: the system ends the process.
-    most = _computed(data)
+    most = _computed(run)
     return largest_part(share, lambda size: size <= most)
 
 
@@ -94,14 +96,14 @@ def largest_part(share: int, fits: Callable[[int], bool]) -> int:
     return next((size for size in parts if fits(size)), 0)
 
 
-def fits(data: IntrospectionDataModule, size: int) -> bool:
+def fits(run: RunContext, size: int) -> bool:
     """Try a step on the longest contexts; adapter, gradients and all randomness are as they were, whatever happens."""
-    trained = [parameter for parameter in data.module.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in run.module.parameters() if parameter.requires_grad]
     gradients = [parameter.grad for parameter in trained]
     try:
         for parameter in trained:
             parameter.grad = None
-        _try_step(data, size, trained)
+        _try_step(run, size, trained)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -114,17 +116,17 @@ def fits(data: IntrospectionDataModule, size: int) -> bool:
     return True
 
 
-def _try_step(data: IntrospectionDataModule, size: int, trained: Sequence[Tensor]) -> None:
+def _try_step(run: RunContext, size: int, trained: Sequence[Tensor]) -> None:
     """Forward and backward, with room for all else that a step needs; its tensors are gone when it returns."""
-    module, device = data.module, data.running.strategy.root_device
+    module, device = run.module, run.trainer.strategy.root_device
     # Unlike Lightning's isolate_rng (2.6), this gives the states back after an error, too.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         # AdamW's averages, the gradients in DDP's buckets, and what is left alone for gaps in the allocator.
         room = [torch.empty_like(parameter, dtype=torch.float32) for parameter in [*trained] * 3]
         room.append(ballast(device))
-        with data.running.precision_plugin.forward_context():
-            batch = longest(data, size).to(device)
-            batch.cache = batch_cache(module, module, batch, share=False, adapter=data.prefill_adapter)
+        with run.trainer.precision_plugin.forward_context():
+            batch = longest(run, size).to(device)
+            batch.cache = batch_cache(module, module, batch, share=False, adapter=run.options.prefill_adapter)
             loss = detection_loss(module.answer_logits(batch), batch.answer_ids, batch.labels, module.loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -135,10 +137,9 @@ def ballast(device: torch.device) -> Tensor:
     return torch.empty(int((1 - USABLE) * total), dtype=torch.uint8, device=device)
 
 
-def longest(data: IntrospectionDataModule, size: int) -> TrialBatch:
+def longest(run: RunContext, size: int) -> TrialBatch:
     """The training batch that takes the most memory: each trial with its own cache, the longest contexts and question."""
-    split, bank = _largest_split(data), data.bank
-    assert bank is not None
+    split, bank = _largest_split(run), run.vector_bank
     lengths = split.lengths()
     asked = {
         (context, question): len(split.encoded(context, question).question_ids)
@@ -154,38 +155,38 @@ def longest(data: IntrospectionDataModule, size: int) -> TrialBatch:
     return split.collate(trials, bank)
 
 
-def _largest_split(data: IntrospectionDataModule) -> Split:
+def _largest_split(run: RunContext) -> Split:
     """What is trained on; in a benchmark, which trains nothing, one of its grids."""
-    return data.splits.get("train") or next(iter(data.splits.values()))
+    return run.splits.get("train") or next(iter(run.splits.values()))
 
 
-def needed(data: IntrospectionDataModule, size: int) -> tuple[Shape, Load]:
+def needed(run: RunContext, size: int) -> tuple[Shape, Load]:
     """What the memory of a step with micro-batches of a size is computed from."""
-    trainer, split, module = data.running, _largest_split(data), data.module
+    trainer, split, module = run.trainer, _largest_split(run), run.module
     strategy: Strategy = "one" if trainer.world_size == 1 else "ddp"
     if is_sharded(trainer):
         strategy = "fsdp"
     load = Load(
         batch=size,
         context=max(split.lengths()),
-        question=longest(data, 2).question_ids.shape[1],
+        question=longest(run, 2).question_ids.shape[1],
         precision=str(trainer.precision),
         strategy=strategy,
         world_size=trainer.world_size,
         recompute=module.recompute,
-        kept_contexts=len(split.contexts) if data.reuse.clean else 0,
+        kept_contexts=len(split.contexts) if run.options.reuse.clean else 0,
         kept_layers=len(set(split.plan.bands)),
         device="cuda" if trainer.strategy.root_device.type == "cuda" else "cpu",
     )
     return decoder_shape(load_config(module.base)), load
 
 
-def _computed(data: IntrospectionDataModule) -> int:
+def _computed(run: RunContext) -> int:
     """The largest micro-batch by the formula, with the memory of the device that is not in use yet."""
-    module, strategy = data.module, data.running.strategy
-    shape, load = needed(data, 2)
+    module, strategy = run.module, run.trainer.strategy
+    shape, load = needed(run, 2)
     free = USABLE * free_memory(strategy.root_device)
-    if not is_sharded(data.running):  # its weights are there already
+    if not is_sharded(run.trainer):  # its weights are there already
         free += estimate(shape, module.base, module.lora, load).weights
     return largest_batch(shape, module.base, module.lora, load, free)
 
@@ -200,10 +201,10 @@ def free_memory(device: torch.device) -> int:
     return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def _no_room(data: IntrospectionDataModule) -> str:
-    shape, load = needed(data, 2)
-    parts = estimate(shape, data.module.base, data.module.lora, load)
-    sharded = is_sharded(data.running)
+def _no_room(run: RunContext) -> str:
+    shape, load = needed(run, 2)
+    parts = estimate(shape, run.module.base, run.module.lora, load)
+    sharded = is_sharded(run.trainer)
     more = "take more GPUs" if sharded else "share the model out (configs/fsdp.yaml)"
     return (
         f"data.batch_size auto: not even two trials fit. By computation they need {parts.device / GIB:.1f} GiB, "

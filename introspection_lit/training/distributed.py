@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
 
-# What a process says that could not look for a size.
+T = TypeVar("T")
+
+# The size that a process reports if its search has failed.
 FAILED = -1
 
 
@@ -46,25 +47,13 @@ def smallest_of_all(find: Callable[[], int]) -> int:
     return int(min(sizes))
 
 
-def gathered(own: Any) -> list[Any]:
-    """Something of every process, this one's included."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def gather_objects(own: T) -> list[T]:
+    """Collective: the picklable objects of all processes, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
         return [own]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, own)
-    return parts
-
-
-T = TypeVar("T")
-
-
-def _gathered(trainer: Trainer, own: T) -> list[T]:
-    """What each process has."""
-    if trainer.world_size == 1:
-        return [own]
-    everyone: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(everyone, own)
-    return everyone
+    objects: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(objects, own)
+    return objects
 
 
 def is_sharded(trainer: Trainer) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -14,16 +14,14 @@ from introspection_lit.contexts.generation.build import large_contexts
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.splits import made_odd, mixed, split_contexts, split_problems, spread
 from introspection_lit.models.adapters import adapter_problems
-from introspection_lit.models.base_model import MOST_ROWS, MOST_WORKERS, lora_problems, nf4_on_cpu_problems
+from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_tokenizer
-from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, Bands, resolve_bands, strength_problems
+from introspection_lit.steering.bands import Bands, resolve_bands
 from introspection_lit.steering.vector_bank import (
     OPTIONAL_SPLITS,
     RANDOM_SPLITS,
     VectorBank,
     bank_size_problems,
-    name_problem,
-    shown,
 )
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
 from introspection_lit.tasks.wording import (
@@ -36,10 +34,11 @@ from introspection_lit.tasks.wording import (
 )
 from introspection_lit.training import checks
 from introspection_lit.training.batch_size import step_problems
-from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.fsdp import strategy_problems
+from introspection_lit.training.options import DEFAULT_VECTORS
+from introspection_lit.training.run_context import Experiment, RunContext
 from introspection_lit.trials import leaks
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
 from introspection_lit.trials.manifest import disagreements, settings
@@ -48,208 +47,146 @@ from introspection_lit.trials.plans import OncePlan, TrialPlan
 from introspection_lit.trials.replay import chosen_trials
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import SOURCES, Source
-from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import Problems
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-    from introspection_lit.training.datamodule import IntrospectionDataModule
-
-
-class Prepared(NamedTuple):
-    """What :func:`prepare` makes: everything but the model and a bank that has to be measured on it.
-
-    Attributes:
-        splits: By name.
-        bank: The bank, if one was given.
-        wording: What is asked, and how.
-        norm_contexts: Clean contexts, tokenised, on which residual norms can be measured.
-        replayed: The trials that ``data.replay`` names.
-    """
-
-    splits: dict[str, Split]
-    bank: VectorBank | None
-    wording: Wording
-    norm_contexts: list[list[int]]
-    replayed: list[Trial]
 
 
 # Clean contexts on which the residual norms are measured.
 NORM_CONTEXTS = 32
 
 
-def prepare(data: IntrospectionDataModule) -> Prepared:
+def prepare(run: RunContext) -> Experiment:
     """Read contexts, tokenizer, bank and manifest, check everything, and deal out the splits.
 
     Args:
-        data: Its options, and the module and trainer that it is attached to.
+        run: Its options, and the module and trainer that it is attached to.
 
     Raises:
         ConfigurationError: Anything is wrong; all problems at once.
     """
-    found, base = Problems(), data.module.base
-    _check_numbers(data, found)
-    _check_run(data, found)
-    bank = found.attempt(VectorBank.load, data.bank_path) if data.bank_path else None
+    found, base = Problems(), run.module.base
+    _check_subcommand(run, found)
+    _check_run(run, found)
+    bank = found.attempt(VectorBank.load, run.options.bank_path) if run.options.bank_path else None
     config = found.attempt(load_config, base)
     tokenizer = found.attempt(load_tokenizer, base) if config else None
-    dealt = _deal_contexts(data, tokenizer, found)
-    bands = _check_model(data, config, bank, found) if config else None
+    dealt = _deal_contexts(run, tokenizer, found)
+    bands = _check_model(run, config, bank, found) if config else None
     words = None
     if config and tokenizer and dealt:
         every_context = [context for group in dealt.values() for context in group]
-        words = found.attempt(build_wording, _wording_options(data), every_context, config, tokenizer)
+        words = found.attempt(build_wording, _wording_options(run), every_context, config, tokenizer)
     found.raise_if_any()
     assert dealt and bands and words  # noqa: PT018 - a missing one is a problem, and raised by now
-    usable = _leave_out(data, dealt, words, found)
-    sizes = {split: count or DEFAULT_VECTORS[split] for split, count in data.vector_counts.items()}
-    sizes |= dict.fromkeys(("concept", "concept_pca"), len(data.concepts))
+    usable = _leave_out(run, dealt, words, found)
+    sizes = {split: count or DEFAULT_VECTORS[split] for split, count in run.options.vector_counts.items()}
+    sizes |= dict.fromkeys(("concept", "concept_pca"), len(run.options.concepts))
     if bank:
         sizes = {
-            split: min(data.vector_counts.get(split) or len(rows), len(rows)) for split, rows in bank.directions.items()
+            split: min(run.options.vector_counts.get(split) or len(rows), len(rows))
+            for split, rows in bank.directions.items()
         }
-    if data.grid is not None and data.running.state.fn == "predict":
-        splits = _build_grid(data, usable, sizes, words, bands, found)
+    if run.options.grid is not None and run.trainer.state.fn == "predict":
+        splits = _build_grid(run, usable, sizes, words, bands, found)
     else:
-        names = ["train", "validation", *data.test_sets]
-        splits = {name: _build_split(data, name, usable, sizes, words, bands) for name in names}
+        names = ["train", "validation", *run.options.test_sets]
+        splits = {name: _build_split(run, name, usable, sizes, words, bands) for name in names}
         if "newquestions" in splits:
             found.add(heldout_problems(splits["train"].all_asked(), splits["newquestions"].questions))
-        if data.manifest_path and bank:
-            _take_manifest(data, splits, bank, found)
+        if run.options.manifest_path and bank:
+            _take_manifest(run, splits, bank, found)
     found.raise_if_any()
-    replayed = found.attempt(chosen_trials, data.replay, splits) if data.replay is not None else []
+    replayed = found.attempt(chosen_trials, run.options.replayed, splits) if run.options.replayed is not None else []
     found.raise_if_any()
     source = usable.get("train") or usable["all"]
     norm_contexts = spread(source, NORM_CONTEXTS)
     clean = [encode(words.tokenizer, c, words.questions["train"][0], words.phrasing) for c in norm_contexts]
-    return Prepared(splits, bank, words, [encoded.context_ids for encoded in clean], replayed or [])
+    return Experiment(splits, bank, words, [encoded.context_ids for encoded in clean], replayed or [])
 
 
 # How many contexts a grid has, if they are not the user's own and nobody says how many.
 DEFAULT_CONTEXTS = 8
-# How many random directions a bank gets when it is made and nobody says how many.
-DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
 
 
-def _wording_options(data: IntrospectionDataModule) -> WordingOptions:
-    return WordingOptions(
-        questions=data.questions,
-        heldout_questions=data.heldout_questions,
-        answers=data.answers,
-        answer_prefix=data.answer_prefix,
-        system_prompt=data.system_prompt,
-        info=data.info,
-        concepts=data.concepts,
-        max_context_tokens=data.max_context_tokens,
-        test_sets=data.test_sets,
-    )
+def _wording_options(run: RunContext) -> WordingOptions:
+    return WordingOptions(**{option.name: getattr(run.options, option.name) for option in fields(WordingOptions)})
 
 
 def _deal_contexts(
-    data: IntrospectionDataModule, tokenizer: PreTrainedTokenizerBase | None, found: Problems
+    run: RunContext, tokenizer: PreTrainedTokenizerBase | None, found: Problems
 ) -> dict[str, list[Context]] | None:
     """Contexts by split; in a grid, conversations of the user's own are all taken, as ``all``."""
-    if LARGE in (data.contexts_source, data.test_contexts) and (tokenizer is None or found.found):
+    if LARGE in (run.options.contexts, run.options.test_contexts) and (tokenizer is None or found.found):
         return None  # making it takes a while, and this run cannot start
 
     def load(source: str) -> list[Context]:
         if source == LARGE and tokenizer is not None:
-            return large_contexts(tokenizer, data.max_context_tokens, told=data.running.is_global_zero)
+            return large_contexts(tokenizer, run.options.max_context_tokens, told=run.trainer.is_global_zero)
         return load_contexts(source)
 
-    contexts = found.attempt(load, data.contexts_source)
-    tests = found.attempt(load, data.test_contexts) if data.test_contexts is not None else None
-    if not contexts or data.seed < 0:
+    contexts = found.attempt(load, run.options.contexts)
+    tests = found.attempt(load, run.options.test_contexts) if run.options.test_contexts is not None else None
+    if not contexts or run.options.seed < 0:
         return None
-    dealt = found.attempt(split_contexts, contexts, data.seed, data.validation_kinds, data.test_kinds)
+    dealt = found.attempt(split_contexts, contexts, run.options.seed, *run.options.held_out_kinds)
     if dealt and tests:
         dealt |= dict.fromkeys(("seen", "heldout", "concept", "newkinds"), tests)
-    if dealt and "odd" in data.test_sets:
-        dealt["odd"] = made_odd(dealt["heldout"], data.seed)
-    if dealt and data.grid is not None:
-        dealt["all"] = tests or (contexts if data.contexts_source not in (BUILTIN, LARGE) else dealt["heldout"])
+    if dealt and "odd" in run.options.test_sets:
+        dealt["odd"] = made_odd(dealt["heldout"], run.options.seed)
+    if dealt and run.options.grid is not None:
+        dealt["all"] = tests or (contexts if run.options.contexts not in (BUILTIN, LARGE) else dealt["heldout"])
     return dealt
 
 
-def _check_numbers(data: IntrospectionDataModule, found: Problems) -> None:
-    """Counts, sizes and ranges, and that there are questions and concepts."""
-    counts = {f"{split}_vectors": count for split, count in data.vector_counts.items() if count is not None}
-    counts |= {"max_context_tokens": data.max_context_tokens}
-    sizes = {"eval_batch_size": data.eval_batch_size}
-    sizes |= {"trials_per_epoch": data.trials["train"], "validation_trials": data.trials["validation"]}
-    sizes |= {f"test_trials.{name}": data.trials[name] for name in data.test_sets}
-    found.add(checks.count_problems(counts, sizes, data.test_sets))
-    found.add(strength_problems("strengths", data.strengths))
-    if not data.test_doses or any(strength_problems("test_doses", (dose, dose)) for dose in data.test_doses):
-        expected = f"Expected some strengths, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
-        found.add([f"data.test_doses: got {data.test_doses}. {expected}."])
-    if data.test_strengths != data.strengths:
-        found.add(strength_problems("test_strengths", data.test_strengths))
-    if data.grid is not None:
-        found.add(data.grid.problems())
-    found.add(data.reuse.problems())
-    if data.replay is not None and (data.grid is not None or data.running.state.fn not in (None, "predict")):
-        found.add([f"data.replay: got {data.replay}. Expected it with predict alone, and without data.grid."])
-    trainer = data.running
-    world, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-    if trainer.state.fn in (None, "fit"):
-        found.add(step_problems(data.given_batch_size, data.effective_batch, world, accumulated))
-    if data.seed < 0 or data.num_workers < 0:
-        found.add([f"data.seed, data.num_workers: got {data.seed} and {data.num_workers}. Expected 0 or more."])
-    limits = {"num_workers": MOST_WORKERS, "eval_batch_size": MOST_ROWS, "batch_size": MOST_ROWS}
-    found.add(
-        f"data.{option}: got {getattr(data, option)}. Expected at most {most}."
-        for option, most in limits.items()
-        if getattr(data, option) > most
-    )
-    if data.grid is not None and trainer.state.fn not in (None, "predict"):
+def _check_subcommand(run: RunContext, problems: Problems) -> None:
+    """Check the options of the data by themselves, and against the subcommand and the number of processes."""
+    options, trainer, subcommand = run.options, run.trainer, run.trainer.state.fn
+    problems.add(options.problems())
+    if options.replay is not None and (options.grid is not None or subcommand not in (None, "predict")):
+        problems.add([f"data.replay: got {options.replayed}. Expected it with predict alone, and without data.grid."])
+    if subcommand in (None, "fit"):
+        accumulated = trainer.accumulate_grad_batches
+        problems.add(step_problems(options.batch_size, options.effective_batch, trainer.world_size, accumulated))
+    if options.grid is not None and subcommand not in (None, "predict"):
         rank_zero_warn("data.grid: only predict runs through it.")
-    if any(not concept.strip() for concept in data.concepts):
-        found.add(["data.concepts: got an empty one. Expected words or phrases."])
-    found.add(f"data.concepts: {shown(c)!r}: {problem}" for c in data.concepts if c and (problem := name_problem(c)))
-    if len(data.concepts) < 3 or len(set(data.concepts)) < len(data.concepts):
-        wanted = "Expected at least three different ones: they are centred over each other, and two would be opposites"
-        found.add([f"data.concepts: got {data.concepts}. {wanted}."])
-    if data.manifest_path and not data.bank_path:
-        found.add(["data.manifest: needs data.bank too, the bank whose vectors it names."])
 
 
-def _check_run(data: IntrospectionDataModule, found: Problems) -> None:
+def _check_run(run: RunContext, found: Problems) -> None:
     """Optimiser, precision, the checkpoint to be loaded and the folder to be written."""
-    trainer, module = data.running, data.module
+    trainer, module = run.trainer, run.module
     found.add(module.problems())
     found.add(checks.trainer_problems(trainer))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Evidence) and trainer.state.fn in ("fit", "test"):
+        if hasattr(callback, "problems") and trainer.state.fn in ("fit", "test"):
             found.add(callback.problems())
     found.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision), trainer.world_size))
-    loops = {name: getattr(trainer, name).state_dict() for name in LOOPS.values()} if data.checkpoint else None
-    found.add(checkpoint_problems(data.checkpoint, module.identity(), trainer.state.fn or "fit", loops))
+    loops = {name: getattr(trainer, name).state_dict() for name in LOOPS.values()} if run.checkpoint else None
+    found.add(checkpoint_problems(run.checkpoint, module.identity(), trainer.state.fn or "fit", loops))
     if module.adapter is not None:
-        found.add(adapter_problems(module.adapter, module.base, data.checkpoint, trainer.state.fn == "fit"))
+        found.add(adapter_problems(module.adapter, module.base, run.checkpoint, trainer.state.fn == "fit"))
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         # A job that SLURM has requeued goes on in its folder, from the checkpoint that Lightning finds by itself.
-        resuming = data.checkpoint is not None or "SLURM_RESTART_COUNT" in os.environ
+        resuming = run.checkpoint is not None or "SLURM_RESTART_COUNT" in os.environ
         found.add(checks.run_folder_problems(trainer.log_dir, resuming))
 
 
 def _check_model(
-    data: IntrospectionDataModule, config: PretrainedConfig, bank: VectorBank | None, found: Problems
+    run: RunContext, config: PretrainedConfig, bank: VectorBank | None, found: Problems
 ) -> tuple[Bands, Bands, Bands] | None:
     """What depends on the model's shape; returns the bands of training, of the tests and of the grid as layer numbers."""
-    base, layers = data.module.base, config.num_hidden_layers
-    found.add(lora_problems(data.module.lora, layers))
-    found.add(nf4_on_cpu_problems(base, config, data.running.strategy.root_device.type))
+    base, layers = run.module.base, config.num_hidden_layers
+    found.add(lora_problems(run.module.lora, layers))
+    found.add(nf4_on_cpu_problems(base, config, run.trainer.strategy.root_device.type))
     if bank:
         misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
         found.add(misfits or leaks.between_splits(bank))
         bank = None if misfits else bank  # what does not fit cannot be looked into
     if bank:
-        found.add(bank_size_problems(bank, data.vector_counts))
-    wanted = [SOURCES[name].vectors for name in data.test_sets if name in SOURCES]
-    wanted += data.grid.vectors if data.grid is not None else []
+        found.add(bank_size_problems(bank, run.options.vector_counts))
+    wanted = [SOURCES[name].vectors for name in run.options.test_sets if name in SOURCES]
+    wanted += run.options.grid.vectors if run.options.grid is not None else []
     have = bank.directions if bank else ("train", "validation", "heldout", "concept", "concept_pca")
     found.add(
         f"data.bank: has no directions of {split!r}, which a test set or the grid asks for. Make it with "
@@ -257,48 +194,48 @@ def _check_model(
         for split in dict.fromkeys(wanted)
         if split in OPTIONAL_SPLITS and split not in have
     )
-    bands = test_bands = found.attempt(resolve_bands, data.bands, layers)
-    if data.test_bands != data.bands:
-        test_bands = found.attempt(resolve_bands, data.test_bands, layers, "test_bands")
+    bands = test_bands = found.attempt(resolve_bands, run.options.bands, layers)
+    if run.options.bands_of_tests != run.options.bands:
+        test_bands = found.attempt(resolve_bands, run.options.bands_of_tests, layers, "test_bands")
     grid_bands = bands
-    if data.grid is not None:
-        grid_bands = found.attempt(resolve_bands, data.grid.bands, layers, "grid.bands")
-    steered = test_bands if "imported" in data.test_sets else ()
-    steered = grid_bands if data.grid is not None and "imported" in data.grid.vectors else steered
+    if run.options.grid is not None:
+        grid_bands = found.attempt(resolve_bands, run.options.grid.bands, layers, "grid.bands")
+    steered = test_bands if "imported" in run.options.test_sets else ()
+    steered = grid_bands if run.options.grid is not None and "imported" in run.options.grid.vectors else steered
     if bank and "imported" in bank.directions:
         found.add(bank.unreached(steered or ()))
     return (bands, test_bands, grid_bands) if bands and test_bands and grid_bands else None
 
 
 def _leave_out(
-    data: IntrospectionDataModule, dealt: dict[str, list[Context]], words: Wording, found: Problems
+    run: RunContext, dealt: dict[str, list[Context]], words: Wording, found: Problems
 ) -> dict[str, list[Context]]:
     """Contexts by split without those that are too long or would fake turns; of a grid, the ones that it runs in."""
-    in_grid = data.grid is not None and data.running.state.fn == "predict"
+    in_grid = run.options.grid is not None and run.trainer.state.fn == "predict"
     first = words.questions["train"][0]
     parts = {name: group for name, group in dealt.items() if in_grid == (name == "all")}
     usable = {
-        name: keep_usable(words.tokenizer, group, first, words.phrasing, data.max_context_tokens)
+        name: keep_usable(words.tokenizer, group, first, words.phrasing, run.options.max_context_tokens)
         for name, group in parts.items()
     }
     before, after = (sum(len(part) for name, part in groups.items() if name != "odd") for groups in (parts, usable))
     if after < before:
         given = [context for name, group in parts.items() if name != "odd" for context in group]
         controlled = sum(fakes_turns(words.tokenizer, context, first, words.phrasing) for context in given)
-        long = f"{before - after - controlled} longer than {data.max_context_tokens} tokens"
+        long = f"{before - after - controlled} longer than {run.options.max_context_tokens} tokens"
         reason = f"{long}, {controlled} with control tokens or other text that the chat template would not leave as text"
         rank_zero_info(f"left out: {before - after} of {before} contexts ({reason})")
     for source in SOURCES.values():
         if "+" in source.contexts and not in_grid:
             usable[source.contexts] = mixed([usable[part] for part in source.contexts.split("+")])
-    needed = ["all"] if in_grid else [SOURCES[name].contexts for name in ("train", "validation", *data.test_sets)]
+    needed = ["all"] if in_grid else [SOURCES[name].contexts for name in ("train", "validation", *run.options.test_sets)]
     found.add(split_problems(usable, needed, before - after))
     found.raise_if_any()
     return usable
 
 
 def _build_split(
-    data: IntrospectionDataModule,
+    run: RunContext,
     name: str,
     usable: dict[str, list[Context]],
     sizes: dict[str, int],
@@ -306,29 +243,29 @@ def _build_split(
     bands: tuple[Bands, Bands, Bands],
 ) -> Split:
     """Make one split; validation draws bands and strengths as training does, since the threshold is set on it."""
-    source, tested = SOURCES[name], name in data.test_sets
+    source, tested = SOURCES[name], name in run.options.test_sets
     contexts, questions = usable[source.contexts], words.questions[source.questions]
-    counts = (data.seed, name, len(contexts), len(questions), sizes[source.vectors], bands[tested])
+    counts = (run.options.seed, name, len(contexts), len(questions), sizes[source.vectors], bands[tested])
     plan: TrialPlan | OncePlan
     if source.doses:
-        steps = tuple(data.test_doses)
-        plan = OncePlan(*counts, (min(steps), max(steps)), data.trials[name], steps)
-    elif tested and data.test_clean == "once":
-        plan = OncePlan(*counts, data.test_strengths, data.trials[name])
+        steps = tuple(run.options.test_doses)
+        plan = OncePlan(*counts, (min(steps), max(steps)), run.trial_counts[name], steps)
+    elif tested and run.options.test_clean == "once":
+        plan = OncePlan(*counts, run.options.strengths_of_tests, run.trial_counts[name])
     else:
-        plan = TrialPlan(*counts, data.test_strengths if tested else data.strengths)
-    total = None if name == "train" else data.trials[name]
+        plan = TrialPlan(*counts, run.options.strengths_of_tests if tested else run.options.strengths)
+    total = None if name == "train" else run.trial_counts[name]
     phrasing, answer_ids = words.phrasing, words.answer_ids
     if source.questions == "swapped":
         phrasing, answer_ids = replace(phrasing, answers=phrasing.answers[::-1]), answer_ids[::-1]
     roles = [CLEAR_YES] * len(TRUE_QUESTIONS) + [CLEAR_NO] * len(FALSE_QUESTIONS) if source.questions == "factual" else ()
     asked = (contexts, questions, words.tokenizer, phrasing, answer_ids)
-    control = data.control if name == "train" else "none"
-    return Split(name, plan, *asked, data.strength_unit, source, roles, total, data.seed, control)
+    control = run.options.control if name == "train" else "none"
+    return Split(name, plan, *asked, run.options.strength_unit, source, roles, total, run.options.seed, control)
 
 
 def _build_grid(
-    data: IntrospectionDataModule,
+    run: RunContext,
     usable: dict[str, list[Context]],
     sizes: dict[str, int],
     words: Wording,
@@ -336,7 +273,7 @@ def _build_grid(
     found: Problems,
 ) -> dict[str, Split]:
     """A split for each condition and kind of vector of the grid."""
-    grid, splits = data.grid, {}
+    grid, splits = run.options.grid, {}
     assert grid is not None
     available = len(usable["all"])
     own = any(context.asked for context in usable["all"])
@@ -358,29 +295,29 @@ def _build_grid(
         found.add(control_tokens_in(words.tokenizer, [text], "data.grid.info"))
         phrasing = replace(words.phrasing, info=text)
         longest = longest_question(words.tokenizer, questions, phrasing)
-        found.add(window_problems(data.max_context_tokens, longest, load_config(data.module.base)))
+        found.add(window_problems(run.options.max_context_tokens, longest, load_config(run.module.base)))
         for vectors in grid.vectors:
             name = split_name(info, vectors)
             count = min(grid.random_vectors, sizes[vectors]) if vectors in RANDOM_SPLITS else sizes[vectors]
             plan = GridPlan(name, len(contexts), len(questions), count, bands[2], tuple(grid.strengths))
             asked = (contexts, questions, words.tokenizer, phrasing, words.answer_ids)
             roles = grid.roles(len(detection))
-            leads = not is_sharded(data.running)
+            leads = not is_sharded(run.trainer)
             source = Source(vectors, "all")
-            splits[name] = Split(name, plan, *asked, data.strength_unit, source, roles, plan.total, leads=leads)
+            splits[name] = Split(name, plan, *asked, run.options.strength_unit, source, roles, plan.total, leads=leads)
     return splits
 
 
-def _take_manifest(data: IntrospectionDataModule, splits: dict[str, Split], bank: VectorBank, found: Problems) -> None:
+def _take_manifest(run: RunContext, splits: dict[str, Split], bank: VectorBank, found: Problems) -> None:
     """Let the training split have the trials of the manifest."""
-    manifest = found.attempt(Manifest, data.manifest_path)
+    manifest = found.attempt(Manifest, run.options.manifest_path)
     if manifest is None:
         return
-    base, train = data.module.base, splits["train"]
-    wrong = disagreements(manifest.header, settings(train, bank, base.name, base.revision or "", data.seed))
+    base, train = run.module.base, splits["train"]
+    wrong = disagreements(manifest.header, settings(train, bank, base.name, base.revision or "", run.options.seed))
     found.add(wrong)
     if not wrong:
-        plan = ManifestPlan(manifest, train, bank, data.seed)
+        plan = ManifestPlan(manifest, train, bank, run.options.seed)
         found.add(plan.problems())
         splits["train"] = replace(train, plan=plan)
-        data.trials["train"] = manifest.total
+        run.trial_counts["train"] = manifest.total

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     from introspection_lit.models.base_model import BaseModel
-    from introspection_lit.training.module import IntrospectionModule
 
 
 # The first torch whose FSDP can write flat weights back that are not sharded (pytorch pull request 154369).
@@ -120,7 +119,7 @@ class ShardedStrategy(FSDPStrategy):
 
         if self.root is not None and self.root.module is model:
             return self.root
-        module = cast("IntrospectionModule", model)
+        module = cast("Any", model)  # IntrospectionModule: its layers and its model
         layers, matrices = set(module.layers), set(adapter_matrices(module.model))
         if problems := dtype_problems(module, layers | matrices):
             raise ConfigurationError(problems)
@@ -208,7 +207,7 @@ StrategyRegistry.register(
 )
 
 
-def adapter_shapes(module: IntrospectionModule) -> Mapping[str, torch.Size]:
+def adapter_shapes(module: LightningModule) -> Mapping[str, torch.Size]:
     """The shapes of the adapter's tensors, whole, by the names that they have in one process."""
     strategy = module.trainer.strategy
     if isinstance(strategy, ShardedStrategy) and strategy.shapes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,19 +19,47 @@ from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.tasks.scoring import detection_loss, log_odds, mass
-from introspection_lit.training.callbacks.finite_numbers import Predictions, Scored, broken_scores, check_step
 from introspection_lit.training.checkpoint_checks import identity_problems
 from introspection_lit.training.distributed import leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
 from introspection_lit.training.fsdp_shards import plain_name
-from introspection_lit.training.run_context import data_of
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.test_sets import SOURCES, TEST_SETS
-from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.trials.trial import Trial
+from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.seeds import generator
 
 if TYPE_CHECKING:
     from introspection_lit.utils.lazy_types import PeftModel, PreTrainedModel
+
+
+class Scored(NamedTuple):
+    """What a training batch has given.
+
+    Attributes:
+        trials: Its trials.
+        loss: ``()``.
+        scores: Log-odds, ``(batch,)``.
+        masses: ``(batch,)``.
+    """
+
+    trials: list[Trial]
+    loss: Tensor
+    scores: Tensor
+    masses: Tensor
+
+    def broken(self) -> list[Trial]:
+        """The trials whose own scores are NaN or infinite."""
+        finite = (self.scores.isfinite() & self.masses.isfinite()).tolist()
+        return [trial for trial, is_finite in zip(self.trials, finite, strict=True) if not is_finite]
+
+
+# Makes the error for scores that are NaN or infinite, of a split and the numbers of its trials.
+ExplainNotFinite = Callable[[str, list[int], NotFinite], RunError]
+
+
+def _explain_not_finite(split: str, numbers: list[int], error: NotFinite) -> RunError:
+    return RunError([f"{split}: {error.problems[0]} First trial {min(numbers)}."])
 
 
 class IntrospectionModule(LightningModule):
@@ -79,8 +107,8 @@ class IntrospectionModule(LightningModule):
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
         self.metrics_of("validation").max_fpr = max_fpr
         self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
-        self.scored: list[Scored] = []  # the batches of the step that is being made
-        self.predictions = Predictions()
+        self.scored: list[Scored] = []  # the batches since the last optimiser step; FiniteNumbers checks and empties it
+        self.explain: ExplainNotFinite = _explain_not_finite  # FiniteNumbers replaces it by one that knows the trials
         self.shape = {
             "r": lora.r,
             "alpha": lora.alpha,
@@ -155,22 +183,13 @@ class IntrospectionModule(LightningModule):
         return metrics
 
     def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:
-        """The loss of a training batch; whether it is a number is checked once the step is complete."""
+        """The loss of a training batch; the callback FiniteNumbers checks it once the optimiser step is complete."""
         loss, scores, masses = self._step(batch)
         self.scored.append(Scored(batch.trials, loss.detach(), scores, masses))
         size = len(batch.trials)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
         self.log("train/mass_step", masses.mean(), sync_dist=True, batch_size=size)
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check the step that is about to be made.
-
-        Raises:
-            RunError: A loss, a score or the gradient is not finite.
-        """
-        scored, self.scored = self.scored, []
-        check_step(self, scored)
 
     def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:
         """Score a validation batch."""
@@ -187,27 +206,9 @@ class IntrospectionModule(LightningModule):
 
         Returns:
             ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
-
-        Raises:
-            RunError: A score is not finite; unless trials are replayed, to look at just that. Several processes stop
-                together, once all trials are scored.
         """
         _, scores, masses = self._step(batch, gather=False)
-        if data_of(self.trainer).replay is None:
-            self.predictions.check(self, batch, scores, masses)
         return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
-
-    def on_predict_start(self) -> None:
-        """Nothing is predicted yet."""
-        self.predictions = Predictions()
-
-    def on_predict_epoch_end(self) -> None:
-        """Stop, if any process has scores that are not finite.
-
-        Raises:
-            RunError: One has.
-        """
-        self.predictions.check_all(self)
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the training trials since the last time, decided at 0."""
@@ -243,8 +244,7 @@ class IntrospectionModule(LightningModule):
         try:
             summary = self.summaries[split] = metrics.compute()
         except NotFinite as error:
-            plan, numbers = data_of(self.trainer).splits[split].plan, metrics.trial_numbers
-            raise broken_scores(self, error, [plan.trial(int(numbers[row])) for row in error.rows]) from error
+            raise self.explain(split, [int(metrics.trial_numbers[row]) for row in error.rows], error) from error
         for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
             on_bar = (split, name) == ("validation", "auroc")
             self.log(f"{split}/{name}", summary[name], prog_bar=on_bar, rank_zero_only=True)
@@ -255,7 +255,6 @@ class IntrospectionModule(LightningModule):
         """Turn dropout on: models come out of ``from_pretrained`` in eval mode, and Lightning leaves them so."""
         self.model.train()
         self.seed = torch.initial_seed()
-        self.scored = []
 
     def on_train_batch_start(self, batch: TrialBatch, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, process), so that a resumed run equals an uninterrupted one."""

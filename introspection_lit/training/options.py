@@ -1,11 +1,265 @@
-"""Defaults of the data options."""
+"""The options of the data (``--data.NAME``), and every check that needs nothing but these options."""
 
 from __future__ import annotations
 
-# Trials in a step of one process, if nobody says.
-DEFAULT = 16
-# Of the contexts that come with the package: kinds that the threshold is set on, and kinds that only the test sees.
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from introspection_lit.contexts.context import BUILTIN, LARGE
+from introspection_lit.contexts.generation.sources import NEW
+from introspection_lit.models.base_model import MOST_ROWS, MOST_WORKERS
+from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
+from introspection_lit.steering.extraction import CONCEPTS
+from introspection_lit.steering.vector_bank import name_problem, shown
+from introspection_lit.training.checks import count_problems
+from introspection_lit.trials.grid import Grid
+from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS
+from introspection_lit.utils.paths import parse_path
+
+# Trials in a training batch of one process, if neither data.batch_size nor data.effective_batch says otherwise.
+DEFAULT_BATCH_SIZE = 16
+# Random directions of a bank that is measured on the model, by split.
+DEFAULT_VECTORS = {"train": 100, "validation": 50, "heldout": 100}
+# Kinds of the built-in contexts that only validation (which sets the threshold) and only the test set newkinds see.
 VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
+# Defaults of data.validation_kinds and data.test_kinds, by data.contexts; none for contexts of the user's own.
+HELD_OUT_KINDS = {BUILTIN: (VALIDATION_KINDS, TEST_KINDS), LARGE: (VALIDATION_KINDS, (*TEST_KINDS, *NEW))}
 # Doubling from far below to well inside what a detector can notice.
 DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What of the prefill is computed once instead of again and again. Scores stay the same but for rounding.
+
+    Attributes:
+        layers: Of rows with the same context, one runs through the layers below the steering, for all of them.
+        clean: In training, keep the caches of clean contexts in host memory, if the run needs each at least twice. Off if
+            the adapter writes caches (``data.prefill_adapter``), since these change with every step.
+        gib: Host memory for kept caches, of each process, in GiB; contexts that do not fit are computed each time.
+        group: Contexts that are read at once to be kept.
+    """
+
+    layers: bool = True
+    clean: bool = True
+    gib: float = 8.0
+    group: int = 16
+
+    def problems(self) -> list[str]:
+        """Errors in the settings."""
+        if self.gib >= 0 and self.group >= 1:
+            return []
+        return [f"data.reuse: got gib {self.gib} and group {self.group}. Expected gib >= 0 and group >= 1."]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Options of :class:`~introspection_lit.training.datamodule.IntrospectionDataModule`, as they are typed.
+
+    Attributes:
+        contexts: ``builtin``, ``large`` (the same and 320 of each unseen kind, made on first use: docs/contexts.md), a
+            ``.jsonl`` or ``.json`` file, or ``hub:NAME`` (see :func:`~introspection_lit.contexts.loading.load_contexts`).
+        test_contexts: The same; all of it is what every test set uses, instead of its share of ``contexts``.
+        validation_kinds: Kinds of context that only validation sees. Default: four kinds of the built-in contexts.
+        test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts;
+            of ``large`` six more.
+        max_context_tokens: Longer contexts are left out.
+        system_prompt: The system prompt; empty by default, which is not the same as the template's default.
+        questions: What is asked in training and in most tests; ``{yes}`` and ``{no}`` stand for the answers. By default one
+            question of ours, which explains the answers if they are not yes and no.
+        heldout_questions: What only the test set ``newquestions`` asks. By default four of ours.
+        info: What is said before every question: ``none``, ``explained`` (how a model could notice), ``neutral`` (a text
+            about something else, as long), or a ``.txt`` file.
+        answers: The words for "steered" and "not steered", each one token; yes and no by default, or what a conversation
+            file says. Quote them in YAML: a bare ``no`` is "false".
+        answer_prefix: How the answer starts, without a space at the end; by default "The answer is", or as the
+            conversations of a file start theirs.
+        bank: A vector bank made for this model. By default one is made, and saved in the run's folder.
+        manifest: Train on the trials of this file instead of drawing them, in its order but for neighbours that are sorted
+            by length; an epoch is a pass over it. Needs ``bank``.
+        grid: What ``predict`` runs through instead of the test sets: a benchmark (see scripts/baseline_benchmark.py).
+        replay: Trials that ``predict`` scores instead of the test sets, each alone, saying where their numbers stop being
+            finite: ``SPLIT:NUMBER``, such as ``train:12``, or a list of these.
+        train_vectors: Random directions to train on; by default 100, or all that a given bank has.
+        validation_vectors: Random directions to validate on; by default 50, or all of a given bank.
+        heldout_vectors: Random directions to test on; by default 100, or all of a given bank.
+        concepts: Words or phrases whose directions are extracted from the model.
+        bands: Decoder layers that are steered: ``early``, ``middle``, ``late`` (thirds), ``all``, or [first, last], both
+            inclusive. One that is named twice is drawn twice as often.
+        strengths: Lowest and highest strength; drawn log-uniformly between them.
+        test_bands: The same for the test sets, if other than in training.
+        test_strengths: The same for the test sets, if other than in training.
+        test_doses: The strengths that the test sets ``doses`` and ``doses_concept`` run through, each as often in each
+            band.
+        test_clean: Clean trials in the test sets: ``paired``, one for each steered trial with the same context, or
+            ``once``, one for each context and question, however many are steered (those that run through doses are so
+            anyway).
+        control: Train so that nothing can be learned: ``random_labels`` (a coin says what is right) or ``no_steering``
+            (what is called steered is clean). What the tests then show is what the method itself brings about.
+        strength_unit: ``relative`` (to the layer's median residual norm, over the square root of the number of layers in
+            the band) or ``absolute`` (the length added at each layer).
+        seed: Decides splits, vectors and trials.
+        batch_size: Trials in a training batch of one process; even. ``auto``: as many as fit, for steps of
+            ``effective_batch`` trials.
+        effective_batch: Trials in a step of the optimiser, over all processes and accumulated batches; how many batches
+            that takes is then worked out. By default as many as come together; with ``auto``, 16 for each process.
+        eval_batch_size: Trials in a validation or test batch of one process; even.
+        trials_per_epoch: Trials between two validations, over all processes; rounded up to whole steps.
+        validation_trials: Trials in validation.
+        test_trials: Trials in each test set; the sets that are not named are left out.
+        prefill_adapter: Leave the adapter on while caches are written.
+        reuse: What of the prefill is computed once instead of again and again.
+        num_workers: Worker processes of each data loader.
+
+    Raises:
+        ConfigurationError: ``bank`` or ``manifest`` is no file name.
+    """
+
+    contexts: str = BUILTIN
+    test_contexts: str | None = None
+    validation_kinds: list[str] | None = None
+    test_kinds: list[str] | None = None
+    max_context_tokens: int = 128
+    system_prompt: str = ""
+    questions: list[str] | None = None
+    heldout_questions: list[str] | None = None
+    info: str = "none"
+    answers: tuple[str, str] | None = None
+    answer_prefix: str | None = None
+    bank: str | None = None
+    manifest: str | None = None
+    grid: Grid | None = None
+    replay: str | list[str] | None = None
+    train_vectors: int | None = None
+    validation_vectors: int | None = None
+    heldout_vectors: int | None = None
+    concepts: list[str] = field(default_factory=lambda: list(CONCEPTS))
+    bands: list[str | list[int]] = field(default_factory=lambda: ["early", "middle", "late"])
+    strengths: tuple[float, float] = (0.3, 2.0)
+    test_bands: list[str | list[int]] | None = None
+    test_strengths: tuple[float, float] | None = None
+    test_doses: list[float] = field(default_factory=lambda: list(DOSES))
+    test_clean: Literal["paired", "once"] = "paired"
+    control: Literal["none", "random_labels", "no_steering"] = "none"
+    strength_unit: Literal["relative", "absolute"] = "relative"
+    seed: int = 0
+    batch_size: int | Literal["auto"] = DEFAULT_BATCH_SIZE
+    effective_batch: int | None = None
+    eval_batch_size: int = 32
+    trials_per_epoch: int = 480
+    validation_trials: int = 128
+    test_trials: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DEFAULT_TEST_SETS, 256))
+    prefill_adapter: bool = False
+    reuse: Reuse = Reuse()
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the file names at once: everything else is checked by :meth:`problems`, all together."""
+        _ = self.bank_path, self.manifest_path
+
+    @property
+    def bank_path(self) -> Path | None:
+        """The file of the vector bank; None: the bank is measured on the model."""
+        return None if self.bank is None else parse_path("data.bank", self.bank)
+
+    @property
+    def manifest_path(self) -> Path | None:
+        """The file of the training trials; None: they are drawn."""
+        return None if self.manifest is None else parse_path("data.manifest", self.manifest)
+
+    @property
+    def held_out_kinds(self) -> tuple[list[str], list[str]]:
+        """Kinds of context that only validation sees, and kinds that only the test set ``newkinds`` sees."""
+        validation, test = HELD_OUT_KINDS.get(self.contexts, ((), ()))
+        return (
+            list(validation if self.validation_kinds is None else self.validation_kinds),
+            list(test if self.test_kinds is None else self.test_kinds),
+        )
+
+    @property
+    def vector_counts(self) -> dict[str, int | None]:
+        """Random directions of each split; None: the default, or all of the bank's."""
+        return {"train": self.train_vectors, "validation": self.validation_vectors, "heldout": self.heldout_vectors}
+
+    @property
+    def bands_of_tests(self) -> list[str | list[int]]:
+        """Bands that the test sets are steered at."""
+        return self.bands if self.test_bands is None else self.test_bands
+
+    @property
+    def strengths_of_tests(self) -> tuple[float, float]:
+        """Lowest and highest strength of the test sets."""
+        return self.test_strengths or self.strengths
+
+    @property
+    def replayed(self) -> list[str] | None:
+        """The trials that ``predict`` replays, ``SPLIT:NUMBER`` each; None: no replay."""
+        return [self.replay] if isinstance(self.replay, str) else self.replay
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Names of the test sets, in order."""
+        return list(self.test_trials)
+
+    @property
+    def trial_counts(self) -> dict[str, int]:
+        """Trials by split: of an epoch of training, of validation, and of each test set."""
+        return {"train": self.trials_per_epoch, "validation": self.validation_trials, **self.test_trials}
+
+    def problems(self) -> list[str]:
+        """Errors in counts, sizes, ranges and concepts; what depends on model or trainer is checked elsewhere."""
+        counts = {f"{split}_vectors": count for split, count in self.vector_counts.items() if count is not None}
+        counts |= {"max_context_tokens": self.max_context_tokens}
+        sizes = {"eval_batch_size": self.eval_batch_size}
+        sizes |= {"trials_per_epoch": self.trials_per_epoch, "validation_trials": self.validation_trials}
+        sizes |= {f"test_trials.{name}": count for name, count in self.test_trials.items()}
+        problems = count_problems(counts, sizes, self.test_sets) + strength_problems("strengths", self.strengths)
+        if not self.test_doses or any(strength_problems("test_doses", (dose, dose)) for dose in self.test_doses):
+            expected = f"Expected some strengths, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
+            problems.append(f"data.test_doses: got {self.test_doses}. {expected}.")
+        if self.strengths_of_tests != self.strengths:
+            problems += strength_problems("test_strengths", self.strengths_of_tests)
+        problems += self.grid.problems() if self.grid is not None else []
+        problems += self.reuse.problems()
+        if self.seed < 0 or self.num_workers < 0:
+            problems.append(f"data.seed, data.num_workers: got {self.seed} and {self.num_workers}. Expected 0 or more.")
+        limits = {"num_workers": MOST_WORKERS, "eval_batch_size": MOST_ROWS, "batch_size": MOST_ROWS}
+        problems += [
+            f"data.{option}: got {size}. Expected at most {most}."
+            for option, most in limits.items()
+            if not isinstance(size := getattr(self, option), str) and size > most
+        ]
+        return problems + self._concept_problems()
+
+    def _concept_problems(self) -> list[str]:
+        problems = []
+        if any(not concept.strip() for concept in self.concepts):
+            problems.append("data.concepts: got an empty one. Expected words or phrases.")
+        problems += [f"data.concepts: {shown(c)!r}: {text}" for c in self.concepts if c and (text := name_problem(c))]
+        if len(self.concepts) < 3 or len(set(self.concepts)) < len(self.concepts):
+            expected = (
+                "Expected at least three different ones: they are centred over each other, and two would be opposites"
+            )
+            problems.append(f"data.concepts: got {self.concepts}. {expected}.")
+        if self.manifest is not None and self.bank is None:
+            problems.append("data.manifest: needs data.bank too, the bank whose vectors it names.")
+        return problems
+
+    def describe(self) -> dict[str, Any]:
+        """The options that decide what is trained on and how it is asked, by name (``data.NAME``).
+
+        A file is recorded by its name without its folder: readers must give it, or put it beside the description. Options
+        left at their default are None.
+        """
+        source, info = Path(self.contexts).expanduser(), Path(self.info)
+        recorded = (
+            "contexts", "validation_kinds", "test_kinds", "max_context_tokens", "system_prompt", "questions",
+            "heldout_questions", "info", "answers", "answer_prefix", "train_vectors", "bands", "strengths", "control",
+            "strength_unit", "prefill_adapter", "seed",
+        )  # fmt: skip
+        values = {name: getattr(self, name) for name in recorded}
+        values["contexts"] = source.name if source.is_file() else self.contexts
+        values["info"] = info.name if info.suffix == ".txt" else self.info
+        return {f"data.{name}": value for name, value in values.items()}

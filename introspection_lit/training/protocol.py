@@ -8,51 +8,49 @@ from typing import TYPE_CHECKING, Any
 from introspection_lit.trials.grid import info_of
 
 if TYPE_CHECKING:
-    from introspection_lit.training.datamodule import IntrospectionDataModule
+    from introspection_lit.training.run_context import RunContext
 
 
-def grid_protocol(data: IntrospectionDataModule) -> dict[str, Any]:
+def grid_protocol(run: RunContext) -> dict[str, Any]:
     """Describe everything about a grid that a number depends on, for results files.
 
     Args:
-        data: After its set-up.
+        run: After its set-up.
     """
-    assert data.bank is not None
-    first = next(iter(data.splits.values()))
+    first = next(iter(run.splits.values()))
     return {
-        "seed": data.seed,
-        "contexts": data.contexts_source,
+        "seed": run.options.seed,
+        "contexts": run.options.contexts,
         "context_keys": [context.key for context in first.contexts],
         "questions": list(first.questions),
-        **asdict(data.phrasing),
-        "infos": {info_of(name): split.phrasing.info for name, split in data.splits.items()},
-        "strength_unit": data.strength_unit,
-        "prefill_adapter": data.prefill_adapter,
-        "bank": data.bank.fingerprint,
+        **asdict(run.phrasing),
+        "infos": {info_of(name): split.phrasing.info for name, split in run.splits.items()},
+        "strength_unit": run.options.strength_unit,
+        "prefill_adapter": run.options.prefill_adapter,
+        "bank": run.vector_bank.fingerprint,
     }
 
 
-def protocol(data: IntrospectionDataModule) -> dict[str, Any]:
+def protocol(run: RunContext) -> dict[str, Any]:
     """Describe everything about the trials of a test that a number depends on, for results files.
 
     Args:
-        data: After its set-up.
+        run: After its set-up.
     """
-    assert data.bank is not None
-    test = data.splits[data.test_sets[0]].plan
+    test = run.splits[run.options.test_sets[0]].plan
     return {
-        "seed": data.seed,
-        "contexts": data.contexts_source,
-        "max_context_tokens": data.max_context_tokens,
-        "kinds": {name: sorted({c.kind for c in split.contexts}) for name, split in data.splits.items()},
-        "questions": data.wording.questions,
-        **asdict(data.phrasing),
+        "seed": run.options.seed,
+        "contexts": run.options.contexts,
+        "max_context_tokens": run.options.max_context_tokens,
+        "kinds": {name: sorted({c.kind for c in split.contexts}) for name, split in run.splits.items()},
+        "questions": run.wording.questions,
+        **asdict(run.phrasing),
         "bands": [list(band) for band in test.bands],
         "strengths": list(test.strengths),
-        "strength_unit": data.strength_unit,
-        "prefill_adapter": data.prefill_adapter,
-        "bank": data.bank.fingerprint,
-        "vectors": {split: len(rows) for split, rows in data.bank.directions.items()},
-        "concepts": data.bank.names["concept"],
-        "concept_cosines": [[round(c, 3) for c in row] for row in data.bank.concept_cosines().tolist()],
+        "strength_unit": run.options.strength_unit,
+        "prefill_adapter": run.options.prefill_adapter,
+        "bank": run.vector_bank.fingerprint,
+        "vectors": {split: len(rows) for split, rows in run.vector_bank.directions.items()},
+        "concepts": run.vector_bank.names["concept"],
+        "concept_cosines": [[round(c, 3) for c in row] for row in run.vector_bank.concept_cosines().tolist()],
     }

@@ -64,7 +64,7 @@ class Poison(Callback):
         if not self.hits:
             adapter = {name: tensor.detach().clone() for name, tensor in module.named_parameters() if "lora_" in name}
             self.weights.update(adapter)
-        self.hits.append(trainer.datamodule.describe(trial))  # type: ignore[attr-defined]
+        self.hits.append(trainer.datamodule.run.describe(trial))  # type: ignore[attr-defined]
 
 
 def spoilt(logits: torch.Tensor, rows: torch.Tensor, what: str, answers: torch.Tensor) -> torch.Tensor:

@@ -39,8 +39,8 @@ from introspection_lit.tools.benchmark.measurement import (
     narrow,
 )
 from introspection_lit.tools.benchmark.single_trials import ACCUMULATED, SingleTrials
-from introspection_lit.training.cache_reuse import Reuse
 from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.training.options import Reuse
 from introspection_lit.utils.errors import ConfigurationError
 
 FEW_VECTORS = ["--data.concepts", "[bread, cats, the ocean]"]

@@ -30,6 +30,7 @@ from introspection_lit.training import module
 from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.trials.loaders import BatchesOfSplit
 from introspection_lit.utils.config_files import Misread, refuse_ambiguous_yaml, values
 from introspection_lit.utils.errors import ConfigurationError
@@ -82,8 +83,8 @@ odd_values = st.recursive(
     lambda inside: st.one_of(st.lists(inside, max_size=4), st.dictionaries(odd_texts, inside, max_size=2)),
     max_leaves=5,
 )
-DATA = [f"data.{name}" for name in inspect.signature(IntrospectionDataModule.__init__).parameters if name != "self"]
-MODEL = [f"model.{name}" for name in inspect.signature(IntrospectionModule.__init__).parameters if name != "self"]
+DATA = [f"data.{name}" for name in inspect.signature(DataOptions).parameters]
+MODEL = [f"model.{name}" for name in inspect.signature(IntrospectionModule.__init__).parameters]
 NUMBERS_OF_TRAINER = """
 accumulate_grad_batches gradient_clip_val gradient_clip_algorithm val_check_interval check_val_every_n_epoch max_epochs
 limit_train_batches limit_val_batches log_every_n_steps num_sanity_val_steps max_steps precision overfit_batches
@@ -172,7 +173,7 @@ def test_any_options_end_in_our_error_or_in_a_right_batch(attached: Any, few: di
     try:
         data = IntrospectionDataModule(**usual | few)
         data.trainer = made.trainer
-        prepared = prepare(data)
+        prepared = prepare(data.run)
     except ConfigurationError as error:
         said = str(error)
         assert any(name in said for name in (*few, "data.contexts", "data.bank", "data.max_context_tokens")), said
@@ -185,22 +186,22 @@ def test_any_options_end_in_our_error_or_in_a_right_batch(attached: Any, few: di
 def check_first_batch(data: IntrospectionDataModule, split: Any) -> None:
     """Half of it is steered, inside the bands and between the strengths; nothing else is, and no padding."""
     bank = bank_of(data)
-    size = data.batch_size
+    size = data.run.batch_size
     batch = BatchesOfSplit(split, bank, size, 1)[0]
     assert len(batch.trials) == size
     steered = torch.tensor([trial.steered for trial in batch.trials])
     assert steered.sum() == size // 2
-    if data.control != "random_labels":
+    if data.options.control != "random_labels":
         assert torch.equal(batch.labels, steered)
-    assert batch.context_ids.shape[1] <= data.max_context_tokens
+    assert batch.context_ids.shape[1] <= data.options.max_context_tokens
     assert not (batch.intervention.positions & (batch.context_mask == 0)).any()
     assert batch.intervention.positions.any(dim=1).all()
     scale = batch.intervention.scale
-    low, high = data.strengths
+    low, high = data.options.strengths
     cache_of = range(size) if batch.cache_of is None else batch.cache_of.tolist()  # rows that read alike share a cache
     for row, trial in zip(cache_of, batch.trials, strict=True):
         layers = scale[row].nonzero()[:, 0].tolist()
-        if not trial.steered or data.control == "no_steering":
+        if not trial.steered or data.options.control == "no_steering":
             assert layers == []
             continue
         first, last = trial.band
@@ -208,7 +209,7 @@ def check_first_batch(data: IntrospectionDataModule, split: Any) -> None:
         assert 0 <= first < LAYERS - 1
         assert low * 0.999 <= trial.strength <= high * 1.001
         assert scale[row].isfinite().all()
-        assert 0 <= trial.vector < (data.vector_counts["train"] or preparation.DEFAULT_VECTORS["train"])
+        assert 0 <= trial.vector < (data.options.vector_counts["train"] or DEFAULT_VECTORS["train"])
         assert batch.intervention.direction[row].norm(dim=-1).allclose(torch.ones(1))
         text = split.tokenizer.decode(batch.context_ids[row][batch.context_mask[row] == 1])
         assert split.contexts[trial.context].turns[0].content in text
@@ -217,7 +218,7 @@ def check_first_batch(data: IntrospectionDataModule, split: Any) -> None:
 def bank_of(data: IntrospectionDataModule) -> VectorBank:
     """A bank with as many vectors as are asked for; all the same one, which takes no memory."""
     one = torch.nn.functional.normalize(torch.ones(HIDDEN), dim=0)
-    count = data.vector_counts["train"] or preparation.DEFAULT_VECTORS["train"]
+    count = data.options.vector_counts["train"] or DEFAULT_VECTORS["train"]
     return VectorBank({"train": one.expand(count, HIDDEN)}, {"train": []}, torch.ones(LAYERS), {})
 
 

@@ -48,7 +48,7 @@ def test_less_memory_means_smaller_batches_in_the_same_steps(
     for most, accumulated in ((12, 1), (5, 3), (2, 6)):
         monkeypatch.setattr(batch_size, "_computed", lambda _, most=most: most)
         cli = run("--data.batch_size", "auto", "--data.effective_batch", "12")
-        assert (cli.datamodule.batch_size, cli.trainer.accumulate_grad_batches) == (12 // accumulated, accumulated)
+        assert (cli.datamodule.run.batch_size, cli.trainer.accumulate_grad_batches) == (12 // accumulated, accumulated)
         assert cli.trainer.global_step == whole.trainer.global_step
         adapters.append(adapter_of(cli))
     adapters.append(adapter_of(run("--data.batch_size", "6", "--data.effective_batch", "12")))
@@ -61,10 +61,10 @@ def test_second_fit_has_the_same_steps(run: Callable[..., IntrospectionCLI], mon
     """Another trainer, or a validation before: the data module is set up already, and sizes are settled all the same."""
     monkeypatch.setattr(batch_size, "_computed", lambda _: 4)
     cli = run("--data.batch_size", "auto")
-    assert (cli.datamodule.batch_size, cli.trainer.accumulate_grad_batches) == (4, 4)
+    assert (cli.datamodule.run.batch_size, cli.trainer.accumulate_grad_batches) == (4, 4)
     again = cli.instantiate_trainer(max_epochs=1, logger=False)
     again.fit(cli.model, datamodule=cli.datamodule)
-    assert (cli.datamodule.batch_size, again.accumulate_grad_batches) == (4, 4)
+    assert (cli.datamodule.run.batch_size, again.accumulate_grad_batches) == (4, 4)
 
 
 def test_only_a_fit_is_refused_for_its_steps(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +93,12 @@ def test_formula_and_what_is_free_decide_on_the_cpu(
 ) -> None:
     """Free memory for six trials, by the formula: batches of 4, a quarter of 16."""
     cli = run("--data.batch_size", "auto")
-    data, module = cli.datamodule, cli.model
+    data, module = cli.datamodule.run, cli.model
     assert data.batch_size == 16
     shape, load = needed(data, 6)
     parts = estimate(shape, module.base, module.lora, load)
     monkeypatch.setattr(batch_size, "free_memory", lambda _: (parts.device - parts.weights) / batch_size.USABLE + 10_000)
-    assert run("--data.batch_size", "auto").datamodule.batch_size == 4
+    assert run("--data.batch_size", "auto").datamodule.run.batch_size == 4
 
 
 @pytest.fixture
@@ -114,13 +114,13 @@ def test_trying_leaves_no_trace(ready: IntrospectionCLI) -> None:
     """Adapter, gradients and randomness are as before, whether it fitted or not."""
     before = {name: parameter.clone() for name, parameter in ready.model.named_parameters()}
     state = torch.get_rng_state()
-    assert fits(ready.datamodule, 6)
+    assert fits(ready.datamodule.run, 6)
 
     def too_much(batch: object) -> None:
         raise torch.OutOfMemoryError
 
     ready.model.answer_logits = too_much
-    assert not fits(ready.datamodule, 6)
+    assert not fits(ready.datamodule.run, 6)
     assert torch.equal(torch.get_rng_state(), state)
     for name, parameter in ready.model.named_parameters():
         assert parameter.grad is None
@@ -129,7 +129,7 @@ def test_trying_leaves_no_trace(ready: IntrospectionCLI) -> None:
 
 def test_trial_batch_is_the_worst_case(ready: IntrospectionCLI) -> None:
     """Each trial has a cache of its own, all are steered, and the longest contexts are there."""
-    batch = longest(ready.datamodule, 6)
+    batch = longest(ready.datamodule.run, 6)
     lengths = sorted(ready.datamodule.splits["train"].lengths())
     assert batch.context_mask.sum(1).tolist() == lengths[:-7:-1]
     assert batch.cache_of is None

@@ -7,6 +7,7 @@ import shlex
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +27,12 @@ from introspection_lit.tools.benchmark.measurement import ONE_AT_A_TIME, PLAIN, 
 from introspection_lit.tools.endurance.footprint import hooks
 from introspection_lit.training import batch_size, distributed
 from introspection_lit.training.batch_size import fits, largest_part, step_problems
-from introspection_lit.training.cache_reuse import Reuse
 from introspection_lit.training.callbacks.memory_advice import Situation, changes
 from introspection_lit.training.callbacks.out_of_memory import HOOKS, explained_memory
 from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.distributed import smallest_of_all
 from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.training.options import Reuse
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.memory_errors import give_back, is_out_of_memory
 
@@ -182,7 +183,7 @@ def in_prefill(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
         if not torch.is_grad_enabled():
             action()
 
-    return data.module.layers[-1].register_forward_pre_hook(hook)
+    return data.run.module.layers[-1].register_forward_pre_hook(hook)
 
 
 def in_forward(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
@@ -192,12 +193,12 @@ def in_forward(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
         if torch.is_grad_enabled():
             action()
 
-    return data.module.layers[-1].register_forward_pre_hook(hook)
+    return data.run.module.layers[-1].register_forward_pre_hook(hook)
 
 
 def in_backward(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
     """Once the gradients of half of the adapter are there."""
-    trained = [parameter for parameter in data.module.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in data.run.module.parameters() if parameter.requires_grad]
     return trained[len(trained) // 2].register_hook(lambda _: action())
 
 
@@ -219,7 +220,7 @@ def test_a_try_that_fails_leaves_no_trace(ready: IntrospectionCLI, place: Callab
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)  # of a fit before
     kept: Any = object()
-    data.prefill.kept = kept
+    data.run.clean_caches = kept
     before = [(parameter.clone(), parameter.grad) for parameter in trained]
     modes, random = [each.training for each in module.modules()], torch.get_rng_state()
     errors: list[BaseException] = []
@@ -236,7 +237,7 @@ def test_a_try_that_fails_leaves_no_trace(ready: IntrospectionCLI, place: Callab
     gc.collect()
     hung = sum(map(len, hooks(module)))
     there = {id(thing) for thing in gc.get_objects() if issubclass(type(thing), Tensor)}
-    assert not fits(data, 4)
+    assert not fits(data.run, 4)
     assert errors
     gc.collect()
     left = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and id(thing) not in there]
@@ -244,13 +245,13 @@ def test_a_try_that_fails_leaves_no_trace(ready: IntrospectionCLI, place: Callab
     assert sum(map(len, hooks(module))) == hung
     assert [each.training for each in module.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
-    assert data.prefill.kept is kept
+    assert data.run.clean_caches is kept
     for parameter, (value, gradient) in zip(trained, before, strict=True):
         assert torch.equal(parameter, value)
         assert parameter.grad is gradient
     handle.remove()
-    assert fits(data, 4)
-    data.prefill.kept = None
+    assert fits(data.run, 4)
+    data.run.clean_caches = None
     module.zero_grad()
 
 
@@ -332,7 +333,7 @@ def test_auto_recovers_and_trains(tiny: Path, few_contexts: str, tmp_path: Path,
     monkeypatch.setattr(batch_size, "_largest", by_trying)
     more = ["--data.batch_size", "auto", "--data.effective_batch", "12", "--data.eval_batch_size", "4"]
     cli = main(["fit", *words(tiny, few_contexts), *more])
-    assert (cli.datamodule.batch_size, cli.trainer.accumulate_grad_batches) == (6, 2)
+    assert (cli.datamodule.run.batch_size, cli.trainer.accumulate_grad_batches) == (6, 2)
     assert tried[:3] == [12, 6, 6]
     assert cli.trainer.global_step == 2
 
@@ -350,7 +351,7 @@ def told(cli: IntrospectionCLI, function: str, **options: Any) -> str:
 def test_message_says_where(ready: IntrospectionCLI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which part of the run, which pass, which batch; with what was tried and what to change."""
     data, module = ready.datamodule, ready.model
-    data.reuse = Reuse(clean=False)
+    data.run.options = replace(data.options, reuse=Reuse(clean=False))
     calls: list[int] = []
 
     def third() -> None:
@@ -455,7 +456,7 @@ def test_benchmark_goes_on_without_what_does_not_fit(cause: Callable, monkeypatc
             ran.append(measurement.queue.pop(0))
 
     monkeypatch.setattr(benchmark, "_fit", fit)
-    cli = SimpleNamespace(model=nn.Module(), datamodule=SimpleNamespace(reuse=Reuse(), trials={}))
+    cli = SimpleNamespace(model=nn.Module(), datamodule=IntrospectionDataModule())
     settings = [Setting(PLAIN, 4), Setting(PLAIN, 16), Setting(ONE_AT_A_TIME, 1), Setting(PLAIN, 8)]
     assert benchmark.measure(cli, settings, Amount(), Reuse())[1] == {Setting(PLAIN, 16)}  # type: ignore[arg-type]
     assert ran == [Setting(PLAIN, 4), Setting(ONE_AT_A_TIME, 1), Setting(PLAIN, 8)]

@@ -40,7 +40,7 @@ LAYERS, HIDDEN = 6, 32
 def prepared(tiny: Path, *options: str) -> dict[str, Split]:
     """The splits of a configuration, checked; no model is loaded."""
     cli = attach(["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false", *options])
-    return prepare(cli.datamodule).splits
+    return prepare(cli.datamodule.run).splits
 
 
 @pytest.fixture(scope="module")

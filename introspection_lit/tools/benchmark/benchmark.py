@@ -38,9 +38,9 @@ from introspection_lit.utils.memory_errors import free_unused, give_back, is_out
 
 if TYPE_CHECKING:
     from introspection_lit.cli import IntrospectionCLI
-    from introspection_lit.training.cache_reuse import Reuse
     from introspection_lit.training.datamodule import IntrospectionDataModule
     from introspection_lit.training.module import IntrospectionModule
+    from introspection_lit.training.options import Reuse
 
 
 # As many as training has for all that the schedules of learning rate and reuse can tell; the measurement stops by itself.
@@ -80,8 +80,9 @@ def compare(
     seconds: dict[str, float | None] = dict.fromkeys(("model", "bank"))
     timed(module, "configure_model", seconds, "model")
     timed(data, "make_bank", seconds, "bank")
-    data.given_batch_size, data.effective_batch = data.batch_size, None  # set here for each measurement
-    first, largest_batch, reuse = Setting(PLAIN, min(sizes, default=2)), None, data.reuse
+    size = data.run.batch_size  # set for each measurement
+    data.run.options = replace(data.options, batch_size=size, effective_batch=None)
+    first, largest_batch, reuse = Setting(PLAIN, min(sizes, default=2)), None, data.options.reuse
     *_, begun = measure(cli, [first], replace(amount, steps=1, warmup=1), reuse)
     if sweep_limit is not None:
         largest_batch = sweep(cli, amount, reuse, first.batch, sweep_limit)

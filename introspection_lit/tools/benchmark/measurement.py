@@ -27,7 +27,7 @@ from introspection_lit.tools.benchmark.hardware import (
     synchronise,
 )
 from introspection_lit.tools.benchmark.single_trials import SingleTrials
-from introspection_lit.training.cache_reuse import Reuse
+from introspection_lit.training.options import Reuse
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
@@ -181,11 +181,12 @@ class Measurement(Callback):
     def _configure(self) -> None:
         """Give the data module what the next batched setting needs; loaders are made before an epoch begins."""
         batched = next((setting for setting in self.queue if setting.path != ONE_AT_A_TIME), Setting(PLAIN, 2))
-        self.data.batch_size = batched.batch
-        self.data.trials["train"] = batched.batch * (self.amount.warmup + self.amount.steps)
+        self.data.run.batch_size = batched.batch
+        self.data.run.trial_counts["train"] = batched.batch * (self.amount.warmup + self.amount.steps)
         saved = {PLAIN: (False, False), LAYERS: (True, False), CLEAN: (False, True)}
         layers, clean = saved.get(batched.path, (self.reuse.layers, self.reuse.clean))
-        self.data.reuse = replace(self.reuse, layers=layers, clean=clean)
+        run = self.data.run
+        run.options = replace(run.options, reuse=replace(self.reuse, layers=layers, clean=clean))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the contexts; the data module is set up by now."""
@@ -203,13 +204,13 @@ class Measurement(Callback):
         gc.collect()
         reset_peak(self.module.device)
         self.steps, self.trials = 0, []
-        if self.data.reuse.clean:
+        if self.data.options.reuse.clean:
             self._read_all()
 
     def _read_all(self) -> None:
         """Read every context once, as the first epochs of a training do: what is measured is what comes after."""
         split = self.data.splits["train"]
-        if not self.data.reuse.clean or self.data.prefill_adapter:
+        if not self.data.options.reuse.clean or self.data.options.prefill_adapter:
             return
         assert self.data.bank is not None
         for start in range(0, len(split.contexts), self.current.batch):

@@ -89,7 +89,7 @@ class SingleTrials:
             batch.context_ids,
             batch.context_mask,
             batch.intervention,
-            adapter=self.data.prefill_adapter,
+            adapter=self.data.options.prefill_adapter,
         )
         return read_answers(everywhere, batch)
 

@@ -77,7 +77,7 @@ def footprint(module: nn.Module | None = None, data: IntrospectionDataModule | N
     collected = gc.collect()
     files = len(os.listdir(PROC / "fd")) - 1  # the folder itself is open while it is read
     status = dict(line.split(":", 1) for line in (PROC / "status").read_text().splitlines())
-    kept = data.prefill.kept if data is not None else None
+    kept = data.run.clean_caches if data is not None else None
     kept_bytes = kept.nbytes if kept is not None else 0
     objects, tensors, tensor_bytes, figures = _objects()
     return Footprint(

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ from introspection_lit.tools.endurance.footprint import Footprint, footprint, mo
 from introspection_lit.tools.pipeline import as_arguments
 from introspection_lit.training import experiment_setup as preparation
 from introspection_lit.training.batch_size import largest_part
-from introspection_lit.training.run_context import data_of, run_folder
+from introspection_lit.training.run_context import run_folder
 
 if TYPE_CHECKING:
     from introspection_lit.cli import IntrospectionCLI
@@ -141,7 +142,7 @@ class Sampling(Callback):
         recorder.steps += 1
         recorder.trials += len(batch.trials)
         if batch_idx == 0 and time.perf_counter() - recorder.last >= recorder.every:
-            recorder.take(pl_module, data_of(trainer))
+            recorder.take(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the fit when its time is up; the checkpoint of this epoch is written after this."""
@@ -226,11 +227,12 @@ def _live(words: Sequence[str], recorder: Recorder, seconds: float) -> None:
     cli = _fit(words, recorder)
     data, last = cli.datamodule, run_folder(cli.trainer) / "checkpoints" / "last.ckpt"
     # The same steps in smaller micro-batches: what is recommended where memory was not enough.
-    whole = data.batch_size
-    data.effective_batch, data.batch_size = whole, largest_part(whole, lambda size: size < whole) or whole
+    step = data.run.batch_size
+    data.run.options = replace(data.options, effective_batch=step)
+    data.run.batch_size = largest_part(step, lambda size: size < step) or step
     again = _put_together(words, recorder)
     recorder.enter(RESUMED, recorder.life, seconds)
-    data.checkpoint = str(last)
+    data.run.checkpoint = str(last)
     again.trainer.fit(cli.model, datamodule=data, ckpt_path=str(last))
     _quiet_results(again)
     again.trainer.test(cli.model, datamodule=data, ckpt_path="best", verbose=False)

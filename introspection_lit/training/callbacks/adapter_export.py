@@ -15,13 +15,13 @@ from safetensors.torch import save
 
 from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, check_replaceable
 from introspection_lit.training.checkpoint_files import read_checkpoint
-from introspection_lit.training.run_context import data_of, module_of, run_folder
+from introspection_lit.training.run_context import module_of, run_folder, run_of
 from introspection_lit.utils.checksums import file_hash, with_checksum
 from introspection_lit.utils.files import atomic_folder
 
 if TYPE_CHECKING:
-    from introspection_lit.training.datamodule import IntrospectionDataModule
     from introspection_lit.training.module import IntrospectionModule
+    from introspection_lit.training.run_context import RunContext
 
 
 LOAD_HUB = """from transformers import AutoModelForCausalLM
@@ -59,9 +59,7 @@ Everything that defines it is in `{description}`.
 """
 
 
-def export_adapter(
-    folder: Path, module: IntrospectionModule, data: IntrospectionDataModule, checkpoint: dict[str, Any]
-) -> None:
+def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, checkpoint: dict[str, Any]) -> None:
     """Write an adapter folder that ``PeftModel.from_pretrained`` loads on its own.
 
     The folder appears complete or not at all; an older one of the same name is replaced.
@@ -69,35 +67,35 @@ def export_adapter(
     Args:
         folder: Where to.
         module: The module that was trained.
-        data: The data module it was trained on.
+        run: The data module it was trained on.
         checkpoint: The checkpoint whose adapter is exported, as loaded from disk.
     """
-    band_numbers = [list(band) for band in data.splits["train"].plan.bands]
+    band_numbers = [list(band) for band in run.splits["train"].plan.bands]
     description = {
         "format": "introspection_lit/adapter/1",
         **module.identity(),
         "quantization": module.base.quantization,
-        "question": data.splits["train"].all_asked()[:10],
-        "options": data.training_options(),
-        "answers": list(data.phrasing.answers),
-        "answer_prefix": data.phrasing.answer_prefix,
-        "system_prompt": data.phrasing.system,
+        "question": run.splits["train"].all_asked()[:10],
+        "options": run.recorded_options(),
+        "answers": list(run.phrasing.answers),
+        "answer_prefix": run.phrasing.answer_prefix,
+        "system_prompt": run.phrasing.system,
         "threshold": checkpoint["introspection"]["threshold"],
-        "prefill_adapter": data.prefill_adapter,
+        "prefill_adapter": run.options.prefill_adapter,
         "bands": band_numbers,
-        "strengths": list(data.strengths),
-        "strength_unit": data.strength_unit,
-        "train_vectors": data.splits["train"].plan.vectors,
-        "bank": data.bank.fingerprint if data.bank is not None else None,
-        "seed": data.seed,
+        "strengths": list(run.options.strengths),
+        "strength_unit": run.options.strength_unit,
+        "train_vectors": run.splits["train"].plan.vectors,
+        "bank": run.bank.fingerprint if run.bank is not None else None,
+        "seed": run.options.seed,
         "step": checkpoint["global_step"],
         "validation": checkpoint["introspection"]["validation"],
-        "trained_on": data.state_dict(),
+        "trained_on": run.training_record(),
     }
     card = CARD.format(
         **description | {"question": description["question"][0]},
-        yes=data.phrasing.answers[0],
-        no=data.phrasing.answers[1],
+        yes=run.phrasing.answers[0],
+        no=run.phrasing.answers[1],
         auroc=description["validation"]["auroc"],
         description=DESCRIPTION,
         load_base=(LOAD_HUB if module.base.on_hub else LOAD_LOCAL).format(name=module.base.name),
@@ -126,20 +124,20 @@ class AdapterExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the adapter of the best checkpoint; log its validation beside the hyper-parameters (hparams tab)."""
-        module, data, folder = module_of(pl_module), data_of(trainer), run_folder(trainer)
+        module, run, folder = module_of(pl_module), run_of(trainer), run_folder(trainer)
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path or not trainer.is_global_zero:
             return
         checkpoint = read_checkpoint(saver.best_model_path)
-        export_adapter(folder / "adapter", module, data, checkpoint)
+        export_adapter(folder / "adapter", module, run, checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
             settings = {
                 "learning_rate": module.learning_rate,
                 "lora_r": module.lora.r,
                 "loss": module.loss,
-                "batch_size": data.batch_size,
-                "strengths": str(list(data.strengths)),
-                "seed": data.seed,
+                "batch_size": run.batch_size,
+                "strengths": str(list(run.options.strengths)),
+                "seed": run.options.seed,
             }
             validated = checkpoint["introspection"]["validation"]
             trainer.logger.log_hyperparams(settings, {f"hp/validation_{name}": value for name, value in validated.items()})

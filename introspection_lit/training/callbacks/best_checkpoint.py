@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from introspection_lit.training.callbacks.interruption import validation_is_due
-from introspection_lit.training.run_context import data_of
+from introspection_lit.training.run_context import run_of
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import atomic_file
 from introspection_lit.utils.paths import inside_folder
@@ -58,7 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder of the run, and that of the run it goes on from."""
         super().setup(trainer, pl_module, stage)
-        path = data_of(trainer).checkpoint
+        path = run_of(trainer).checkpoint
         self.resumed_from = Path(path).parent if path and stage == "fit" else None
         self.writes = trainer.is_global_zero
 

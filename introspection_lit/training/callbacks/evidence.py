@@ -21,10 +21,10 @@ from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.steering.prefill import pad
 from introspection_lit.tasks.questions import info_text
 from introspection_lit.tasks.scoring import log_odds
-from introspection_lit.training.distributed import gathered, is_sharded, through_wrapper
+from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
 from introspection_lit.training.module import adapter_off
-from introspection_lit.training.options import DEFAULT
-from introspection_lit.training.run_context import data_of, module_of
+from introspection_lit.training.options import DEFAULT_BATCH_SIZE
+from introspection_lit.training.run_context import module_of, run_of
 from introspection_lit.trials import leaks
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.loaders import BatchesOfSplit
@@ -34,8 +34,8 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import write_file
 
 if TYPE_CHECKING:
-    from introspection_lit.training.datamodule import IntrospectionDataModule
     from introspection_lit.training.module import IntrospectionModule
+    from introspection_lit.training.run_context import RunContext
 
 
 UNTRAINED, WITH_INFO = "untrained", "with info"
@@ -101,13 +101,15 @@ class Evidence(Callback):
         self.scores, self.lens, self.observers, self.found = {}, {}, None, None
         if not self.enabled:
             return
-        data = data_of(trainer)
-        self.informed = {name: chosen(data.splits[name], self.info_trials) for name in data.test_sets if name in self.sets}
-        self.read = chosen(data.splits[LENS_SET], self.lens_trials) if LENS_SET in data.test_sets else set()
+        run = run_of(trainer)
+        self.informed = {
+            name: chosen(run.splits[name], self.info_trials) for name in run.options.test_sets if name in self.sets
+        }
+        self.read = chosen(run.splits[LENS_SET], self.lens_trials) if LENS_SET in run.options.test_sets else set()
         if self.probe_trials and self.informed:
             rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
             try:
-                self.observers = fit_observers(data, self.probe_trials, trainer.strategy.root_device)
+                self.observers = fit_observers(run, self.probe_trials, trainer.strategy.root_device)
             except ConfigurationError as error:  # too few contexts: no reason to lose the test
                 rank_zero_warn(f"no outside observers: {error}")
 
@@ -123,7 +125,7 @@ class Evidence(Callback):
         """Let the other observers score the batch."""
         if not self.enabled:
             return
-        module, data = module_of(pl_module), data_of(trainer)
+        module, run = module_of(pl_module), run_of(trainer)
         self._note(batch, ADAPTER, outputs["log_odds"])
         with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
             if batch.split == LENS_SET:
@@ -131,16 +133,16 @@ class Evidence(Callback):
             if batch.split not in self.sets:
                 return
             if self.observers is not None:
-                for name, scores in self.observers.scores(seen_of(data, batch)).items():
+                for name, scores in self.observers.scores(seen_of(run, batch)).items():
                     self._note(batch, name, scores)
             with adapter_off(module):
-                if data.prefill_adapter:  # the adapter has had its hand in these caches
-                    batch = data.on_after_batch_transfer(replace(batch, cache=None), dataloader_idx)
+                if run.options.prefill_adapter:  # the adapter has had its hand in these caches
+                    batch = run.with_cache(replace(batch, cache=None))
                 if self.untrained:
                     self._note(batch, UNTRAINED, asked(trainer, module, batch))
                 some, wanted = rows_to_run(trainer, batch, self.informed[batch.split])
                 if some is not None:
-                    informed = asked(trainer, module, with_info(data, some))
+                    informed = asked(trainer, module, with_info(run, some))
                     self._note(some if wanted else replace(some, trials=[]), WITH_INFO, informed)
 
     def _note(self, batch: TrialBatch, observer: str, scores: Any) -> None:
@@ -165,27 +167,26 @@ class Evidence(Callback):
         """Put everything together, in ``found``; on the first process only."""
         if not self.enabled:
             return
-        module, data = module_of(pl_module), data_of(trainer)
+        module, run = module_of(pl_module), run_of(trainer)
         effects = None
         if self.texts and self.facts:
-            effects = through_wrapper(trainer, lambda: measured_side_effects(module, data, self.texts, self.facts))
-        for scores, lens in gathered((self.scores, self.lens)):
+            effects = through_wrapper(trainer, lambda: measured_side_effects(module, run, self.texts, self.facts))
+        for scores, lens in gather_objects((self.scores, self.lens)):
             self.scores |= scores
             self.lens |= lens
         folder, run_folder = trained_in(trainer, module), Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         rank_zero_info("evidence: intervals by bootstrap")
-        rows, trained = described(data, self.scores), trained_kinds(data)
+        rows, trained = described(run, self.scores), trained_kinds(run)
         write_file(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         trials = TrialTable.from_rows(rows, trained)
-        assert data.bank is not None
-        found = analysis.analyse(trials, module.threshold, data.strengths[0])
+        found = analysis.analyse(trials, module.threshold, run.options.strengths[0])
         self.found = found | {
             "controls": controls.control_rows(module.summaries, trials),
             "lens": lens_of(self.lens),
             "side_effects": effects,
-            "leaks": leaks.audit(data.splits, data.bank) | {"distinct_clean": distinct_clean(trials)},
+            "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": distinct_clean(trials)},
             "training": learning_curves(folder) if folder else None,
             "probe_trials": self.observers.trials if self.observers else None,
         }
@@ -233,33 +234,32 @@ def asked(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> t
     return log_odds(through_wrapper(trainer, lambda: module.answer_logits(batch)), batch.answer_ids)
 
 
-def seen_of(data: IntrospectionDataModule, batch: TrialBatch) -> Features:
+def seen_of(run: RunContext, batch: TrialBatch) -> Features:
     """What outside observers see of a batch that has been through the prefill."""
     assert batch.cache is not None
-    contexts = data.splits[batch.split].contexts
+    contexts = run.splits[batch.split].contexts
     texts = ["\n".join(turn.content for turn in contexts[trial.context].turns) for trial in batch.trials]
     seen = cache_features(batch.cache, batch.context_mask, texts)
     own = np.arange(len(texts)) if batch.cache_of is None else batch.cache_of.cpu().numpy()
     return Features(seen.means[own], seen.norms[own], texts)
 
 
-def fit_observers(data: IntrospectionDataModule, n: int, device: torch.device) -> Observers:
+def fit_observers(run: RunContext, n: int, device: torch.device) -> Observers:
     """Fit the outside observers on the first trials of the training."""
-    assert data.bank is not None
-    split = replace(data.splits["train"], control="none")  # they are told the truth, whatever the adapter was told
-    batches = BatchesOfSplit(split, data.bank, DEFAULT, 1)  # whatever size has been found for training
+    split = replace(run.splits["train"], control="none")  # they are told the truth, whatever the adapter was told
+    batches = BatchesOfSplit(split, run.vector_bank, DEFAULT_BATCH_SIZE, 1)  # whatever size has been found for training
     seen, labels, groups = [], [], []
-    for number in range(-(-n // DEFAULT)):
-        batch = data.on_after_batch_transfer(batches[number].to(device), 0)
-        seen.append(seen_of(data, batch))
+    for number in range(-(-n // DEFAULT_BATCH_SIZE)):
+        batch = run.with_cache(batches[number].to(device))
+        seen.append(seen_of(run, batch))
         labels.append(batch.labels.cpu().numpy())
         groups += [split.contexts[trial.context].key for trial in batch.trials]
     return Observers(concatenate(seen), np.concatenate(labels), groups)
 
 
-def with_info(data: IntrospectionDataModule, batch: TrialBatch) -> TrialBatch:
+def with_info(run: RunContext, batch: TrialBatch) -> TrialBatch:
     """The same batch and caches, with the info prompt before the question."""
-    split = data.splits[batch.split]
+    split = run.splits[batch.split]
     told = replace(split.phrasing, info=info_text("explained", split.tokenizer))
     informed = replace(split, phrasing=told, _encoded={}, _lengths=[])
     fill = split.tokenizer.pad_token_id or 0
@@ -268,25 +268,27 @@ def with_info(data: IntrospectionDataModule, batch: TrialBatch) -> TrialBatch:
     return replace(batch, lead_ids=None, question_ids=ids.to(device), question_mask=mask.to(device))
 
 
-def measured_side_effects(module: IntrospectionModule, data: IntrospectionDataModule, texts: int, facts: int) -> Any:
+def measured_side_effects(module: IntrospectionModule, run: RunContext, texts: int, facts: int) -> Any:
     """Perplexity and facts with the adapter off and on, on held-out texts."""
-    words = data.wording
-    sources = [data.splits[name].contexts for name in ("heldout", *data.test_sets) if name in data.splits and name != "odd"]
-    contexts = sources[0] if sources else data.splits["validation"].contexts
-    asked = (module, words.tokenizer, words.phrasing, words.answer_ids, contexts, texts, data.eval_batch_size)
-    with data.running.precision_plugin.forward_context():
+    words = run.wording
+    sources = [
+        run.splits[name].contexts for name in ("heldout", *run.options.test_sets) if name in run.splits and name != "odd"
+    ]
+    contexts = sources[0] if sources else run.splits["validation"].contexts
+    asked = (module, words.tokenizer, words.phrasing, words.answer_ids, contexts, texts, run.options.eval_batch_size)
+    with run.trainer.precision_plugin.forward_context():
         return side_effects(*asked, n_facts=facts)
 
 
-def described(data: IntrospectionDataModule, scores: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
+def described(run: RunContext, scores: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
     """The trials of the test sets in words, in order, with what every observer said."""
-    trials = ((data.splits[name].plan.trial(number), told) for (name, number), told in sorted(scores.items()))
-    return [data.describe(trial) | {"scores": told} for trial, told in trials]
+    trials = ((run.splits[name].plan.trial(number), told) for (name, number), told in sorted(scores.items()))
+    return [run.describe(trial) | {"scores": told} for trial, told in trials]
 
 
-def trained_kinds(data: IntrospectionDataModule) -> set[str]:
+def trained_kinds(run: RunContext) -> set[str]:
     """Kinds of context of training and validation."""
-    return {context.kind for name in ("train", "validation") for context in data.splits[name].contexts}
+    return {context.kind for name in ("train", "validation") for context in run.splits[name].contexts}
 
 
 def distinct_clean(trials: TrialTable) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Training that has diverged: finds the trial whose numbers are none, keeps the weights, and says how to replay it.
+"""Stops a run at NaN or infinite numbers: finds the trial that produced them, keeps the weights, says how to replay it.
 
 A step is checked once, after its backward passes and before gradients are clipped: clipping by a norm that is infinite or
 nan would make the whole adapter nan. All processes agree on whether something is wrong, so that all of them stop.
@@ -8,58 +8,36 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 from introspection_lit.evaluation.metrics import NotFinite, require_finite
 from introspection_lit.training.callbacks.replay_report import loss_and_gradients
 from introspection_lit.training.checkpoint_files import DIVERGED
-from introspection_lit.training.distributed import _gathered, is_sharded
+from introspection_lit.training.distributed import gather_objects, is_sharded
 from introspection_lit.training.fsdp_shards import plain_name
-from introspection_lit.training.run_context import data_of
+from introspection_lit.training.module import IntrospectionModule, Scored
+from introspection_lit.training.run_context import RunContext, module_of, run_of
 from introspection_lit.trials.replay import format_trial
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import RunError
 
 if TYPE_CHECKING:
-    from introspection_lit.training.datamodule import IntrospectionDataModule
-    from introspection_lit.training.module import IntrospectionModule
     from introspection_lit.trials.batch import TrialBatch
 
 
 # A loss scaled for float16 begins at 2**16 and is halved whenever gradients overflow: 32 times in a row is no bad luck.
 SMALLEST_SCALE = 2.0**-16
 ADVICE = "Lower model.learning_rate or data.strengths, or use another trainer.precision (32-true is the safest)."
-
-
-class Scored(NamedTuple):
-    """What a batch of a step has given, where it was computed.
-
-    Attributes:
-        trials: Its trials.
-        loss: ``()``.
-        scores: Log-odds, ``(batch,)``.
-        masses: ``(batch,)``.
-    """
-
-    trials: list[Trial]
-    loss: Tensor
-    scores: Tensor
-    masses: Tensor
-
-    def broken(self) -> list[Trial]:
-        """The trials whose own scores are not finite."""
-        finite = (self.scores.isfinite() & self.masses.isfinite()).tolist()
-        return [trial for trial, fine in zip(self.trials, finite, strict=True) if not fine]
 
 
 class Suspect(NamedTuple):
@@ -86,7 +64,7 @@ def check_step(module: IntrospectionModule, scored: Sequence[Scored]) -> None:
         scored: What this process's batches of the step have given.
 
     Raises:
-        RunError: A number is none. The weights of before the step are kept.
+        RunError: A loss, score or gradient is NaN or infinite. The weights of before the step are kept.
     """
     trainer = module.trainer
     scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -100,7 +78,7 @@ def check_step(module: IntrospectionModule, scored: Sequence[Scored]) -> None:
     if trainer.world_size > 1:
         dist.all_reduce(wrong, dist.ReduceOp.MAX)
     if wrong.item():
-        raise RunError([_story(module, scored)])
+        raise RunError([_explain_step(module, scored)])
 
 
 def _gradient_norm(module: IntrospectionModule) -> Tensor:
@@ -109,12 +87,12 @@ def _gradient_norm(module: IntrospectionModule) -> Tensor:
     return get_total_norm(gradients).float() if gradients else torch.zeros(())
 
 
-def _story(module: IntrospectionModule, scored: Sequence[Scored]) -> str:
-    """What is wrong with a step, in words. Every process tells the same one."""
-    trainer, data = module.trainer, data_of(module.trainer)
-    size = sum(_gathered(trainer, sum(len(batch.trials) for batch in scored)))
+def _explain_step(module: IntrospectionModule, scored: Sequence[Scored]) -> str:
+    """A message on what is wrong with a step, the same in every process."""
+    trainer, run = module.trainer, run_of(module.trainer)
+    size = sum(gather_objects(sum(len(batch.trials) for batch in scored)))
     lost = [(number, batch) for number, batch in enumerate(scored, start=1) if not batch.loss.isfinite()]
-    losses = [loss for part in _gathered(trainer, [float(batch.loss) for _, batch in lost]) for loss in part]
+    losses = [loss for part in gather_objects([float(batch.loss) for _, batch in lost]) for loss in part]
     suspects = _all(trainer, [(number, trial) for number, batch in enumerate(scored, 1) for trial in batch.broken()])
     what = f"the loss is {losses[0]}" if losses else "the loss is finite, but the scores are not"
     how = f"{len(suspects)} of the step's {size} trials gave no finite score"
@@ -129,97 +107,127 @@ def _story(module: IntrospectionModule, scored: Sequence[Scored]) -> str:
     first = suspects[0]
     batches = f" (batch {first.batch} of {len(scored)} of the step)" if len(scored) > 1 else ""
     process = f" (process {first.process} of {trainer.world_size})" if trainer.world_size > 1 else ""
-    return _told(
-        data,
+    return _explain(
+        run,
         f"training has diverged after {trainer.global_step} steps, in epoch {trainer.current_epoch}: {what}. {how}, first "
-        f"{format_trial(data.describe(first.trial))}{batches}{process}.",
+        f"{format_trial(run.describe(first.trial))}{batches}{process}.",
         first.trial,
     )
 
 
 def _by_gradient(module: IntrospectionModule, scored: Sequence[Scored], size: int) -> tuple[list[Suspect], str]:
     """The trials whose own gradients are not finite; all of the step if there are none, or if they cannot be had."""
-    trainer, data = module.trainer, data_of(module.trainer)
+    trainer, run = module.trainer, run_of(module.trainer)
     trials = [(number, trial) for number, batch in enumerate(scored, start=1) for trial in batch.trials]
     if not is_sharded(trainer):
-        found = _all(trainer, [(number, trial) for number, trial in trials if not _differentiable(data, trial)])
+        found = _all(trainer, [(number, trial) for number, trial in trials if not _differentiable(run, trial)])
         if found:
             return found, f"Alone, {len(found)} of the step's {size} trials have a gradient that is not finite"
     return _all(trainer, trials), f"It is the gradient of the step's {size} trials together"
 
 
-def _differentiable(data: IntrospectionDataModule, trial: Trial) -> bool:
+def _differentiable(run: RunContext, trial: Trial) -> bool:
     """Whether loss and gradient of a trial alone are finite."""
-    loss, gradients = loss_and_gradients(data, trial)
+    loss, gradients = loss_and_gradients(run, trial)
     return bool(loss.isfinite() & get_total_norm(list(gradients.values())).isfinite())
 
 
-def broken_scores(module: IntrospectionModule, error: NotFinite, trials: Sequence[Trial]) -> RunError:
-    """Say of which trials the scores are not finite; of metrics to be called on every process.
+def explain_scores(run: RunContext, trials: Sequence[Trial], error: NotFinite) -> RunError:
+    """The error for scores that are NaN or infinite. Collective while fitting: every rank must call it.
 
     Args:
-        module: That scored them.
+        run: The run that scored them.
+        trials: Whose scores they are, at least one.
         error: What was found.
-        trials: Which trials, at least one.
     """
-    trainer, data = module.trainer, data_of(module.trainer)
+    trainer = run.trainer
     first = min(trials, key=lambda trial: trial.number)
     when = f" after {trainer.global_step} steps" if trainer.state.fn == "fit" else ""
-    what = f"{first.split}{when}: {error.problems[0]} First {format_trial(data.describe(first))}."
-    return RunError([_told(data, what, first, advice="")])
+    what = f"{first.split}{when}: {error.problems[0]} First {format_trial(run.describe(first))}."
+    return RunError([_explain(run, what, first, advice="")])
 
 
-@dataclass
-class Predictions:
-    """What a run of ``predict`` has scored, for its check.
+class FiniteNumbers(Callback):
+    """Stops a run at the first NaN or infinite loss, score or gradient, and names the trial that it came from.
 
-    Attributes:
-        trials: How many trials, in this process.
-        broken: Those whose scores are not finite.
+    A NaN outranks every score, so that an adapter that has diverged would have an AUROC of 1.
     """
 
-    trials: int = 0
-    broken: list[Trial] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.predicted = 0  # trials that ``predict`` has scored in this process
+        self.broken: list[Trial] = []  # those whose scores are NaN or infinite
 
-    def check(self, module: IntrospectionModule, batch: TrialBatch, scores: Tensor, masses: Tensor) -> None:
-        """Check a batch; what only fills up the last one does not count.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the module's metrics name the trials whose scores are NaN or infinite."""
+        run = run_of(trainer)
+
+        def explain(split: str, numbers: list[int], error: NotFinite) -> RunError:
+            return explain_scores(run, [run.splits[split].plan.trial(number) for number in numbers], error)
+
+        module_of(pl_module).explain = explain
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the batches of an earlier fit."""
+        module_of(pl_module).scored = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Check the optimiser step that is about to be made.
 
         Raises:
-            RunError: A score, or a mass, is not finite; among several processes see :meth:`check_all`.
+            RunError: A loss, a score or the gradient is NaN or infinite.
         """
-        wanted = [row for row, trial in enumerate(batch.trials) if batch.total is None or trial.number < batch.total]
-        self.trials += len(wanted)
+        module = module_of(pl_module)
+        scored, module.scored = module.scored, []
+        check_step(module, scored)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the trials of an earlier ``predict``."""
+        self.predicted, self.broken = 0, []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrialBatch, *args: Any, **options: Any
+    ) -> None:
+        """Check a batch, unless trials are replayed to look at just such scores; rows that only fill it up do not count.
+
+        Raises:
+            RunError: A score is NaN or infinite. Several processes stop together, once all trials are scored.
+        """
+        run = run_of(trainer)
+        if run.options.replay is not None:
+            return
+        rows = [row for row, trial in enumerate(batch.trials) if batch.total is None or trial.number < batch.total]
+        self.predicted += len(rows)
         try:
-            require_finite(scores[wanted], masses[wanted])
+            require_finite(outputs["log_odds"][rows], outputs["mass"][rows])
         except NotFinite as error:
-            self.broken += [batch.trials[wanted[row]] for row in error.rows]
-            if module.trainer.world_size == 1:
-                raise broken_scores(module, error, self.broken) from error
+            self.broken += [batch.trials[rows[row]] for row in error.rows]
+            if trainer.world_size == 1:
+                raise explain_scores(run, self.broken, error) from error
 
-    def check_all(self, module: IntrospectionModule) -> None:
-        """Check what all processes have scored, so that none ends well while another does not.
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop all processes if any has scores that are NaN or infinite.
 
         Raises:
-            RunError: A score is not finite.
+            RunError: One has.
         """
-        broken = [trial for part in _gathered(module.trainer, self.broken) for trial in part]
+        broken = [trial for part in gather_objects(self.broken) for trial in part]
         if broken:
-            error = NotFinite(list(range(len(broken))), sum(_gathered(module.trainer, self.trials)))
-            raise broken_scores(module, error, broken)
+            error = NotFinite(list(range(len(broken))), sum(gather_objects(self.predicted)))
+            raise explain_scores(run_of(trainer), broken, error)
 
 
-def _told(data: IntrospectionDataModule, what: str, trial: Trial, advice: str = ADVICE) -> str:
-    """What is wrong, what to do, and how to look at it."""
-    lines, trainer = [what, advice] if advice else [what], data.running
+def _explain(run: RunContext, what: str, trial: Trial, advice: str = ADVICE) -> str:
+    """A message: what is wrong, what to do, and the command that replays the trial."""
+    lines, trainer = [what, advice] if advice else [what], run.trainer
     checkpoint: Path | str | None = trainer.ckpt_path
     command: str | None = None
     if trainer.state.fn != "fit":
-        command = replay_command(data, trial, checkpoint)
-    elif broken := _broken_weights(data.module):
+        command = replay_command(run, trial, checkpoint)
+    elif broken := _broken_weights(run.module):
         lines.append(f"No trial is to blame: the adapter itself has numbers that are not finite, in {broken}.")
     elif isinstance(checkpoint := _keep_weights(trainer), Path):
         lines.append(f"The weights of that moment are in {checkpoint}; earlier checkpoints are good.")
-        command = replay_command(data, trial, checkpoint)
+        command = replay_command(run, trial, checkpoint)
     else:
         lines.append(f"The weights of that moment were not saved: {checkpoint}.")
     if command is not None:
@@ -231,7 +239,7 @@ def _broken_weights(module: IntrospectionModule) -> str:
     """The first tensor of the adapter with a number that is not finite, in any process; empty if there is none."""
     tensors = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
     own = next((plain_name(name) for name, parameter in tensors if not parameter.isfinite().all()), "")
-    return max(_gathered(module.trainer, own))
+    return max(gather_objects(own))
 
 
 def _keep_weights(trainer: Trainer) -> Path | str:
@@ -247,21 +255,21 @@ def _keep_weights(trainer: Trainer) -> Path | str:
     return path
 
 
-def replay_command(data: IntrospectionDataModule, trial: Trial, checkpoint: Path | str | None) -> str | None:
+def replay_command(run: RunContext, trial: Trial, checkpoint: Path | str | None) -> str | None:
     """The command that scores one trial alone, with the options and vectors of this run; None where it cannot be.
 
     Args:
-        data: Of the run.
+        run: Of the run.
         trial: Of one of its splits.
         checkpoint: The weights.
     """
-    trainer = data.running
-    config, bank = data.folder / "config.yaml", data.folder / "vectors.safetensors"
-    if data.grid is not None or not config.is_file() or getattr(trainer, "fast_dev_run", False):
+    trainer = run.trainer
+    config, bank = run.folder / "config.yaml", run.folder / "vectors.safetensors"
+    if run.options.grid is not None or not config.is_file() or getattr(trainer, "fast_dev_run", False):
         return None
     words = ["python", "-m", "introspection_lit", "predict", "--config", str(config)]
     words += ["--ckpt_path", str(checkpoint)] if checkpoint is not None else []
-    words += ["--data.bank", str(bank)] if data.bank_path is None and bank.is_file() else []
+    words += ["--data.bank", str(bank)] if run.options.bank_path is None and bank.is_file() else []
     if _fixed_version(config):  # else it would write into this run's folder, over its configuration
         words += ["--trainer.logger.init_args.version", "replay"]
     return shlex.join([*words, "--data.replay", f"{trial.split}:{trial.number}"])
@@ -275,6 +283,6 @@ def _fixed_version(config: Path) -> bool:
 
 def _all(trainer: Trainer, own: list[tuple[int, Trial]]) -> list[Suspect]:
     """The suspects of all processes, those of the step's first batch first."""
-    found = _gathered(trainer, own)
+    found = gather_objects(own)
     everyone = [Suspect(batch, process, trial) for process, part in enumerate(found, 1) for batch, trial in part]
     return sorted(everyone, key=lambda suspect: suspect[:2])

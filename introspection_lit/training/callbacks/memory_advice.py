@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from introspection_lit.steering.clean_caches import GIB
 from introspection_lit.training.batch_size import AUTO, largest_part
 from introspection_lit.training.distributed import is_sharded
-from introspection_lit.training.run_context import data_of, module_of
+from introspection_lit.training.run_context import module_of, run_of
 
 # Clean caches in host memory below this size, in GiB, are ignored.
 LITTLE_KEPT = 0.25
@@ -57,27 +57,27 @@ def situation(trainer: Trainer, stage: Stage, host: bool) -> Situation:
         stage: Where memory was used up.
         host: Whether it was the host's.
     """
-    data, module = data_of(trainer), module_of(trainer.lightning_module)
-    saver, auto, parts = trainer.checkpoint_callback, data.given_batch_size == AUTO, trainer.accumulate_grad_batches
+    run, module = run_of(trainer), module_of(trainer.lightning_module)
+    saver, auto, parts = trainer.checkpoint_callback, run.options.batch_size == AUTO, trainer.accumulate_grad_batches
     return Situation(
         stage=stage,
         fitting=trainer.state.fn == "fit",
         cuda=trainer.strategy.root_device.type == "cuda",
         host=host,
-        batch_size=data.batch_size,
+        batch_size=run.batch_size,
         parts=parts,
         world=trainer.world_size,
         auto=auto,
-        accumulate=data.effective_batch is None and (auto or parts > 1),
-        eval_batch_size=data.eval_batch_size,
+        accumulate=run.options.effective_batch is None and (auto or parts > 1),
+        eval_batch_size=run.options.eval_batch_size,
         recompute=module.recompute,
-        context_tokens=data.max_context_tokens,
-        kept_gib=data.prefill.kept.nbytes / GIB if data.prefill.kept is not None else 0.0,
+        context_tokens=run.options.max_context_tokens,
+        kept_gib=run.clean_caches.nbytes / GIB if run.clean_caches is not None else 0.0,
         quantised=module.base.quantization != "none",
         float32=module.base.dtype == "float32",
         sharded=is_sharded(trainer),
-        workers=data.num_workers,
-        last=(saver.last_model_path if isinstance(saver, ModelCheckpoint) else "") or data.checkpoint,
+        workers=run.options.num_workers,
+        last=(saver.last_model_path if isinstance(saver, ModelCheckpoint) else "") or run.checkpoint,
     )
 
 

@@ -23,7 +23,7 @@ from introspection_lit.steering.clean_caches import GIB
 from introspection_lit.training.batch_size import AUTO, free_memory, needed
 from introspection_lit.training.callbacks.memory_advice import Stage, changes, situation
 from introspection_lit.training.distributed import is_sharded
-from introspection_lit.training.run_context import data_of, module_of
+from introspection_lit.training.run_context import module_of, run_of
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.memory_errors import is_out_of_memory, on_host
@@ -130,13 +130,13 @@ def moment(trainer: Trainer) -> str:
 
 def tried(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
     """The batch size, what makes a step of it, and the size of the batch."""
-    data, world = data_of(trainer), trainer.world_size
-    size, end = f"data.eval_batch_size {data.eval_batch_size}", ""
+    run, world = run_of(trainer), trainer.world_size
+    size, end = f"data.eval_batch_size {run.options.eval_batch_size}", ""
     if trainer.state.fn == "fit" and trainer.training:
         count = trainer.accumulate_grad_batches
-        size = f"data.batch_size {data.batch_size}{' (auto)' * (data.given_batch_size == AUTO)}"
+        size = f"data.batch_size {run.batch_size}{' (auto)' * (run.options.batch_size == AUTO)}"
         size += f", {count} accumulated" * (count > 1)
-        end = f": steps of {data.batch_size * count * world} trials"
+        end = f": steps of {run.batch_size * count * world} trials"
     if batch is not None:
         end += f"; {len(batch.trials)} trials of {batch.split}, contexts of {batch.context_ids.shape[1]} tokens, questions "
         end += f"of {question_tokens(batch)}"
@@ -145,15 +145,15 @@ def tried(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
 
 def estimated(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
     """The estimate by part, a line each: of the batch, or the largest one; before there is any, of the weights alone."""
-    data, module = data_of(trainer), module_of(trainer.lightning_module)
+    run, module = run_of(trainer), module_of(trainer.lightning_module)
     fitting = trainer.state.fn == "fit"
     step = fitting and trainer.training
-    if data.bank is None:  # the model is being loaded or measured
+    if run.bank is None:  # the model is being loaded or measured
         shape, strategy = decoder_shape(load_config(module.base)), "fsdp" if is_sharded(trainer) else "one"
         load = Load(0, 0, 0, str(trainer.precision), strategy, trainer.world_size)  # type: ignore[arg-type]
         sizes = {"weights": estimate(shape, module.base, module.lora, load).weights}
     else:
-        shape, load = needed(data, data.batch_size if step else data.eval_batch_size)
+        shape, load = needed(run, run.batch_size if step else run.options.eval_batch_size)
         if batch is not None:
             width = batch.context_ids.shape[1]
             load = replace(load, batch=len(batch.trials), context=width, question=question_tokens(batch))
@@ -161,7 +161,7 @@ def estimated(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
         memory = memory if step else replace(memory, activations=0)
         memory = memory if fitting else replace(memory, gradients=0, optimizer=0)
         sizes = {title.strip("*"): getattr(memory, name) for name, title in PARTS.items()}
-    kept = data.prefill.kept
+    kept = run.clean_caches
     kept_gib = f" (and {kept.nbytes / GIB:.2f} of kept clean caches, in host memory)" if kept is not None else ""
     rows = [f"  {title:<34}{size / GIB:>8.2f}" for title, size in sizes.items() if size]
     return [f"by computation it takes, in GiB{kept_gib}; of (a) to (d) the largest counts:", *rows]

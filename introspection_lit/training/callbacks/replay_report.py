@@ -15,36 +15,38 @@ from torch import Tensor, nn
 from introspection_lit.steering.prefill import Forward
 from introspection_lit.training.cache_reuse import batch_cache
 from introspection_lit.training.distributed import is_sharded
-from introspection_lit.training.run_context import data_of
+from introspection_lit.training.run_context import run_of
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.replay import format_trial
 from introspection_lit.trials.trial import Trial
 
 if TYPE_CHECKING:
-    from introspection_lit.training.datamodule import IntrospectionDataModule
+    from introspection_lit.training.run_context import RunContext
 
 
-def loss_and_gradients(data: IntrospectionDataModule, trial: Trial) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(run: RunContext, trial: Trial) -> tuple[Tensor, dict[str, Tensor]]:
     """Score one trial alone, without dropout, and differentiate; the module's own gradients stay as they are.
 
     Args:
-        data: Of the run; its model is not sharded.
+        run: Of the run; its model is not sharded.
         trial: Of one of its splits.
 
     Returns:
         The loss, and the gradient of each trained tensor by name; none if nothing is trained.
     """
-    module, trainer, bank = data.module, data.running, data.bank
+    module, trainer, bank = run.module, run.trainer, run.vector_bank
     assert bank is not None
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    batch = data.splits[trial.split].collate([trial], bank)
+    batch = run.splits[trial.split].collate([trial], bank)
     batch = trainer.precision_plugin.convert_input(batch).to(trainer.strategy.root_device)
     training = module.model.training
     module.model.eval()
     try:
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
             forward = cast("Forward", module)
-            batch.cache = batch_cache(forward, module, batch, share=data.reuse.layers, adapter=data.prefill_adapter)
+            batch.cache = batch_cache(
+                forward, module, batch, share=run.options.reuse.layers, adapter=run.options.prefill_adapter
+            )
             loss = module._step(batch, gather=False)[0]
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained else ()
     finally:
@@ -144,10 +146,10 @@ class ReplayReport(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hang the hooks, if trials are replayed."""
-        data = data_of(trainer)
-        if data.replay is not None:
+        run = run_of(trainer)
+        if run.options.replay is not None:
             self.trace = Trace(current=PREFILL)
-            self.hooks.enter_context(self.trace.on(data.module.layers))
+            self.hooks.enter_context(self.trace.on(run.module.layers))
 
     def on_predict_batch_start(self, trainer: Trainer, *args: Any, **options: Any) -> None:
         """The prefill is done."""
@@ -157,18 +159,18 @@ class ReplayReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrialBatch, *args: Any, **options: Any
     ) -> None:
         """Print what was seen, and make ready for the next trial."""
-        data = data_of(trainer)
-        if data.replay is None:
+        run = run_of(trainer)
+        if run.options.replay is None:
             return
         self.trace.current = None
         trial, (log_odds, mass) = batch.trials[0], (outputs[name][0].item() for name in ("log_odds", "mass"))
         lines = [
-            f"replayed {format_trial(data.describe(trial))}",
+            f"replayed {format_trial(run.describe(trial))}",
             *(self.trace.summary(name) for name in (PREFILL, DETECTION)),
         ]
         lines.append(f"answer: log-odds {log_odds:.6g}, mass {mass:.6g}")
         if not is_sharded(trainer):  # else every process would have to take part
-            lines.append(gradient_summary(data, trial))
+            lines.append(gradient_summary(run, trial))
         if batch.total is None:
             Console(highlight=False, markup=False, emoji=False).print("\n  ".join(lines), soft_wrap=True)
         self.trace.places, self.trace.current = {}, PREFILL
@@ -182,10 +184,10 @@ class ReplayReport(Callback):
         self.hooks.close()
 
 
-def gradient_summary(data: IntrospectionDataModule, trial: Trial) -> str:
+def gradient_summary(run: RunContext, trial: Trial) -> str:
     """What a trial alone would teach: its loss and whether the gradient is finite, in words."""
     with torch.inference_mode(False):
-        loss, gradients = loss_and_gradients(data, trial)
+        loss, gradients = loss_and_gradients(run, trial)
     broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     norm = torch.nn.utils.get_total_norm(list(gradients.values())).item() if gradients else 0.0
     found = f"of norm {norm:.3g}" if not broken else f"not finite in {len(broken)} of {len(gradients)} tensors"

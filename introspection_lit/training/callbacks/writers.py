@@ -21,7 +21,7 @@ from introspection_lit.evaluation.trial_table import USUAL_SETS
 from introspection_lit.report.plots import log_odds_figure
 from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.protocol import protocol
-from introspection_lit.training.run_context import data_of, module_of, run_folder
+from introspection_lit.training.run_context import module_of, run_folder, run_of
 from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.errors import RunError
@@ -72,9 +72,9 @@ class ResultsWriter(Callback):
         module, folder = module_of(pl_module), run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        data = data_of(trainer)
-        sets = {name: module.summaries[name] for name in data.test_sets}
-        gathered = {name: module.metrics_of(name).trials for name in data.test_sets}
+        run = run_of(trainer)
+        sets = {name: module.summaries[name] for name in run.options.test_sets}
+        gathered = {name: module.metrics_of(name).trials for name in run.options.test_sets}
         groups = {name: trials for name, trials in gathered.items() if trials is not None}
         inputs = torch.cat([trials.inputs[~trials.labels] for trials in groups.values()])
         evidence = next((c.found for c in trainer.callbacks if isinstance(c, Evidence)), None)  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ class ResultsWriter(Callback):
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "adapter": module.adapter,
             "precision": str(trainer.precision),
-            **protocol(data),
+            **protocol(run),
             "threshold": module.threshold,
             "n_clean_distinct_total": len(torch.unique(inputs)),
             "sets": sets,
@@ -150,7 +150,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        data = data_of(trainer)
+        run = run_of(trainer)
         assert self.file is not None
         for row, trial in enumerate(batch.trials):
             if batch.total is not None and trial.number >= batch.total:  # it only filled up the last batch
@@ -159,7 +159,7 @@ class PredictionWriter(Callback):
             if not math.isfinite(scored["log_odds"] + scored["mass"]):  # of a replayed trial; JSON has no such numbers
                 scored |= {name: str(scored[name]) for name in ("log_odds", "mass")} | {"decision": None}
             with explain_write_errors(self.path):
-                self.file.write(json.dumps(data.describe(trial) | scored, ensure_ascii=False) + "\n")
+                self.file.write(json.dumps(run.describe(trial) | scored, ensure_ascii=False) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half-written behind, Ctrl-C included."""
