@@ -33,6 +33,7 @@ from introspection_lit.training.fsdp_shards import adapter_matrices, dtype_probl
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     from introspection_lit.models.base_model import BaseModel
