@@ -1,4 +1,4 @@
-"""``python -m introspection_lit fit|validate|test|predict --config FILE``."""
+"""``python -m introspection_lit fit|validate|test|predict --config FILE``, or ``introspection-lit fit ...``."""
 
 from __future__ import annotations
 

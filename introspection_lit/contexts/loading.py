@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 
 from introspection_lit.contexts.context import BUILTIN, LARGE, Context, Message, exchange, unwritable
 from introspection_lit.utils.config_files import unique_fields
@@ -176,3 +176,36 @@ def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> 
     if any(map(unwritable, (kind, *(answers or ())))):
         return "expected text; it has half of a surrogate pair."
     return Context(kind, steered, asked, (answers[0], answers[1]) if answers else None)
+
+
+# A user message; a user message and the reply to it; messages with role and content; or a context.
+Conversation: TypeAlias = str | tuple[str, str] | Sequence[Mapping[str, str]] | Context
+
+
+def as_context(conversation: Conversation) -> Context:
+    """Read a conversation; after a last message of the user comes an empty reply, as roles alternate in chat templates.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if isinstance(conversation, Context):
+        return conversation
+    try:
+        if isinstance(conversation, str):
+            turns = [Message("user", conversation)]
+        elif isinstance(conversation, tuple):
+            user, assistant = conversation
+            turns = [Message("user", user), Message("assistant", assistant)]
+        else:
+            turns = [Message(message["role"], message["content"]) for message in conversation]
+        named = all(turn.role in ("system", "user", "assistant") and isinstance(turn.content, str) for turn in turns)
+        if not named or not any(turn.content.strip() for turn in turns if turn.role == "user"):
+            raise ValueError("its roles or texts are not right, or the user says nothing")
+    except (TypeError, KeyError, ValueError) as error:
+        expected = (
+            "a text, a (message, reply) pair, or messages with 'role' (system, user, assistant) and 'content', a text"
+        )
+        raise ConfigurationError([f"got {str(conversation)[:80]!r} ({error}). Expected {expected}."]) from error
+    if turns[-1].role == "user":
+        turns.append(Message("assistant", ""))
+    return Context("unlabelled", tuple(turns))

@@ -1,0 +1,321 @@
+"""A detector: a model with its adapter that says whether it was steered while it read a conversation. Needs no Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
+from introspection_lit.contexts.loading import Conversation, as_context
+from introspection_lit.models.adapters import (
+    DESCRIPTION,
+    Adapter,
+    damage,
+    load_adapter,
+    misfits,
+    other_base,
+    read_adapter,
+)
+from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
+from introspection_lit.models.loading import load_config, load_model, load_tokenizer
+from introspection_lit.models.recorded_settings import validate_settings
+from introspection_lit.steering.intervention import Intervention
+from introspection_lit.steering.prefill import pad, steered_cache
+from introspection_lit.steering.question_pass import read_answers
+from introspection_lit.steering.specification import Steering
+from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.tasks.answer_tokens import find_answer_tokens
+from introspection_lit.tasks.questions import QUESTION, builtin_questions
+from introspection_lit.tasks.scoring import log_odds, mass
+from introspection_lit.utils.errors import ConfigurationError, Problems, RunError
+from introspection_lit.utils.validators import faults, text, texts
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+BANK = "vectors.safetensors"
+# Options as messages of the command line name them, and their names here.
+NAMES = {
+    "model.adapter: ": "",
+    "data.bank: ": "",
+    "data.contexts: ": "",
+    "data.bands: ": "steering.band: ",
+}
+# Fields of introspection.json that are followed here; its threshold and its options are checked when it is read.
+RECORDED: dict[str, Callable[[object], bool]] = {
+    "base_model": text,
+    "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
+    "quantization": lambda value: value in ("none", "nf4", "int8"),
+    "question": lambda value: texts(value) and bool(value),
+}
+PHRASING: dict[str, Callable[[object], bool]] = {field.name: text for field in fields(Phrasing)}
+PHRASING["answers"] = lambda value: texts(value) and len(value) == 2  # type: ignore[arg-type]
+
+
+class Answer(NamedTuple):
+    """The answer to the detector's question about one conversation.
+
+    Attributes:
+        steered: Whether the log-odds are above the threshold.
+        log_odds: logit(yes) - logit(no) of the answer words, in nats.
+        threshold: Of the adapter, on the log-odds; chosen on validation data.
+        mass: P(yes) + P(no), in [0, 1]. Where it is small, the log-odds mean nothing.
+    """
+
+    steered: bool
+    log_odds: float
+    threshold: float
+    mass: float
+
+
+@dataclass
+class _Batch:
+    cache: Cache | None
+    context_mask: Tensor
+    question_ids: Tensor
+    question_mask: Tensor
+    cache_of: Tensor | None = None
+    lead_ids: Tensor | None = None
+
+
+class Detector:
+    """A model with its adapter, and the question that the adapter was trained to answer.
+
+    Args:
+        model: With the adapter on it.
+        tokenizer: The model's.
+        layers: The model's decoder layers.
+        question: What is asked, answer words included; None: the built-in question.
+        phrasing: System prompt, answer words, how the answer starts, and what is said before the question.
+        threshold: On the log-odds.
+        prefill_adapter: The adapter is on while conversations are read, not only while the question is answered.
+        bank: Vectors and residual norms of this model.
+
+    Raises:
+        ConfigurationError: An answer word is not one token.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        layers: Sequence[nn.Module],
+        question: str | None = None,
+        phrasing: Phrasing = Phrasing(),
+        threshold: float = 0.0,
+        prefill_adapter: bool = False,
+        bank: VectorBank | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.layers = model.eval(), tokenizer, list(layers)
+        self.question = question or builtin_questions([QUESTION], phrasing.answers)[0]
+        self.phrasing, self.answer_ids = find_answer_tokens(tokenizer, [], [self.question], phrasing)
+        self.threshold, self.prefill_adapter, self.bank = threshold, prefill_adapter, bank
+        self.config = model.get_base_model().config.get_text_config(decoder=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        base: str | BaseModel | None = None,
+        device: torch.device | str | None = None,
+    ) -> Detector:
+        """Load an adapter and its base model.
+
+        Args:
+            folder_or_hub_id: An adapter as a run exports it (``adapter`` in the run's folder), or any PEFT adapter. Its
+                ``introspection.json`` says which model it is for, and what is asked; without that file the default
+                question is asked, and the threshold is 0. A ``vectors.safetensors`` in the folder or the one above it
+                becomes the detector's bank.
+            base: Another place to load the base model from, or other options of it. Needed where there is no
+                ``introspection.json``.
+            device: Where the model goes; by default a GPU, if there is one.
+
+        Raises:
+            ConfigurationError: The adapter or the model cannot be used; all problems.
+        """
+        found = Problems()
+        adapter = found.attempt(read_adapter, str(folder_or_hub_id))
+        _raise(found)
+        assert adapter is not None
+        spec = _base_of(adapter, base)
+        if base is None:
+            found.add(other_base(adapter, spec))
+        else:
+            for difference in other_base(adapter, spec):
+                warnings.warn(_renamed(difference), stacklevel=2)
+        if adapter.description is None:
+            warnings.warn(f"{adapter.name} has no {DESCRIPTION}: default question, threshold 0.", stacklevel=2)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found.add(damage(adapter))
+        config, tokenizer = found.attempt(load_config, spec), found.attempt(load_tokenizer, spec)
+        if config is not None:
+            found.add(nf4_on_cpu_problems(spec, config, device.type))
+        if not found.found:
+            found.add(f"{adapter.name} does not fit {spec.name}: {misfit}." for misfit in misfits(adapter, spec))
+        _raise(found)
+        model = found.attempt(load_model, spec, device)
+        layers = found.attempt(find_decoder_layers, model, spec.decoder_layers) if model is not None else None
+        _raise(found)
+        assert model is not None and layers is not None and tokenizer is not None  # noqa: PT018
+        bank = _bank_beside(adapter, config.hidden_size, len(layers)) if config is not None else None
+        return cls(load_adapter(model, adapter, spec), tokenizer, layers, **_wording(adapter), bank=bank)
+
+    def ask(self, user: str | Sequence[Mapping[str, str]], assistant: str = "", steering: Steering | None = None) -> Answer:
+        """Let the model read a conversation, steered or not, then ask whether it was steered.
+
+        Args:
+            user: A user message; or a whole conversation, as messages with ``role`` and ``content``.
+            assistant: The reply to the message. Empty: an empty reply; adapters are trained on replies with text.
+            steering: What is added while the conversation is read; None: nothing.
+
+        Raises:
+            ConfigurationError: The conversation or the steering cannot be used.
+            RunError: A score is NaN or infinite.
+        """
+        return self.ask_many([(user, assistant) if isinstance(user, str) else user], steering)[0]
+
+    def ask_many(
+        self,
+        conversations: Sequence[Conversation],
+        steering: Steering | Sequence[Steering | None] | None = None,
+        batch_size: int = 16,
+    ) -> list[Answer]:
+        """Ask about several conversations, each on its own; see :meth:`ask`.
+
+        Args:
+            conversations: Each a user message, a (message, reply) pair, a list of messages with ``role`` and ``content``,
+                or a :class:`~introspection_lit.contexts.context.Context`, of which only the turns are read.
+            steering: One for all conversations, or one (or None) for each.
+            batch_size: Conversations at a time; it does not matter to the answers.
+
+        Returns:
+            The answers, in the order of the conversations.
+
+        Raises:
+            ConfigurationError: A conversation or a steering cannot be used; all problems.
+            RunError: A score is NaN or infinite.
+        """
+        each = [steering] * len(conversations) if isinstance(steering, Steering | None) else list(steering)
+        if len(each) != len(conversations) or batch_size < 1:
+            got = f"{len(conversations)} conversations, {len(each)} steerings and batch_size {batch_size}"
+            raise ConfigurationError([f"got {got}. Expected one steering for each conversation, and a size of 1 or more."])
+        found = Problems()
+        encoded = [self._encoded(number, one, found) for number, one in enumerate(conversations, start=1)]
+        added = [found.attempt(self._added, one) for one in each]
+        _raise(found)
+        answers: list[Answer] = []
+        for start in range(0, len(encoded), batch_size):
+            rows = slice(start, start + batch_size)
+            answers += self._answers([e for e in encoded[rows] if e], [a for a in added[rows] if a])
+        return answers
+
+    def _encoded(self, number: int, conversation: Conversation, found: Problems) -> Encoded | None:
+        """Tokens of a conversation and the question; None, and its problems are added, if it cannot be used."""
+        problem, window = None, getattr(self.config, "max_position_embeddings", None)
+        try:
+            encoded = encode(self.tokenizer, as_context(conversation), self.question, self.phrasing)
+            tokens = len(encoded.context_ids) + len(encoded.question_ids)
+            if window is not None and tokens > window:
+                problem = f"it has {tokens} tokens with the question; the model takes {window}. Shorten it."
+        except ConfigurationError as error:
+            problem = " ".join(map(_renamed, error.problems))
+        found.add([problem and f"conversation {number}: {problem}"])
+        return encoded if problem is None else None
+
+    def _added(self, steering: Steering | None) -> tuple[Tensor, Tensor]:
+        """Directions, ``(layers, hidden)``, and the length that is added at each layer, ``(layers,)``."""
+        layers, hidden = len(self.layers), int(self.config.hidden_size)
+        if steering is None:
+            return torch.zeros(layers, hidden), torch.zeros(layers)
+        return steering.added(layers, hidden, self.bank.residual_norms if self.bank is not None else None)
+
+    def _answers(self, encoded: list[Encoded], added: list[tuple[Tensor, Tensor]]) -> list[Answer]:
+        """Both passes over one batch: the steered prefill, and the question pass."""
+        device = self.model.get_base_model().device
+        fill = self.tokenizer.pad_token_id or 0
+        ids, mask = (part.to(device) for part in pad([row.context_ids for row in encoded], fill, "left"))
+        question = (part.to(device) for part in pad([row.question_ids for row in encoded], fill, "right"))
+        direction, scale = (torch.stack(parts) for parts in zip(*added, strict=True))
+        intervention = Intervention(direction.to(device), scale.to(device), mask.bool())
+        cache = steered_cache(self.model, self.model, self.layers, ids, mask, intervention, self.prefill_adapter)
+        with torch.no_grad():
+            logits = read_answers(self.model, _Batch(cache, mask, *question)).cpu()
+        scores, masses = (score(logits, torch.tensor(self.answer_ids)) for score in (log_odds, mass))
+        if broken := int((~(scores.isfinite() & masses.isfinite())).sum()):
+            raise RunError([f"{broken} of {len(scores)} answers have a score that is NaN or infinite. Steer less."])
+        both = zip(scores.tolist(), masses.tolist(), strict=True)
+        return [Answer(score > self.threshold, score, self.threshold, total) for score, total in both]
+
+
+def _renamed(problem: str) -> str:
+    """A problem with the names that things have in Python."""
+    for option, name in NAMES.items():
+        if problem.startswith(option):
+            return name + problem.removeprefix(option)
+    return problem
+
+
+def _raise(found: Problems) -> None:
+    found.found = list(dict.fromkeys(map(_renamed, found.found)))
+    found.raise_if_any()
+
+
+def _base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:
+    """The base model to load: what the adapter was made for, unless something else is given."""
+    if isinstance(base, BaseModel):
+        return base
+    recorded = adapter.description
+    if recorded is None:
+        if base is None:
+            raise ConfigurationError(
+                [f"base: got none, and {adapter.name} has no {DESCRIPTION} that names its model. Give its name or folder."]
+            )
+        return BaseModel(base)
+    validate_settings({"model.base.revision": recorded.get("revision")}, str(adapter.folder / DESCRIPTION))
+    odd = faults(recorded, RECORDED, required=True) + faults(recorded["trained_on"]["phrasing"], PHRASING, required=True)
+    if odd:
+        problem = f"{adapter.folder / DESCRIPTION} is damaged, or not ours: {'; '.join(odd)}. Remove it, or export again."
+        raise ConfigurationError([problem])
+    made_for = BaseModel(
+        recorded["base_model"], recorded.get("revision"), recorded["dtype"], quantization=recorded["quantization"]
+    )
+    return made_for if base is None else replace(made_for, name_or_path=base, revision=None)
+
+
+def _wording(adapter: Adapter) -> dict[str, Any]:
+    """What is asked, and how, as in the adapter's training; by default as ever."""
+    recorded = adapter.description
+    if recorded is None:
+        return {}
+    phrasing = recorded["trained_on"]["phrasing"]
+    known = {name: phrasing[name] for name in PHRASING}
+    return {
+        "question": recorded["question"][0],
+        "phrasing": Phrasing(**known | {"answers": tuple(phrasing["answers"])}),
+        "threshold": float(recorded["threshold"]),
+        "prefill_adapter": recorded["trained_on"]["prefill_adapter"],
+    }
+
+
+def _bank_beside(adapter: Adapter, hidden: int, n_layers: int) -> VectorBank | None:
+    """The vector bank in the adapter's folder or the one above; one that was made for another model is not used."""
+    path = next((f / BANK for f in (adapter.folder, adapter.folder.parent) if (f / BANK).is_file()), None)
+    if path is None:
+        return None
+    try:
+        bank, made_for = VectorBank.load(path), adapter.config
+        problems = bank.misfits(str(made_for.base_model_name_or_path), made_for.revision or "", hidden, n_layers)
+    except ConfigurationError as error:
+        problems = error.problems
+    if problems:
+        warnings.warn(f"{path} is not used: {_renamed(problems[0])}", stacklevel=3)
+    return None if problems else bank
