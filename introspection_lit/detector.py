@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,8 +35,8 @@ from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import QUESTION, builtin_questions
 from introspection_lit.tasks.scoring import log_odds, mass
+from introspection_lit.utils import schema
 from introspection_lit.utils.errors import ConfigurationError, Problems, RunError
-from introspection_lit.utils.validators import faults, text, texts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,15 +50,17 @@ NAMES = {
     "data.contexts: ": "",
     "data.bands: ": "steering.band: ",
 }
-# Fields of introspection.json that are followed here; its threshold and its options are checked when it is read.
-RECORDED: dict[str, Callable[[object], bool]] = {
-    "base_model": text,
-    "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
-    "quantization": lambda value: value in ("none", "nf4", "int8"),
-    "question": lambda value: texts(value) and bool(value),
-}
-PHRASING: dict[str, Callable[[object], bool]] = {field.name: text for field in fields(Phrasing)}
-PHRASING["answers"] = lambda value: texts(value) and len(value) == 2  # type: ignore[arg-type]
+# What is read here of introspection.json; its threshold, record and options are checked when it is read.
+PHRASING = dict.fromkeys((field.name for field in fields(Phrasing)), schema.TEXT)
+PHRASING["answers"] = schema.listed(schema.required(schema.TEXT), 2)
+RECORDED = schema.fields(
+    "base_model dtype quantization question",
+    base_model=schema.TEXT,
+    dtype=schema.choice("float32", "bfloat16", "float16"),
+    quantization=schema.choice("none", "nf4", "int8"),
+    question=schema.TEXTS,
+    trained_on=schema.fields(phrasing=schema.fields(" ".join(PHRASING), **PHRASING)),
+)
 
 
 class Answer(NamedTuple):
@@ -281,9 +283,8 @@ def _base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:
             )
         return BaseModel(base)
     validate_settings({"model.base.revision": recorded.get("revision")}, str(adapter.folder / DESCRIPTION))
-    odd = faults(recorded, RECORDED, required=True) + faults(recorded["trained_on"]["phrasing"], PHRASING, required=True)
-    if odd:
-        problem = f"{adapter.folder / DESCRIPTION} is damaged, or not ours: {'; '.join(odd)}. Remove it, or export again."
+    if wrong := schema.problems(RECORDED, recorded):
+        problem = f"{adapter.folder / DESCRIPTION} is damaged, or not ours: {'; '.join(wrong)}. Remove it, or export again."
         raise ConfigurationError([problem])
     made_for = BaseModel(
         recorded["base_model"], recorded.get("revision"), recorded["dtype"], quantization=recorded["quantization"]
@@ -299,7 +300,7 @@ def _wording(adapter: Adapter) -> dict[str, Any]:
     phrasing = recorded["trained_on"]["phrasing"]
     known = {name: phrasing[name] for name in PHRASING}
     return {
-        "question": recorded["question"][0],
+        "question": next(iter(recorded["question"]), None),
         "phrasing": Phrasing(**known | {"answers": tuple(phrasing["answers"])}),
         "threshold": float(recorded["threshold"]),
         "prefill_adapter": recorded["trained_on"]["prefill_adapter"],

@@ -171,7 +171,7 @@ def test_damaged_adapters_are_refused(run: Path, tiny_folder: Any, tmp_path: Pat
         Detector.from_pretrained(folder)
     weights.write_bytes(content)
     described.write_text(json.dumps(description | {"dtype": "load"}))
-    with pytest.raises(ConfigurationError, match="'dtype' is 'load'"):
+    with pytest.raises(ConfigurationError, match="dtype is 'load', expected one of 'float32'"):
         Detector.from_pretrained(folder)
     described.write_text(json.dumps(description | {"threshold": 9.0}))
     with pytest.raises(ConfigurationError, match=r"introspection\.json"):
