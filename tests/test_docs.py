@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from project_paths import ROOT
 from rich.console import Console
 from rich.table import Table
@@ -118,6 +119,15 @@ def test_tests_that_the_check_list_names_exist() -> None:
             file = next(text for path, text in tests.items() if path.endswith(f"/{named}")) if named else file
             assert file, test
             assert f"def {test}(" in file, test
+
+
+def test_keys_of_a_checkpoint_are_those_of_the_table() -> None:
+    """Compared with the one that tests/contract keeps."""
+    kept = torch.load(next((ROOT / "tests" / "contract").rglob("*.ckpt")), weights_only=True)
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = text.split("## What a checkpoint holds")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    assert {key for row in rows for key in re.findall(r"`(.*?)`", row)} == kept.keys()
 
 
 PIPELINE = ROOT / "docs" / "results" / "pipeline"
