@@ -86,7 +86,7 @@ class _Batch:
     question_ids: Tensor
     question_mask: Tensor
     cache_of: Tensor | None = None
-    lead_ids: Tensor | None = None
+    question_prefix_ids: Tensor | None = None
 
 
 class Detector:

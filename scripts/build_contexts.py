@@ -21,7 +21,7 @@ from rich.table import Table
 from introspection_lit.contexts.context import Context, fingerprint
 from introspection_lit.contexts.generation.build import PER_KIND, SEED, Lengths, as_text, build, facts
 from introspection_lit.contexts.generation.sources import repetition
-from introspection_lit.contexts.generation.written import REQUESTS, SUBJECTS, written
+from introspection_lit.contexts.generation.written import REQUESTS, SUBJECTS, model_written
 from introspection_lit.models.base_model import EMBEDDED, BaseModel
 from introspection_lit.models.loading import load_model, load_tokenizer
 from introspection_lit.utils.console import PlainConsole
@@ -81,7 +81,7 @@ def main(args: list[str] | None = None) -> None:
             model = load_model(base).eval()
             taken = {fingerprint(context.user) for context in (*builtin, *added)}
             own = list(
-                written(
+                model_written(
                     model,
                     lengths.tokenizer,
                     lambda context: lengths.usable(context) and fingerprint(context.user) not in taken,

@@ -66,7 +66,7 @@ def write(steps: pipeline.Steps) -> None:
         "version": introspection_lit.__version__,
         "options": data.run.recorded_options(),
         "splits": {name: {"contexts": len(s.contexts), "vectors": s.plan.vectors} for name, s in prepared.splits.items()},
-        **manifest.settings(train, bank, base.name, base.revision or "", data.options.seed),
+        **manifest.manifest_settings(train, bank, base.name, base.revision or "", data.options.seed),
         **provenance(),
     }
 
@@ -74,7 +74,7 @@ def write(steps: pipeline.Steps) -> None:
         pairs = manifest.distinct_pairs(plan, options.n_examples // 2)
         for number, pair in enumerate(track(pairs, "writing", total=options.n_examples // 2)):
             for steered, trial in enumerate(pair):
-                yield manifest.row_of(2 * number + steered, trial, train, bank)
+                yield manifest.manifest_row(2 * number + steered, trial, train, bank)
 
     def problems(path: Path) -> list[str]:
         return ManifestPlan(Manifest(path), train, bank, data.options.seed).problems()

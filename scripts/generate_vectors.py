@@ -73,7 +73,7 @@ def generate(steps: pipeline.Steps) -> None:
         if twice := sorted(set(more) & set(imported)):
             raise ConfigurationError([f"--import: {twice} are in {path} and in another file. Rename one of the files."])
         imported |= more
-    if imported and (copies := repeated(vector_files.unit(imported)[0])):
+    if imported and (copies := repeated(vector_files.scale_to_unit(imported)[0])):
         first, again = (list(imported)[number] for number in copies)
         raise ConfigurationError(
             [f"--import: {first!r} and {again!r} are the same direction, up to its sign. Leave one out."]
@@ -81,7 +81,7 @@ def generate(steps: pipeline.Steps) -> None:
     cli.datamodule.setup("predict")
     bank = cli.datamodule.bank
     if imported:
-        bank.directions["imported"], bank.lengths["imported"] = vector_files.unit(imported)
+        bank.directions["imported"], bank.lengths["imported"] = vector_files.scale_to_unit(imported)
         bank.names["imported"] = list(imported)
     if bank.leaks():
         raise ConfigurationError([f"--import: {leak}: what is tested would be trained on." for leak in bank.leaks()])

@@ -34,14 +34,14 @@ class Context:
     Attributes:
         kind: What sort of text it is, such as ``python`` or ``french``.
         turns: The messages that are steered. Without a system message the experiment's system prompt comes first.
-        asked: The messages after the mark; a last one of the assistant is how the answer starts. Empty: the experiment's
-            question is asked.
-        answers: The words for "steered" and "not steered" that ``asked`` calls for, if it says so.
+        question_turns: The messages after it, which end in a question of the conversation's own, and optionally the start
+            of the answer. Empty: the experiment's question is asked.
+        answers: The words for "steered" and "not steered" that this question calls for, if the file names them.
     """
 
     kind: str
     turns: tuple[Message, ...]
-    asked: tuple[Message, ...] = ()
+    question_turns: tuple[Message, ...] = ()
     answers: tuple[str, str] | None = None
 
     @property
@@ -52,9 +52,11 @@ class Context:
     @property
     def key(self) -> str:
         """A fingerprint of the text, blind to case and white space: equal keys are the same context."""
-        if not self.asked and [turn.role for turn in self.turns] == ["user", "assistant"]:
+        if not self.question_turns and [turn.role for turn in self.turns] == ["user", "assistant"]:
             return fingerprint(*(turn.content for turn in self.turns))
-        return fingerprint(*(f"{turn.role}: {turn.content}" for turn in (*self.turns, Message("mark", ""), *self.asked)))
+        return fingerprint(
+            *(f"{turn.role}: {turn.content}" for turn in (*self.turns, Message("mark", ""), *self.question_turns))
+        )
 
 
 def exchange(kind: str, user: str, assistant: str) -> Context:

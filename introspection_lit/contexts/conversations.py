@@ -123,7 +123,7 @@ class _Written(NamedTuple):
 
 def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> _Written:
     turns = list(context.turns)
-    asked = list(context.asked) if question is None else [Message("user", question)]
+    asked = list(context.question_turns) if question is None else [Message("user", question)]
     start = Message("assistant", asked.pop().content if asked[-1].role == "assistant" else phrasing.answer_prefix)
     if phrasing.info:
         number = max(index for index, message in enumerate(asked) if message.role == "user")
@@ -221,7 +221,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str |
     return Encoded(ids[:cut], ids[cut:])
 
 
-def control_tokens_in(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], option: str = "data") -> list[str]:
+def control_token_problems(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], option: str = "data") -> list[str]:
     """Problems with texts of the configuration that no conversation can hold: most of them would open or close turns.
 
     Args:
@@ -243,14 +243,14 @@ def control_tokens_in(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], 
 def fakes_turns(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing) -> bool:
     """Whether a text of a context would be read as several turns, or as something else that it does not say."""
     try:
-        for one in [question, None] if context.asked else [question]:
+        for one in [question, None] if context.question_turns else [question]:
             encode(tokenizer, context, one, phrasing)
     except UnfitText:
         return True
     return False
 
 
-def keep_usable(
+def usable_contexts(
     tokenizer: PreTrainedTokenizerBase, contexts: Sequence[Context], question: str, phrasing: Phrasing, limit: int
 ) -> list[Context]:
     """Leave out contexts of more than ``limit`` tokens (cutting them would break the chat template), or that fake turns.
@@ -260,7 +260,7 @@ def keep_usable(
     """
     usable = []
     for context in contexts:
-        asked = [question, None] if context.asked else [question]
+        asked = [question, None] if context.question_turns else [question]
         try:
             lengths = [len(encode(tokenizer, context, one, phrasing).context_ids) for one in asked]
         except UnfitText:

@@ -112,7 +112,7 @@ def repeated_punctuation(text: str, random: np.random.Generator) -> str:
     return re.sub(r"[.,;:!?\u2026\u3002\u3001\uff01\uff1f]", lambda match: match[0] * int(random.integers(2, 7)), marked)
 
 
-def odd(text: str, how: str, random: np.random.Generator) -> str:
+def make_odd(text: str, how: str, random: np.random.Generator) -> str:
     """Make a text odd.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from introspection_lit.contexts.context import Context, Message, fingerprint
-from introspection_lit.contexts.odd_text import ODD, odd
+from introspection_lit.contexts.odd_text import ODD, make_odd
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
 
@@ -109,7 +109,7 @@ def shared_messages(splits: dict[str, list[Context]]) -> list[str]:
     return [text[key] for key, names in owners.items() if len(names) > 1]
 
 
-def spread(contexts: Sequence[Context], n: int) -> list[Context]:
+def evenly_spaced(contexts: Sequence[Context], n: int) -> list[Context]:
     """Up to n of the contexts, evenly from beginning to end: they are in order of their kinds."""
     return [contexts[place * len(contexts) // n] for place in range(n)] if len(contexts) > n else list(contexts)
 
@@ -120,7 +120,7 @@ MOST_OF_A_KIND, MIXED = 6, 200
 RARE_WORDS = 4
 
 
-def mixed(groups: Sequence[Sequence[Context]]) -> list[Context]:
+def mix_by_kind(groups: Sequence[Sequence[Context]]) -> list[Context]:
     """Different contexts of several splits, as many of each kind, up to six, or up to 200 in all if kinds are few."""
     by_kind: dict[str, list[Context]] = {}
     for context in {context.key: context for group in groups for context in group}.values():
@@ -129,7 +129,7 @@ def mixed(groups: Sequence[Sequence[Context]]) -> list[Context]:
     return [context for contexts in by_kind.values() for context in contexts[:most]]
 
 
-def made_odd(contexts: Sequence[Context], seed: int) -> list[Context]:
+def odd_contexts(contexts: Sequence[Context], seed: int) -> list[Context]:
     """Every context in every odd way (typos, shuffled words, rare letters, ...); its kind then says which."""
     made = []
     for context in contexts:
@@ -138,7 +138,7 @@ def made_odd(contexts: Sequence[Context], seed: int) -> list[Context]:
             texts = [turn.content for turn in context.turns]
             if how == "rare script":
                 texts = [" ".join(text.split()[:RARE_WORDS]) for text in texts]
-            turns = [Message(t.role, odd(text, how, random)) for t, text in zip(context.turns, texts, strict=True)]
+            turns = [Message(t.role, make_odd(text, how, random)) for t, text in zip(context.turns, texts, strict=True)]
             if [turn.content for turn in turns] != texts:
                 made.append(replace(context, kind=f"odd: {how}", turns=tuple(turns)))
     return made

@@ -22,7 +22,7 @@ from introspection_lit.contexts.context import Context, Message
 from introspection_lit.contexts.conversations import Phrasing, render
 from introspection_lit.evaluation.metrics import require_finite
 from introspection_lit.evaluation.statistics import auroc, rate, wilson_interval
-from introspection_lit.steering.prefill import Forward, pad, writing_mode
+from introspection_lit.steering.prefill import Forward, pad, prefill_mode
 from introspection_lit.tasks.questions import QUESTION, builtin_questions
 from introspection_lit.tasks.scoring import log_odds, mass
 from introspection_lit.utils.errors import ConfigurationError
@@ -281,7 +281,7 @@ def side_effects(
     answered: dict[str, dict[str, Any]] = {}
     right: dict[str, Tensor] = {}
     for name, adapter in (("off", False), ("on", True)):
-        with writing_mode(module.model, adapter):
+        with prefill_mode(module.model, adapter):
             predicted[name] = perplexity(module, tokenizer, texts, batch_size, device)
             scores, masses = fact_scores(module, tokenizer, phrasing, answer_ids, facts, batch_size, device)
         answered[name] = summarise_facts(scores, masses, facts)

@@ -13,7 +13,7 @@ from transformers import Cache
 
 
 @contextmanager
-def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Keep only the inputs of decoder layers for the backward pass, and run the layers again there.
 
     Method: Chen et al. 2016, arXiv:1604.06174, with one segment for each layer. Gradients are those of a plain pass:

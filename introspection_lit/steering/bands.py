@@ -36,7 +36,7 @@ def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: s
             problems.append(f"data.{option}: got {list(band)}. Expected [first, last], both inclusive.")
         else:
             first_last = (int(band[0]), int(band[1]))
-            problem = check_band(first_last, n_layers)
+            problem = band_problem(first_last, n_layers)
             if problem:
                 problems.append(f"data.{option}: {problem}")
             resolved.append(first_last)
@@ -57,7 +57,7 @@ def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
     return []
 
 
-def check_band(band: tuple[int, int], n_layers: int) -> str | None:
+def band_problem(band: tuple[int, int], n_layers: int) -> str | None:
     """Say what is wrong with a band (first and last decoder layer, inclusive), if anything is."""
     first, last = band
     if not 0 <= first <= last < n_layers:

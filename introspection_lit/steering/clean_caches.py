@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from introspection_lit.steering.extraction import record
-from introspection_lit.steering.prefill import Forward, fill, pad, writing_mode
+from introspection_lit.steering.extraction import record_outputs
+from introspection_lit.steering.prefill import Forward, fill_cache, pad, prefill_mode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,7 +68,7 @@ class Lent(NamedTuple):
 Read = Callable[[Tensor, Tensor], tuple[DynamicCache, list[Tensor]]]
 
 
-class KeptCaches:
+class CleanCaches:
     """Clean contexts of a split and what is kept of them.
 
     A context is read together with its neighbours in length, always the same ones, so that its cache is a function of the
@@ -96,7 +96,7 @@ class KeptCaches:
 
         Args:
             contexts: Numbers of contexts.
-            made_with: All that caches depend on (see :func:`state_of`); if it is not what they were made with, they are
+            made_with: All that caches depend on (see :func:`model_state`); if it is not what they were made with, they are
                 thrown away.
             read: Reads left-padded ids and mask, ``(group, context)`` each; returns a cache and the residual streams after
                 ``layers``.
@@ -178,7 +178,7 @@ class KeptCaches:
         return Lent({context: place for place, context in enumerate(contexts)}, cache, residual, self.layers)
 
 
-def reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module], at: Sequence[int]) -> Read:
+def make_reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module], at: Sequence[int]) -> Read:
     """Make what reads clean contexts: keys, values, and the residual stream after some layers.
 
     Args:
@@ -192,14 +192,14 @@ def reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module], at: 
     def read(ids: Tensor, mask: Tensor) -> tuple[DynamicCache, list[Tensor]]:
         ids, mask = ids.to(device), mask.to(device)
         cache = DynamicCache(config=model.get_base_model().config)
-        with writing_mode(model, adapter=False), record([layers[number] for number in at]) as hidden:
-            fill(forward, cache, ids, mask)
+        with prefill_mode(model, adapter=False), record_outputs([layers[number] for number in at]) as hidden:
+            fill_cache(forward, cache, ids, mask)
         return cache, hidden
 
     return read
 
 
-def state_of(model: PeftModel, layers: Sequence[nn.Module], sharded: bool = False) -> tuple[object, ...]:
+def model_state(model: PeftModel, layers: Sequence[nn.Module], sharded: bool = False) -> tuple[object, ...]:
     """All that the caches of clean contexts depend on and that can change while a program runs.
 
     Weights are compared by place and by torch's count of changes in place; hooks that somebody else has hung into the model

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from introspection_lit.steering.prefill import Forward, no_logits, pad, position_ids, writing_mode
+from introspection_lit.steering.prefill import Forward, no_logits, pad, position_ids, prefill_mode
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.utils.errors import RunError
 
@@ -50,7 +50,7 @@ class Readings(NamedTuple):
 
 
 @contextmanager
-def record(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+def record_outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Collect the output of every decoder layer while the block runs.
 
     Yields:
@@ -87,7 +87,7 @@ def read_texts(
     read = []
     for start in range(0, len(rows), batch_size):
         ids, mask = (tensor.to(device) for tensor in pad(rows[start : start + batch_size], 0, "right"))
-        with writing_mode(model, adapter=False), record(layers) as outputs:
+        with prefill_mode(model, adapter=False), record_outputs(layers) as outputs:
             forward(
                 input_ids=ids,
                 attention_mask=mask,

@@ -39,17 +39,17 @@ class Intervention:
             self.first = [steered[0] if steered else self.scale.shape[1] for steered in layers]
             self.last = [steered[-1] if steered else -1 for steered in layers]
 
-    def at(self, layer: int, rows: int | None = None) -> Tensor:
+    def addition(self, layer: int, rows: int | None = None) -> Tensor:
         """What is added to the output of a layer, ``(batch, seq, hidden)``; of the first ``rows`` rows only, if given."""
         direction = self.direction[:rows, min(layer, self.direction.shape[1] - 1)]
         added = self.scale[:rows, layer, None] * direction
         return added[:, None, :] * self.positions[:rows, :, None]
 
-    def touches(self, layer: int, rows: int | None = None) -> bool:
+    def acts_at(self, layer: int, rows: int | None = None) -> bool:
         """Whether any row (of the first ``rows``) is steered at a layer, or below and above it."""
         return any(first <= layer <= last for first, last in zip(self.first[:rows], self.last[:rows], strict=True))
 
-    def of(self, rows: Sequence[int]) -> Intervention:
+    def select(self, rows: Sequence[int]) -> Intervention:
         """The same for some of the rows, in the order given."""
         chosen = torch.tensor(rows, device=self.scale.device)
         return Intervention(
@@ -74,7 +74,7 @@ def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[N
     def hook_for(layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            steered = hidden + intervention.at(layer).to(hidden)
+            steered = hidden + intervention.addition(layer).to(hidden)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return hook
@@ -82,7 +82,7 @@ def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[N
     handles = []
     try:
         for index, layer in enumerate(layers):
-            if intervention.touches(index):
+            if intervention.acts_at(index):
                 handles.append(layer.register_forward_hook(hook_for(index)))
         yield
     finally:

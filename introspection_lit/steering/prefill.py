@@ -25,7 +25,7 @@ class Forward(Protocol):
 
 
 @contextmanager
-def writing_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
+def prefill_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
     """Put a model in the mode in which caches are written: eval, no gradient, adapter off.
 
     Args:
@@ -42,19 +42,19 @@ def writing_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
         model.train(training)
 
 
-def pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], pad_token: int, side: str) -> tuple[Tensor, Tensor]:
     """Pad token lists to the longest.
 
     Args:
         rows: Token ids.
-        fill: The token that fills up.
+        pad_token: The token id at padded positions.
         side: ``left`` or ``right``: where the padding goes.
 
     Returns:
         Ids and mask (1 at tokens), both ``(batch, longest)`` int64.
     """
     width = max(map(len, rows))
-    ids = torch.full((len(rows), width), fill)
+    ids = torch.full((len(rows), width), pad_token)
     mask = torch.zeros_like(ids)
     for row, tokens in enumerate(rows):
         place = slice(width - len(tokens), None) if side == "left" else slice(len(tokens))
@@ -73,7 +73,7 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def fill(forward: Forward, cache: Cache, ids: Tensor, mask: Tensor) -> None:
+def fill_cache(forward: Forward, cache: Cache, ids: Tensor, mask: Tensor) -> None:
     """Read left-padded contexts, ``(batch, context)`` ids and mask, into a cache; nobody wants their logits."""
     forward(
         input_ids=ids,
@@ -109,8 +109,8 @@ def steered_cache(
         A cache of ``context`` positions without gradient; padding is inside, to be masked.
     """
     cache = DynamicCache(config=model.get_base_model().config)
-    with writing_mode(model, adapter), steer(layers, intervention):
-        fill(forward, cache, context_ids, context_mask)
+    with prefill_mode(model, adapter), steer(layers, intervention):
+        fill_cache(forward, cache, context_ids, context_mask)
     return cache
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from introspection_lit.steering.activation_checkpointing import recomputed
+from introspection_lit.steering.activation_checkpointing import recompute_layers
 from introspection_lit.steering.prefill import Forward, fork, no_logits, position_ids
 
 
@@ -21,15 +21,15 @@ class QuestionBatch(Protocol):
         cache: The KV caches of the contexts, without gradient; None before the prefill.
         context_mask: 1 at tokens, 0 at (left) padding, ``(caches, context)``.
         cache_of: The cache that each row reads, ``(rows,)``; None: row ``i`` reads cache ``i``.
-        lead_ids: Tokens with which every question begins, ``(lead,)``: read once for each cache. None: there are none.
-        question_ids: Right-padded, without the lead, ``(rows, question)``.
+        question_prefix_ids: Tokens that all questions begin with, ``(prefix,)``: read once for each cache. None: not split.
+        question_ids: Right-padded, without this prefix, ``(rows, question)``.
         question_mask: 1 at tokens, 0 at padding, ``(rows, question)``.
     """
 
     cache: Cache | None
     context_mask: Tensor
     cache_of: Tensor | None
-    lead_ids: Tensor | None
+    question_prefix_ids: Tensor | None
     question_ids: Tensor
     question_mask: Tensor
 
@@ -44,24 +44,23 @@ def read_answers(
         batch: With its cache, which stays as it is.
         layers: The model's decoder layers; needed for ``recompute`` only.
         recompute: Keep only each decoder layer's input for the backward pass, and run the layer again there (see
-            :func:`~introspection_lit.steering.activation_checkpointing.recomputed`). Without effect where no gradient is
-            wanted.
+            :func:`~introspection_lit.steering.activation_checkpointing.recompute_layers`). No effect without gradients.
 
     Returns:
         Logits at the answer position, which is the last token of each question, ``(rows, vocabulary)``.
     """
     assert batch.cache is not None, "the prefill has not run"
     cache, context_mask = fork(batch.cache), batch.context_mask
-    if batch.lead_ids is not None:
-        lead = batch.lead_ids.expand(len(context_mask), -1)
-        context_mask = torch.cat([context_mask, torch.ones_like(lead)], dim=1)
+    if batch.question_prefix_ids is not None:
+        prefix = batch.question_prefix_ids.expand(len(context_mask), -1)
+        context_mask = torch.cat([context_mask, torch.ones_like(prefix)], dim=1)
         forward(
-            input_ids=lead,
+            input_ids=prefix,
             attention_mask=context_mask,
-            position_ids=position_ids(context_mask)[:, -lead.shape[1] :],
+            position_ids=position_ids(context_mask)[:, -prefix.shape[1] :],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=no_logits(lead),
+            logits_to_keep=no_logits(prefix),
         )
     if batch.cache_of is not None:
         cache.batch_select_indices(batch.cache_of)
@@ -69,7 +68,7 @@ def read_answers(
     mask = torch.cat([context_mask, batch.question_mask], dim=1)
     last = batch.question_mask.sum(dim=1) - 1
     kept, place = torch.unique(last, return_inverse=True)
-    with recomputed(layers) if recompute and torch.is_grad_enabled() else nullcontext():
+    with recompute_layers(layers) if recompute and torch.is_grad_enabled() else nullcontext():
         outputs = forward(
             input_ids=batch.question_ids,
             attention_mask=mask,

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from introspection_lit.steering.clean_caches import KeptCaches, Lent
+from introspection_lit.steering.clean_caches import CleanCaches, Lent
 from introspection_lit.steering.intervention import Intervention
-from introspection_lit.steering.prefill import Forward, fill, writing_mode
+from introspection_lit.steering.prefill import Forward, fill_cache, prefill_mode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -85,7 +85,7 @@ def shared_cache(
     context_mask: Tensor,
     intervention: Intervention,
     contexts: Sequence[int],
-    kept: KeptCaches | None = None,
+    kept: CleanCaches | None = None,
     share: bool = True,
     adapter: bool = False,
     always: bool = False,
@@ -117,9 +117,9 @@ def shared_cache(
     origins = sources(plan, contexts, lent, len(layers), context_ids.device)
     if plan.run:
         rows = torch.tensor(plan.run, device=context_ids.device)
-        joining = Joining(plan, contexts, intervention.of(plan.run), lent)
-        with writing_mode(model, adapter), joining.on(layers):
-            fill(forward, cache, context_ids[rows], context_mask[rows])
+        joining = Joining(plan, contexts, intervention.select(plan.run), lent)
+        with prefill_mode(model, adapter), joining.on(layers):
+            fill_cache(forward, cache, context_ids[rows], context_mask[rows])
     return assembled(cache, origins, lent)
 
 
@@ -146,7 +146,7 @@ class Joining:
                 now, then = self.plan.active(number), self.plan.active(number + 1)
                 if now < len(self.plan.run):
                     handles.append(layer.register_forward_pre_hook(self._narrowing(now), with_kwargs=True))
-                if then > now or self.intervention.touches(number, now):
+                if then > now or self.intervention.acts_at(number, now):
                     handles.append(layer.register_forward_hook(self._steering(number, now, then)))
             yield
         finally:
@@ -174,7 +174,7 @@ class Joining:
             hidden = output[0] if isinstance(output, tuple) else output
             if newcomers:
                 hidden = torch.cat([hidden, self._lower(newcomers, layer, hidden)])
-            hidden = hidden + self.intervention.at(layer, then).to(hidden)
+            hidden = hidden + self.intervention.addition(layer, then).to(hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook

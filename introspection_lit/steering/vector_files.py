@@ -277,7 +277,7 @@ def _write_gguf(path: Path, rows: Tensor, model_type: str) -> None:
     writer.close()
 
 
-def unit(directions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def scale_to_unit(directions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Scale directions to length 1 layer by layer.
 
     Args:

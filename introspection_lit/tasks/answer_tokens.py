@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from introspection_lit.contexts.chat_templates import control_tokens
 from introspection_lit.contexts.context import Context, exchange
-from introspection_lit.contexts.conversations import Phrasing, control_tokens_in, render
+from introspection_lit.contexts.conversations import Phrasing, control_token_problems, render
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -45,20 +45,22 @@ def find_answer_tokens(
     """
     if not all(word.strip() for word in phrasing.answers):
         raise ConfigurationError([f"data.answers: got an empty word in {list(phrasing.answers)}. Expected two words."])
-    if problems := control_tokens_in(tokenizer, phrasing.answers, "data.answers"):
+    if problems := control_token_problems(tokenizer, phrasing.answers, "data.answers"):
         raise ConfigurationError(problems)
     if not phrasing.answer_prefix.strip():
         raise ConfigurationError(
             ["data.answer_prefix: got none. Expected the start of an answer, such as 'The answer is'."]
         )
     own = {
-        (context.asked[-1].content, context) for context in contexts if context.asked and context.asked[-1].role != "user"
+        (context.question_turns[-1].content, context)
+        for context in contexts
+        if context.question_turns and context.question_turns[-1].role != "user"
     }
     cases: list[tuple[Context, str | None]] = [(SAMPLE_CONTEXT, question) for question in questions[:1]]
     cases += [(context, None) for context in dict(own).values()]
     tokens = {}
     for context, question in cases:
-        prefix = phrasing.answer_prefix if question is not None else context.asked[-1].content
+        prefix = phrasing.answer_prefix if question is not None else context.question_turns[-1].content
         if prefix != prefix.rstrip() or not prefix:
             ending = "ends in white space, which the model would then write twice" if prefix else "is empty"
             where = "data.answer_prefix" if question is not None else "data.contexts: the start of an answer"

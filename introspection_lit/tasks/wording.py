@@ -12,7 +12,7 @@ from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.conversations import (
     YES_NO,
     Phrasing,
-    control_tokens_in,
+    control_token_problems,
     encode,
     fakes_turns,
     repeated_questions,
@@ -116,11 +116,13 @@ def build_wording(
     if longest is None:
         problems.raise_if_any()
     problems.add(window_problems(options.max_context_tokens, longest or 0, config))
-    contexts = [c for c in contexts if not c.asked or not fakes_turns(tokenizer, c, configured[0], phrasing)]
-    encoded = [problems.attempt(encode, tokenizer, context, None, phrasing) for context in contexts if context.asked]
+    contexts = [c for c in contexts if not c.question_turns or not fakes_turns(tokenizer, c, configured[0], phrasing)]
+    encoded = [
+        problems.attempt(encode, tokenizer, context, None, phrasing) for context in contexts if context.question_turns
+    ]
     lengths = [len(one.question_ids) for one in encoded if one and len(one.context_ids) <= options.max_context_tokens]
     problems.add(window_problems(options.max_context_tokens, max(lengths, default=0), config))
-    if options.questions and contexts and all(context.asked for context in contexts):
+    if options.questions and contexts and all(context.question_turns for context in contexts):
         rank_zero_warn("data.questions: the conversations ask questions of their own, so these are not asked.")
     tokens = problems.attempt(find_answer_tokens, tokenizer, contexts, questions["train"], phrasing)
     problems.raise_if_any()
@@ -162,7 +164,7 @@ def _control_token_problems(
         "data.answers": phrasing.answers,
         "data.concepts": options.concepts,
     }
-    return [problem for option, group in texts.items() for problem in control_tokens_in(tokenizer, group, option)]
+    return [problem for option, group in texts.items() for problem in control_token_problems(tokenizer, group, option)]
 
 
 def longest_question(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], phrasing: Phrasing) -> int:
@@ -183,7 +185,7 @@ def common_answers(configured: tuple[str, str] | None, contexts: Iterable[Contex
         ConfigurationError: Configuration and conversations name different answers.
     """
     default = tuple(configured) if configured is not None else YES_NO
-    own = sorted({context.answers or default for context in contexts if context.asked})
+    own = sorted({context.answers or default for context in contexts if context.question_turns})
     if len(own) > 1 or (own and configured is not None and own[0] != default):
         named = " and ".join(str(list(words)) for words in own)
         addition = f", the configuration {list(default)}" if configured is not None else ""
@@ -196,8 +198,12 @@ def common_answers(configured: tuple[str, str] | None, contexts: Iterable[Contex
 
 def common_prefix(contexts: Iterable[Context]) -> str:
     """The answer prefix that all conversations with a question share; otherwise the default one."""
-    starts = {context.asked[-1].content if context.asked else None for context in contexts if context.asked}
-    assistants = {context.asked[-1].role for context in contexts if context.asked}
+    starts = {
+        context.question_turns[-1].content if context.question_turns else None
+        for context in contexts
+        if context.question_turns
+    }
+    assistants = {context.question_turns[-1].role for context in contexts if context.question_turns}
     return str(starts.pop()) if assistants == {"assistant"} and len(starts) == 1 else Phrasing().answer_prefix
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import Cache
 
-from introspection_lit.steering.clean_caches import GIB, KeptCaches, reader, state_of
+from introspection_lit.steering.clean_caches import GIB, CleanCaches, make_reader, model_state
 from introspection_lit.steering.prefill import Forward
 from introspection_lit.steering.shared_prefill import shared_cache
 from introspection_lit.training.distributed import is_sharded
@@ -25,7 +25,7 @@ USES_THAT_PAY = 2
 
 
 def batch_cache(
-    forward: Forward, module: IntrospectionModule, batch: TrialBatch, kept: KeptCaches | None = None, **options: bool
+    forward: Forward, module: IntrospectionModule, batch: TrialBatch, kept: CleanCaches | None = None, **options: bool
 ) -> Cache:
     """The steered caches of a batch; options as of :func:`~introspection_lit.steering.shared_prefill.shared_cache`."""
     ids, mask = batch.context_ids, batch.context_mask
@@ -58,7 +58,7 @@ class Prefills:
             share, always = options.reuse.layers, trainer.world_size > 1
             return batch_cache(forward, module, batch, kept, share=share, adapter=options.prefill_adapter, always=always)
 
-    def _clean_caches(self, batch: TrialBatch, forward: Forward) -> KeptCaches | None:
+    def _clean_caches(self, batch: TrialBatch, forward: Forward) -> CleanCaches | None:
         """The clean caches that are kept, those of the batch's contexts among them; None: none are kept."""
         run, trainer, module = self.run, self.run.trainer, self.run.module
         reuse = run.options.reuse
@@ -71,12 +71,12 @@ class Prefills:
         if run.clean_caches is not None:
             alone = not is_sharded(trainer)
             # DDP synchronises buffers in every forward pass of its wrapper: what one process reads alone goes past it.
-            read = reader(module if alone else forward, module.model, module.layers, run.clean_caches.layers)
-            made_with = state_of(module.model, module.layers, sharded=not alone)
+            read = make_reader(module if alone else forward, module.model, module.layers, run.clean_caches.layers)
+            made_with = model_state(module.model, module.layers, sharded=not alone)
             run.clean_caches.prepare(batch.contexts, made_with, read, everything=not alone)
         return run.clean_caches
 
-    def _worth_keeping(self, split: Split) -> KeptCaches | None:
+    def _worth_keeping(self, split: Split) -> CleanCaches | None:
         """An empty store of clean caches, if training needs each context often enough."""
         trainer, reuse = self.run.trainer, self.run.options.reuse
         steps = trainer.estimated_stepping_batches
@@ -85,7 +85,7 @@ class Prefills:
             return None
         tokens = [split.encoded(context).context_ids for context in range(len(split.contexts))]
         first_layers = [first for first, _ in split.plan.bands] if reuse.layers else []
-        return KeptCaches(tokens, first_layers, reuse.gib, reuse.group)
+        return CleanCaches(tokens, first_layers, reuse.gib, reuse.group)
 
     def release(self) -> None:
         """Report how many clean caches were kept, and free their memory."""

@@ -20,7 +20,7 @@ from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.training.run_context import RunContext, run_folder
 from introspection_lit.trials import leaks
 from introspection_lit.trials.batch import TrialBatch
-from introspection_lit.trials.loaders import BatchesOfSplit, EpochBatches, TrainingLoader
+from introspection_lit.trials.loaders import EpochSampler, SplitBatches, TrainingLoader
 from introspection_lit.trials.replay import SingleTrials
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import OTHER_QUESTIONS
@@ -99,7 +99,7 @@ class IntrospectionDataModule(LightningDataModule):
             require_finite_norms(bank)
             if adapter is not None:
                 self._check_training(read_adapter(adapter).description, bank)
-        problems = leaks.between_splits(bank)
+        problems = leaks.bank_leak_problems(bank)
         if problems:
             raise ConfigurationError(problems)
         run.bank = bank
@@ -144,8 +144,8 @@ class IntrospectionDataModule(LightningDataModule):
         parts = trainer.world_size * trainer.accumulate_grad_batches if training else 1
         total = run.trial_counts["train"] if split.total is None else split.total
         steps = -(-total // (batch_size * parts))
-        batches = BatchesOfSplit(split, run.vector_bank, batch_size, TRAINING_POOL if training else steps, parts)
-        sampler = EpochBatches(
+        batches = SplitBatches(split, run.vector_bank, batch_size, TRAINING_POOL if training else steps, parts)
+        sampler = EpochSampler(
             steps * parts, trainer.global_rank, trainer.world_size, lambda: trainer.current_epoch if training else 0
         )
         if not training:
@@ -171,7 +171,7 @@ class IntrospectionDataModule(LightningDataModule):
         if run.options.replay is not None:
             assert run.experiment is not None, "the data module is not set up"
             batches = SingleTrials(run.experiment.replayed, run.splits, run.vector_bank)
-            sampler = EpochBatches(len(batches), trainer.global_rank, trainer.world_size, lambda: 0)
+            sampler = EpochSampler(len(batches), trainer.global_rank, trainer.world_size, lambda: 0)
             return [DataLoader(batches, batch_size=None, sampler=sampler)]
         names = run.options.test_sets if run.options.grid is None else list(run.splits)
         return [self._loader(name, run.options.eval_batch_size) for name in names]
@@ -214,8 +214,8 @@ class IntrospectionDataModule(LightningDataModule):
         record = record.get("trained_on", record)
         tests = {name: split for name, split in self.run.splits.items() if name not in ("train", "validation")}
         usual = [split for split in tests.values() if split.source.questions not in OTHER_QUESTIONS]
-        for difference in leaks.trained_otherwise(record, usual[0], self.options.prefill_adapter) if usual else ():
+        for difference in leaks.training_differences(record, usual[0], self.options.prefill_adapter) if usual else ():
             rank_zero_warn(difference)
-        problems = leaks.trained_on(record, tests, bank)
+        problems = leaks.training_leak_problems(record, tests, bank)
         if problems:
             raise ConfigurationError(problems)

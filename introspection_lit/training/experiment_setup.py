@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit.contexts.context import BUILTIN, LARGE, Context
-from introspection_lit.contexts.conversations import control_tokens_in, encode, fakes_turns, keep_usable
+from introspection_lit.contexts.conversations import control_token_problems, encode, fakes_turns, usable_contexts
 from introspection_lit.contexts.generation.build import large_contexts
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.contexts.splits import made_odd, mixed, split_contexts, split_problems, spread
+from introspection_lit.contexts.splits import evenly_spaced, mix_by_kind, odd_contexts, split_contexts, split_problems
 from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_tokenizer
@@ -41,7 +41,7 @@ from introspection_lit.training.options import DEFAULT_VECTORS
 from introspection_lit.training.run_context import Experiment, RunContext
 from introspection_lit.trials import leaks
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
-from introspection_lit.trials.manifest import disagreements, settings
+from introspection_lit.trials.manifest import manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.plans import OncePlan, TrialPlan
 from introspection_lit.trials.replay import chosen_trials
@@ -94,14 +94,14 @@ def prepare(run: RunContext) -> Experiment:
         names = ["train", "validation", *run.options.test_sets]
         splits = {name: _build_split(run, name, usable, sizes, words, bands) for name in names}
         if "newquestions" in splits:
-            found.add(heldout_problems(splits["train"].all_asked(), splits["newquestions"].questions))
+            found.add(heldout_problems(splits["train"].question_texts(), splits["newquestions"].questions))
         if run.options.manifest_path and bank:
             _take_manifest(run, splits, bank, found)
     found.raise_if_any()
     replayed = found.attempt(chosen_trials, run.options.replayed, splits) if run.options.replayed is not None else []
     found.raise_if_any()
     source = usable.get("train") or usable["all"]
-    norm_contexts = spread(source, NORM_CONTEXTS)
+    norm_contexts = evenly_spaced(source, NORM_CONTEXTS)
     clean = [encode(words.tokenizer, c, words.questions["train"][0], words.phrasing) for c in norm_contexts]
     return Experiment(splits, bank, words, [encoded.context_ids for encoded in clean], replayed or [])
 
@@ -134,7 +134,7 @@ def _deal_contexts(
     if dealt and tests:
         dealt |= dict.fromkeys(("seen", "heldout", "concept", "newkinds"), tests)
     if dealt and "odd" in run.options.test_sets:
-        dealt["odd"] = made_odd(dealt["heldout"], run.options.seed)
+        dealt["odd"] = odd_contexts(dealt["heldout"], run.options.seed)
     if dealt and run.options.grid is not None:
         dealt["all"] = tests or (contexts if run.options.contexts not in (BUILTIN, LARGE) else dealt["heldout"])
     return dealt
@@ -181,7 +181,7 @@ def _check_model(
     found.add(nf4_on_cpu_problems(base, config, run.trainer.strategy.root_device.type))
     if bank:
         misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
-        found.add(misfits or leaks.between_splits(bank))
+        found.add(misfits or leaks.bank_leak_problems(bank))
         bank = None if misfits else bank  # what does not fit cannot be looked into
     if bank:
         found.add(bank_size_problems(bank, run.options.vector_counts))
@@ -215,7 +215,7 @@ def _leave_out(
     first = words.questions["train"][0]
     parts = {name: group for name, group in dealt.items() if in_grid == (name == "all")}
     usable = {
-        name: keep_usable(words.tokenizer, group, first, words.phrasing, run.options.max_context_tokens)
+        name: usable_contexts(words.tokenizer, group, first, words.phrasing, run.options.max_context_tokens)
         for name, group in parts.items()
     }
     before, after = (sum(len(part) for name, part in groups.items() if name != "odd") for groups in (parts, usable))
@@ -227,7 +227,7 @@ def _leave_out(
         rank_zero_info(f"left out: {before - after} of {before} contexts ({reason})")
     for source in SOURCES.values():
         if "+" in source.contexts and not in_grid:
-            usable[source.contexts] = mixed([usable[part] for part in source.contexts.split("+")])
+            usable[source.contexts] = mix_by_kind([usable[part] for part in source.contexts.split("+")])
     needed = ["all"] if in_grid else [SOURCES[name].contexts for name in ("train", "validation", *run.options.test_sets)]
     found.add(split_problems(usable, needed, before - after))
     found.raise_if_any()
@@ -276,10 +276,10 @@ def _build_grid(
     grid, splits = run.options.grid, {}
     assert grid is not None
     available = len(usable["all"])
-    own = any(context.asked for context in usable["all"])
+    own = any(context.question_turns for context in usable["all"])
     if grid.contexts is not None and grid.contexts > available:
         found.add([f"data.grid.contexts: {grid.contexts} asked for, but there are {available}."])
-    contexts = spread(usable["all"], grid.contexts or (available if own else DEFAULT_CONTEXTS))
+    contexts = evenly_spaced(usable["all"], grid.contexts or (available if own else DEFAULT_CONTEXTS))
     detection = words.questions["train"]
     if "heldout" in grid.vectors and grid.random_vectors > sizes["heldout"]:
         found.add(
@@ -288,11 +288,11 @@ def _build_grid(
     controls = builtin_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
     questions = [*detection, *controls]
     controls_of = "data.grid.true_questions, data.grid.false_questions"
-    found.add(control_tokens_in(words.tokenizer, controls, controls_of))
+    found.add(control_token_problems(words.tokenizer, controls, controls_of))
     found.raise_if_any()
     for info in grid.info:
         text = found.attempt(info_text, info, words.tokenizer) or ""
-        found.add(control_tokens_in(words.tokenizer, [text], "data.grid.info"))
+        found.add(control_token_problems(words.tokenizer, [text], "data.grid.info"))
         phrasing = replace(words.phrasing, info=text)
         longest = longest_question(words.tokenizer, questions, phrasing)
         found.add(window_problems(run.options.max_context_tokens, longest, load_config(run.module.base)))
@@ -302,9 +302,18 @@ def _build_grid(
             plan = GridPlan(name, len(contexts), len(questions), count, bands[2], tuple(grid.strengths))
             asked = (contexts, questions, words.tokenizer, phrasing, words.answer_ids)
             roles = grid.roles(len(detection))
-            leads = not is_sharded(run.trainer)
+            share_question_prefix = not is_sharded(run.trainer)
             source = Source(vectors, "all")
-            splits[name] = Split(name, plan, *asked, run.options.strength_unit, source, roles, plan.total, leads=leads)
+            splits[name] = Split(
+                name,
+                plan,
+                *asked,
+                run.options.strength_unit,
+                source,
+                roles,
+                plan.total,
+                share_question_prefix=share_question_prefix,
+            )
     return splits
 
 
@@ -314,7 +323,9 @@ def _take_manifest(run: RunContext, splits: dict[str, Split], bank: VectorBank, 
     if manifest is None:
         return
     base, train = run.module.base, splits["train"]
-    wrong = disagreements(manifest.header, settings(train, bank, base.name, base.revision or "", run.options.seed))
+    wrong = setting_problems(
+        manifest.header, manifest_settings(train, bank, base.name, base.revision or "", run.options.seed)
+    )
     found.add(wrong)
     if not wrong:
         plan = ManifestPlan(manifest, train, bank, run.options.seed)

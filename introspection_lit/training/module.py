@@ -79,7 +79,7 @@ class IntrospectionModule(LightningModule):
         weight_decay: Of AdamW.
         warmup: Share of the steps over which the learning rate rises; over the rest it falls linearly to 0.
         recompute: Save memory: keep only each decoder layer's input for the backward pass, and run the layer again there
-            (see :func:`~introspection_lit.steering.activation_checkpointing.recomputed`). Gradients are the same.
+            (see :func:`~introspection_lit.steering.activation_checkpointing.recompute_layers`). Gradients are the same.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from introspection_lit.trials.manifest_plan import ManifestPlan
 
 if TYPE_CHECKING:
     from introspection_lit.contexts.conversations import Phrasing
-    from introspection_lit.steering.clean_caches import KeptCaches
+    from introspection_lit.steering.clean_caches import CleanCaches
     from introspection_lit.steering.vector_bank import VectorBank
     from introspection_lit.tasks.wording import Wording
     from introspection_lit.training.module import IntrospectionModule
@@ -70,7 +70,7 @@ class RunContext:
     bank: VectorBank | None = None
     folder: Path = Path()
     prefill: Callable[[TrialBatch], Cache] | None = None
-    clean_caches: KeptCaches | None = None
+    clean_caches: CleanCaches | None = None
     batch_size: int = DEFAULT_BATCH_SIZE
     trials_per_process: int | None = None
     trial_counts: dict[str, int] = field(default_factory=dict)

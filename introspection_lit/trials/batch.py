@@ -42,7 +42,7 @@ class TrialBatch:
     context_mask: Tensor
     contexts: list[int]
     cache_of: Tensor | None
-    lead_ids: Tensor | None
+    question_prefix_ids: Tensor | None
     question_ids: Tensor
     question_mask: Tensor
     intervention: Intervention

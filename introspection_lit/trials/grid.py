@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, Bands
 from introspection_lit.steering.vector_bank import OPTIONAL_SPLITS
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS
-from introspection_lit.trials.plans import Plan, part_of
+from introspection_lit.trials.plans import Plan, equal_part
 from introspection_lit.trials.trial import Trial
 
 # Under what name a question is reported.
@@ -117,7 +117,7 @@ class GridPlan(Plan):
         self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
     ) -> list[Trial]:
         """The trials from ``number * size`` on, in order."""
-        return [self.trial(place) for place in part_of(range(number * size, (number + 1) * size), share)]
+        return [self.trial(place) for place in equal_part(range(number * size, (number + 1) * size), share)]
 
 
 def split_name(info: str, vectors: str) -> str:

@@ -17,12 +17,12 @@ OTHER_DATA = (
 HINT = "Test with the data.* settings of the training, data.seed above all (config.yaml of its run)."
 
 
-def between_splits(bank: VectorBank) -> list[str]:
+def bank_leak_problems(bank: VectorBank) -> list[str]:
     """The leaks between the splits of a bank, as problems of the configuration."""
     return [f"data.bank: {leak}: what is tested has been trained on." for leak in bank.leaks()]
 
 
-def split_keys(split: Split, bank: VectorBank) -> list[str]:
+def direction_keys(split: Split, bank: VectorBank) -> list[str]:
     """Fingerprints of the directions that a split's trials have."""
     return bank.keys(split.source.vectors)[: split.plan.vectors]
 
@@ -44,8 +44,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     return {
         "messages": sorted({fingerprint(context.user) for split in seen for context in split.contexts}),
         "kinds": sorted({context.kind for split in seen for context in split.contexts}),
-        "vectors": sorted(key for split in seen for key in split_keys(split, bank)),
-        "questions": sorted({fingerprint(question) for split in seen for question in split.all_asked()}),
+        "vectors": sorted(key for split in seen for key in direction_keys(split, bank)),
+        "questions": sorted({fingerprint(question) for split in seen for question in split.question_texts()}),
         "prefill_adapter": prefill_adapter,
         "phrasing": asdict(splits["train"].phrasing) | {"answers": list(splits["train"].phrasing.answers)},
         "bands": [list(band) for band in splits["train"].plan.bands],
@@ -55,7 +55,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     }
 
 
-def trained_otherwise(record: Mapping[str, Any], split: Split, prefill_adapter: bool) -> list[str]:
+def training_differences(record: Mapping[str, Any], split: Split, prefill_adapter: bool) -> list[str]:
     """List what a test does differently from training though nothing leaks; it may be meant, so these are warnings.
 
     Args:
@@ -77,7 +77,7 @@ def trained_otherwise(record: Mapping[str, Any], split: Split, prefill_adapter: 
     ]
 
 
-def trained_on(record: Mapping[str, Any], tests: Mapping[str, Split], bank: VectorBank) -> list[str]:
+def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split], bank: VectorBank) -> list[str]:
     """List what the test sets share with the training of a checkpoint and must not.
 
     Args:
@@ -91,7 +91,7 @@ def trained_on(record: Mapping[str, Any], tests: Mapping[str, Split], bank: Vect
     """
     problems = []
     for name, split in tests.items():
-        source, vectors = split.source, set(split_keys(split, bank))
+        source, vectors = split.source, set(direction_keys(split, bank))
         messages = [context.user for context in split.contexts if fingerprint(context.user) in record["messages"]]
         kinds = sorted({context.kind for context in split.contexts} & set(record["kinds"]))
         trained = vectors & set(record["vectors"])
@@ -135,7 +135,7 @@ def audit(splits: Mapping[str, Split], bank: VectorBank) -> dict[str, Any]:
     tests = {name: split for name, split in splits.items() if name not in ("train", "validation")}
     seen = {fingerprint(context.user) for split in before for context in split.contexts}
     kinds = {context.kind for split in before for context in split.contexts}
-    asked = {fingerprint(question) for question in splits["train"].all_asked()}
+    asked = {fingerprint(question) for question in splits["train"].question_texts()}
     messages = {fingerprint(context.user) for split in tests.values() for context in split.contexts}
     heldout = [split for split in tests.values() if split.source.questions == "heldout"]
     unseen = [split for split in tests.values() if split.source.contexts == "newkinds"]

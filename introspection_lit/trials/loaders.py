@@ -14,7 +14,7 @@ from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError
 
 
-class BatchesOfSplit(Dataset[TrialBatch]):
+class SplitBatches(Dataset[TrialBatch]):
     """Item ``b`` is batch number ``b`` of a split; there is no last one.
 
     In training, batches are parts of an optimiser's step: step ``s`` has the same trials however many processes and
@@ -38,7 +38,7 @@ class BatchesOfSplit(Dataset[TrialBatch]):
         return self.split.collate(self.split.plan.batch(step, size, lengths, self.pool, (part, self.parts)), self.bank)
 
 
-class EpochBatches(DistributedSampler[int]):
+class EpochSampler(DistributedSampler[int]):
     """Deals the batches of an epoch out to the processes: as many to each, none to two.
 
     Epoch ``e`` of ``n`` batches holds the numbers from ``e * n`` on, so that every epoch is new; if ``n`` does not divide
@@ -59,14 +59,14 @@ class EpochBatches(DistributedSampler[int]):
     def __init__(self, batches: int, rank: int, world_size: int, epoch: Callable[[], int]) -> None:
         self.rank, self.world_size, self.current_epoch = rank, world_size, epoch
         self.each = -(-batches // world_size)
-        self.begun = (-1, 0)
+        self.resumed = (-1, 0)
 
     def __len__(self) -> int:
         return self.each
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.current_epoch()
-        done = self.begun[1] if epoch == self.begun[0] else 0
+        done = self.resumed[1] if epoch == self.resumed[0] else 0
         start = epoch * self.each * self.world_size
         return iter(range(start + self.rank + done * self.world_size, start + self.each * self.world_size, self.world_size))
 
@@ -81,7 +81,7 @@ class TrainingLoader(DataLoader[TrialBatch]):
         num_workers: Worker processes.
     """
 
-    def __init__(self, batches: BatchesOfSplit, sampler: EpochBatches, done: Callable[[], int], num_workers: int) -> None:
+    def __init__(self, batches: SplitBatches, sampler: EpochSampler, done: Callable[[], int], num_workers: int) -> None:
         super().__init__(batches, batch_size=None, sampler=sampler, num_workers=num_workers)
         self.order, self.done = sampler, done
         self.cut = {"trials in a batch": batches.batch_size, "batches in a step": batches.parts, "batches": sampler.each}
@@ -104,4 +104,4 @@ class TrainingLoader(DataLoader[TrialBatch]):
                     "processes that it was made with, or a checkpoint from the end of an epoch."
                 ]
             )
-        self.order.begun = (state["epoch"], state["done"])
+        self.order.resumed = (state["epoch"], state["done"])

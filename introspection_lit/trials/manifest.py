@@ -65,7 +65,7 @@ class Seen:
         return cursor.rowcount == 1
 
 
-def row_of(number: int, trial: Trial, split: Split, bank: VectorBank) -> dict[str, Any]:
+def manifest_row(number: int, trial: Trial, split: Split, bank: VectorBank) -> dict[str, Any]:
     """A trial as a line of a manifest: everything in words, so that it can be read without the rest."""
     context = split.contexts[trial.context]
     return {
@@ -74,7 +74,7 @@ def row_of(number: int, trial: Trial, split: Split, bank: VectorBank) -> dict[st
         "context": context.key,
         "kind": context.kind,
         "begins": context.user[:60],
-        "question": split.asked(trial),
+        "question": split.question_text(trial),
         "vector": bank.names[split.source.vectors][trial.vector] if trial.steered else None,
         "band": list(trial.band) if trial.steered else None,
         "strength": trial.strength if trial.steered else None,
@@ -141,7 +141,7 @@ def write_manifest(
             raise ConfigurationError(problems)
 
 
-def settings(split: Split, bank: VectorBank, base_model: str, revision: str, seed: int) -> dict[str, Any]:
+def manifest_settings(split: Split, bank: VectorBank, base_model: str, revision: str, seed: int) -> dict[str, Any]:
     """What a manifest and a training on it must agree about; part of the header.
 
     Args:
@@ -168,7 +168,7 @@ def settings(split: Split, bank: VectorBank, base_model: str, revision: str, see
     }
 
 
-def disagreements(header: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+def setting_problems(header: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """Say where a manifest was made for something else than what is about to be trained."""
     return [
         f"data.manifest: made with {name} {_short(header.get(name))}, the configuration has {_short(value)}. Leave the "

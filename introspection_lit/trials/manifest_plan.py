@@ -23,7 +23,7 @@ from introspection_lit.trials.manifest import (
     _found,
     _short,
 )
-from introspection_lit.trials.plans import PairedPlan, part_of, shuffled
+from introspection_lit.trials.plans import PairedPlan, equal_part, round_order
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.checksums import CHECKSUM, mismatch
 from introspection_lit.utils.config_files import unique_fields
@@ -135,7 +135,7 @@ class ManifestPlan(PairedPlan):
         self._context = {context.key: number for number, context in enumerate(split.contexts)}
         self._question = {question: number for number, question in enumerate(split.questions)}
         own = [number for number, context in enumerate(split.contexts) if split.question(number, 0) is None]
-        self._own = {number: split.asked(Trial(split.name, 0, number, 0, steered=False)) for number in own}
+        self._own = {number: split.question_text(Trial(split.name, 0, number, 0, steered=False)) for number in own}
         self._vector = {name: number for number, name in enumerate(bank.names[split.source.vectors][: self.vectors])}
         self._pairs: dict[int, tuple[Trial, Trial]] = {}
         self._window = WINDOW
@@ -260,8 +260,8 @@ class ManifestPlan(PairedPlan):
         by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
         full = -(-len(pairs) // half)
         by_length += range(full * half - len(pairs))
-        slot = int(shuffled(self.seed, self.split, "pool", turn * batches + which, full)[place])
-        chosen = part_of(by_length[slot * half : (slot + 1) * half], share)
+        slot = int(round_order(self.seed, self.split, "pool", turn * batches + which, full)[place])
+        chosen = equal_part(by_length[slot * half : (slot + 1) * half], share)
         return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
     def trial(self, number: int) -> Trial:

@@ -78,8 +78,8 @@ class PairedPlan(Plan):
         which, place = divmod(number, pool)
         pairs = range(which * pool * size // 2, (which + 1) * pool * size // 2)
         by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
-        slot = int(shuffled(self.seed, self.split, "pool", which, pool)[place])
-        chosen = part_of(by_length[slot * size // 2 : (slot + 1) * size // 2], share)
+        slot = int(round_order(self.seed, self.split, "pool", which, pool)[place])
+        chosen = equal_part(by_length[slot * size // 2 : (slot + 1) * size // 2], share)
         return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
 
@@ -111,7 +111,7 @@ class TrialPlan(PairedPlan):
         """Make trial ``number``."""
         pair, steered = divmod(number, 2)
         context = self.context_of(pair)
-        question = dealt(self.seed, self.split, "question", pair, self.questions)
+        question = draw_in_rounds(self.seed, self.split, "question", pair, self.questions)
         if not steered:
             return Trial(self.split, number, context, question, steered=False)
         random = generator(self.seed, "trial", self.split, number)
@@ -122,14 +122,14 @@ class TrialPlan(PairedPlan):
             context,
             question,
             steered=True,
-            vector=dealt(self.seed, self.split, "vector", pair, self.vectors),
+            vector=draw_in_rounds(self.seed, self.split, "vector", pair, self.vectors),
             band=self.bands[int(random.integers(len(self.bands)))],
             strength=float(np.exp(random.uniform(low, high))),
         )
 
     def context_of(self, pair: int) -> int:
         """The context that both trials of a pair have."""
-        return dealt(self.seed, self.split, "context", pair, self.contexts)
+        return draw_in_rounds(self.seed, self.split, "context", pair, self.contexts)
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,14 @@ class OncePlan(Plan):
         place = number % self.total
         asked = place if place < self.clean else (place - self.clean) % self.clean
         turn, context = divmod(asked, self.contexts)
-        context = dealt(self.seed, self.split, "context", context, self.contexts)
+        context = draw_in_rounds(self.seed, self.split, "context", context, self.contexts)
         question = (context + turn) % self.questions
         if place < self.clean:
             return Trial(self.split, number, context, question, steered=False)
         steered, steps = place - self.clean, max(len(self.steps), 1)
-        band, step = divmod(dealt(self.seed, self.split, "cell", steered, len(self.bands) * steps), steps)
-        strength = self.steps[step] if self.steps else drawn_strength(self.seed, self.split, place, self.strengths)
-        vector = dealt(self.seed, self.split, "vector", steered, self.vectors)
+        band, step = divmod(draw_in_rounds(self.seed, self.split, "cell", steered, len(self.bands) * steps), steps)
+        strength = self.steps[step] if self.steps else draw_strength(self.seed, self.split, place, self.strengths)
+        vector = draw_in_rounds(self.seed, self.split, "vector", steered, self.vectors)
         return Trial(self.split, number, context, question, True, vector, self.bands[band], strength)
 
     def batch(
@@ -187,7 +187,7 @@ class OncePlan(Plan):
     ) -> list[Trial]:
         """The trials of a batch, with contexts of similar length so that little is padded."""
         order = _by_length(self, tuple(lengths))
-        places = part_of(range(number * size, (number + 1) * size), share)
+        places = equal_part(range(number * size, (number + 1) * size), share)
         return [self.trial(order[place] if place < self.total else place) for place in places]
 
 
@@ -198,26 +198,26 @@ def _by_length(plan: OncePlan, lengths: tuple[int, ...]) -> list[int]:
     return sorted(range(plan.total), key=lambda n: (lengths[trials[n].context], trials[n].context, n))
 
 
-def part_of(items: Sequence[int], share: tuple[int, int]) -> Sequence[int]:
+def equal_part(items: Sequence[int], share: tuple[int, int]) -> Sequence[int]:
     """Part ``share[0]`` of ``share[1]`` equal parts."""
     part, parts = share
     each = len(items) // parts
     return items[part * each : (part + 1) * each]
 
 
-def drawn_strength(seed: int, split: str, number: int, strengths: tuple[float, float]) -> float:
+def draw_strength(seed: int, split: str, number: int, strengths: tuple[float, float]) -> float:
     """A strength for trial ``number``, log-uniformly between two."""
     low, high = np.log(strengths)
     return float(np.exp(generator(seed, "strength", split, number).uniform(low, high)))
 
 
-def dealt(seed: int, split: str, what: str, position: int, size: int) -> int:
+def draw_in_rounds(seed: int, split: str, what: str, position: int, size: int) -> int:
     """Number ``position`` of endless shuffled rounds of the numbers up to ``size``."""
     round_number, place = divmod(position, size)
-    return int(shuffled(seed, split, what, round_number, size)[place])
+    return int(round_order(seed, split, what, round_number, size)[place])
 
 
 @lru_cache(maxsize=64)
-def shuffled(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
+def round_order(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
     """The order of a round: numbers up to ``size``, ``(size,)``."""
     return generator(seed, "order", split, what, round_number).permutation(size)

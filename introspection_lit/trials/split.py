@@ -62,14 +62,14 @@ class Split:
     total: int | None = None
     seed: int = 0
     control: str = "none"
-    leads: bool = False
+    share_question_prefix: bool = False
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
 
     def question(self, context: int, question: int) -> str | None:
         """What is asked: text of the experiment's, or None for what the context itself asks."""
         detection = not self.roles or self.roles[question] == self.roles[0]
-        own = self.source.questions == "train" and detection and self.contexts[context].asked
+        own = self.source.questions == "train" and detection and self.contexts[context].question_turns
         return None if own else self.questions[question]
 
     def encoded(self, context: int, question: int = 0) -> Encoded:
@@ -86,15 +86,19 @@ class Split:
             self._lengths = [len(self.encoded(context).context_ids) for context in range(len(self.contexts))]
         return self._lengths
 
-    def asked(self, trial: Trial) -> str:
+    def question_text(self, trial: Trial) -> str:
         """What is asked in a trial, in words."""
         question = self.question(trial.context, trial.question)
-        own = [message.content for message in self.contexts[trial.context].asked if message.role == "user"]
+        own = [message.content for message in self.contexts[trial.context].question_turns if message.role == "user"]
         return question if question is not None else own[-1]
 
-    def all_asked(self) -> list[str]:
+    def question_texts(self) -> list[str]:
         """Every question that trials of the split may ask, in words."""
-        own = [context.asked for context in self.contexts if context.asked and self.source.questions == "train"]
+        own = [
+            context.question_turns
+            for context in self.contexts
+            if context.question_turns and self.source.questions == "train"
+        ]
         texts = [[message.content for message in asked if message.role == "user"][-1] for asked in own]
         return list(dict.fromkeys([*texts, *(self.questions if len(own) < len(self.contexts) else ())]))
 
@@ -104,7 +108,7 @@ class Split:
         names = {
             "context_key": context.key,
             "kind": context.kind,
-            "question_text": self.asked(trial),
+            "question_text": self.question_text(trial),
             "role": self.roles[trial.question] if self.roles else "detection",
             "vectors": self.source.vectors,
             "vector_name": bank.names[self.source.vectors][trial.vector] if trial.steered else None,
@@ -127,7 +131,7 @@ class Split:
         cache_of = torch.tensor([place[key] for key in steered_as]) if len(kept) < len(trials) else None
         questions = [row.question_ids for row in encoded]
         # Long texts before the questions of a grid would otherwise be read again with every question.
-        shared = self.leads and cache_of is not None
+        shared = self.share_question_prefix and cache_of is not None
         lead = min(len(commonprefix(questions)), min(map(len, questions)) - 1) if shared else 0
         context_ids, context_mask = pad([encoded[row].context_ids for row in kept], fill, "left")
         question_ids, question_mask = pad([question[lead:] for question in questions], fill, "right")
@@ -138,7 +142,7 @@ class Split:
             context_mask=context_mask,
             contexts=[trials[row].context for row in kept],
             cache_of=cache_of,
-            lead_ids=torch.tensor(questions[0][:lead]) if lead else None,
+            question_prefix_ids=torch.tensor(questions[0][:lead]) if lead else None,
             question_ids=question_ids,
             question_mask=question_mask,
             intervention=Intervention(direction, scale, self._positions([trials[row] for row in kept], context_mask)),

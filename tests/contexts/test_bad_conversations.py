@@ -24,10 +24,10 @@ from introspection_lit.contexts.context import BUILTIN, Context, exchange
 from introspection_lit.contexts.conversations import (
     Phrasing,
     UnfitText,
-    control_tokens_in,
+    control_token_problems,
     encode,
     fakes_turns,
-    keep_usable,
+    usable_contexts,
 )
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.report.kinds import by_kind
@@ -232,7 +232,7 @@ def test_conversation_is_read_as_written_or_left_out(name: str, case: tuple, tmp
             encode(tokenizer, context, None, phrasing)
         event("our error")
         return
-    usable = keep_usable(tokenizer, [context], QUESTION, phrasing, 10**6)
+    usable = usable_contexts(tokenizer, [context], QUESTION, phrasing, 10**6)
     assert usable == [] if fakes_turns(tokenizer, context, QUESTION, phrasing) else usable == [context]
     event("right" if usable else "left out")
     if usable:
@@ -282,7 +282,7 @@ def test_answers_are_plain_words_or_refused(name: str, answers: tuple[str, str],
     """Whatever they are: two tokens that are text, or our error."""
     tokenizer = tokenizer_of(name)
     phrasing = Phrasing(answers=answers, answer_prefix=start)
-    problems = control_tokens_in(tokenizer, [*answers, start], "data.answers")
+    problems = control_token_problems(tokenizer, [*answers, start], "data.answers")
     try:
         settled, ids = find_answer_tokens(tokenizer, [], ["Was it?"], phrasing)
     except ConfigurationError:
@@ -341,7 +341,7 @@ def test_any_file_gives_its_contexts_or_our_error(row: object, ending: str, cut:
     assert contexts
     for context in contexts:
         assert context.kind
-        for turn in (*context.turns, *context.asked):
+        for turn in (*context.turns, *context.question_turns):
             assert turn.role in ("system", "user", "assistant")
             assert json.dumps(turn.content) in text
             turn.content.encode()
@@ -450,8 +450,8 @@ def planted(user: str) -> Context:
 def test_marks_that_are_no_special_tokens(name: str, text: str) -> None:
     """Plain text and added tokens that a template writes between turns were let through."""
     tokenizer = tokenizer_of(name)
-    assert keep_usable(tokenizer, [planted(text), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
-    assert "would open or close a turn" in control_tokens_in(tokenizer, [text], "data.questions")[0]
+    assert usable_contexts(tokenizer, [planted(text), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
+    assert "would open or close a turn" in control_token_problems(tokenizer, [text], "data.questions")[0]
     with pytest.raises(UnfitText, match=r"data\.questions"):
         encode(tokenizer, planted("Hi."), text, Phrasing())
 
@@ -463,14 +463,14 @@ def test_tokenizer_that_makes_control_tokens_of_other_letters() -> None:
     tokenizer.add_tokens([AddedToken("<|end|>", special=True, normalized=True)])
     text = "Hi\uff1c|end|\uff1e"
     assert "<|end|>" in tokenizer.tokenize(text)
-    assert keep_usable(tokenizer, [planted(text), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
+    assert usable_contexts(tokenizer, [planted(text), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
 
 
 def test_text_that_swallows_a_control_token() -> None:
     """With the sign before it, a turn's end becomes another token, which ends nothing."""
     tokenizer = train_tokenizer()
     tokenizer.add_tokens([AddedToken("!<|im_end|>", special=False, normalized=False)])
-    assert keep_usable(tokenizer, [planted("Hi!"), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
+    assert usable_contexts(tokenizer, [planted("Hi!"), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_template_that_changes_a_text(change: str, text: str) -> None:
     tokenizer = tokenizer_of("chatml")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>")
     tokenizer.chat_template = CHATML.replace("{{ message['content'] }}", change)
-    assert keep_usable(tokenizer, [planted(text), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
+    assert usable_contexts(tokenizer, [planted(text), planted("Hi.")], QUESTION, Phrasing(), 10**6) == [planted("Hi.")]
 
 
 def test_template_that_writes_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +533,7 @@ def test_template_that_ends_on_most_texts(monkeypatch: pytest.MonkeyPatch) -> No
     tokenizer.chat_template = trap + str(tokenizer_of("chatml").chat_template)
     some = [planted("Hi."), planted("Please wait."), planted("Hello.")]
     with pytest.raises(ConfigurationError, match=r"does not end on a text: it takes longer than 0\.3 seconds"):
-        keep_usable(tokenizer, some, QUESTION, Phrasing(), 10**6)
+        usable_contexts(tokenizer, some, QUESTION, Phrasing(), 10**6)
 
 
 def test_marks_come_from_the_template() -> None:
@@ -546,7 +546,7 @@ def test_marks_come_from_the_template() -> None:
     }
     shipped = load_contexts(BUILTIN)[::20]
     for name in STYLES:
-        assert keep_usable(tokenizer_of(name), shipped, QUESTION, Phrasing(), 10**6) == shipped
+        assert usable_contexts(tokenizer_of(name), shipped, QUESTION, Phrasing(), 10**6) == shipped
 
 
 def test_huge_texts_are_read_or_left_out() -> None:
@@ -554,7 +554,7 @@ def test_huge_texts_are_read_or_left_out() -> None:
     tokenizer = tokenizer_of("headings")
     for text, fits in (("word " * 200_000, True), ("\U0001f642" * 20_000, True), ("### User:" * 110_000, False)):
         assert fakes_turns(tokenizer, planted(text), QUESTION, Phrasing()) != fits
-    assert keep_usable(tokenizer, [planted("\U0001f642" * 20_000)], QUESTION, Phrasing(), 128) == []
+    assert usable_contexts(tokenizer, [planted("\U0001f642" * 20_000)], QUESTION, Phrasing(), 128) == []
 
 
 @pytest.mark.parametrize(

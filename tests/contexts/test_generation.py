@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from introspection_lit.contexts.context import BUILTIN, Context, exchange, fingerprint
 from introspection_lit.contexts.generation.passages import bytecode, cut, headers, licence_files, unicode_names
-from introspection_lit.contexts.generation.sentences import compose, filled, patterns
-from introspection_lit.contexts.generation.sources import MOST_ALIKE, NEW, UNSEEN, fill, repetition, words
-from introspection_lit.contexts.generation.written import requests, sample, written
+from introspection_lit.contexts.generation.sentences import compose, fill_template, patterns
+from introspection_lit.contexts.generation.sources import MOST_ALIKE, NEW, UNSEEN, draw_contexts, repetition, words
+from introspection_lit.contexts.generation.written import model_written, requests, sample
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.contexts.odd_text import ODD, odd, typos
+from introspection_lit.contexts.odd_text import ODD, make_odd, typos
 from introspection_lit.contexts.splits import shared_messages, split_contexts
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
@@ -78,7 +78,7 @@ def test_file_and_companion(
 def test_another_seed_gives_mostly_other_texts(by_kind: dict[str, list[Context]]) -> None:
     """In every kind."""
     for kind in (*UNSEEN, *NEW):
-        other = fill(kind, [], bool, 6, 1, set())
+        other = draw_contexts(kind, [], bool, 6, 1, set())
         assert len({c.key for c in other} & {c.key for c in by_kind[kind]}) <= 2, kind
 
 
@@ -128,7 +128,7 @@ def test_only_usable_ones_count() -> None:
         return len(context.turns[1].content) < 80
 
     present = [exchange("turkish", "Bir", "uzun " * 50), exchange("turkish", "İki", "bu daha az")]
-    added = fill("turkish", present, short, 12, 0, set())
+    added = draw_contexts("turkish", present, short, 12, 0, set())
     assert len(added) == 11
     assert all(map(short, added))
 
@@ -136,7 +136,7 @@ def test_only_usable_ones_count() -> None:
 def test_too_few_texts_say_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And every wrong option is named, on one line."""
     with pytest.raises(ConfigurationError, match=r"asked for 5000 contexts of kind 'italian', found \d+ here"):
-        fill("italian", [], bool, 5000, 0, set())
+        draw_contexts("italian", [], bool, 5000, 0, set())
     with pytest.raises(SystemExit) as stopped:
         build_contexts.main(["--out", str(tmp_path / "a.txt"), "--per-kind", "0"])
     problems = capsys.readouterr().err
@@ -217,8 +217,8 @@ def test_pattern_files(language: str) -> None:
 
 def test_places_are_filled_with_capitals_where_sentences_start() -> None:
     """Also in Turkish, where i has a dot as a capital."""
-    assert filled("{0}, so. {1}: {0}?\n- {0} x", ("ab", "cd"), "italian") == "Ab, so. Cd: ab?\n- Ab x"
-    assert filled("{0} i {0}", ("iki",), "turkish") == "İki i iki"
+    assert fill_template("{0}, so. {1}: {0}?\n- {0} x", ("ab", "cd"), "italian") == "Ab, so. Cd: ab?\n- Ab x"
+    assert fill_template("{0} i {0}", ("iki",), "turkish") == "İki i iki"
 
 
 def test_cuts_are_whole_sentences_and_lines() -> None:
@@ -246,20 +246,20 @@ def test_ways_to_be_odd() -> None:
     """Each changes the text, repeatably, and in its own way only."""
     assert list(ODD) == ["typos", "shuffled words", "rare script", "reversed words", "repeated punctuation"]
     for how in ODD:
-        made = odd(TEXT, how, np.random.default_rng(0))
+        made = make_odd(TEXT, how, np.random.default_rng(0))
         assert made != TEXT
-        assert made == odd(TEXT, how, np.random.default_rng(0))
+        assert made == make_odd(TEXT, how, np.random.default_rng(0))
         assert made.count("\n") == TEXT.count("\n")
     random = np.random.default_rng(0)
-    assert Counter(words(odd(TEXT, "shuffled words", random))) == Counter(words(TEXT))
-    assert odd(odd(TEXT, "reversed words", random), "reversed words", random) == TEXT
-    assert re.sub(r"([^\w\s])\1+", r"\1", odd(TEXT, "repeated punctuation", random)) == TEXT
-    scripts = {odd("abz", "rare script", np.random.default_rng(seed)) for seed in range(30)}
+    assert Counter(words(make_odd(TEXT, "shuffled words", random))) == Counter(words(TEXT))
+    assert make_odd(make_odd(TEXT, "reversed words", random), "reversed words", random) == TEXT
+    assert re.sub(r"([^\w\s])\1+", r"\1", make_odd(TEXT, "repeated punctuation", random)) == TEXT
+    scripts = {make_odd("abz", "rare script", np.random.default_rng(seed)) for seed in range(30)}
     assert scripts == {"\uff41\uff42\uff5a", "აბჩ", "ᎠᎡᎹ"}
     with pytest.raises(ConfigurationError, match="'mirrored' is no way to make a text odd"):
-        odd(TEXT, "mirrored", random)
+        make_odd(TEXT, "mirrored", random)
     for how in ODD:
-        assert odd("", how, random) == ""
+        assert make_odd("", how, random) == ""
 
 
 def test_typos_are_a_few_edits_of_longer_words() -> None:
@@ -292,7 +292,7 @@ def test_model_writes_its_own_replies(
     assert len(set(requests(0))) == len(list(requests(1)))
     first = sample(model, tokenizer, users, torch.Generator().manual_seed(0))
     assert first == sample(model, tokenizer, users, torch.Generator().manual_seed(0))
-    contexts = list(written(model, tokenizer, bool, 3, 0))
+    contexts = list(model_written(model, tokenizer, bool, 3, 0))
     assert all(context.kind == "model-written" and context.turns[1].content for context in contexts)
 
 

@@ -50,7 +50,7 @@ def test_shapes_of_files(shape: str, tmp_path: Path) -> None:
     (context,) = load_contexts(write(tmp_path / name, content))
     roles = ["system", "user", "assistant"]
     assert [turn.role for turn in context.turns] == roles
-    assert context.asked == (
+    assert context.question_turns == (
         Message("user", "Was something added to you? Reply no or yes."),
         Message("assistant", "My answer is"),
     )

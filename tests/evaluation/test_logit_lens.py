@@ -60,7 +60,9 @@ def asked(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, contexts: 
     questions = ["Did it?", "Is ice made of water, or rather of stone?"]
     plan = TrialPlan(0, "heldout", len(texts), 2, 3, ((0, 2),), (1.0, 2.0))
     source = Source("heldout", "heldout")
-    split = Split("heldout", plan, texts, questions, tokenizer, Phrasing(), (5, 6), "relative", source, leads=True)
+    split = Split(
+        "heldout", plan, texts, questions, tokenizer, Phrasing(), (5, 6), "relative", source, share_question_prefix=True
+    )
     batch = split.collate([plan.trial(number) for number in range(8)], bank)
     batch.cache = steered_cache(
         module.model, module.model, module.layers, batch.context_ids, batch.context_mask, batch.intervention
@@ -130,7 +132,7 @@ def test_rows_that_share_a_cache(family_model: PreTrainedModel, tokenizer: PreTr
     """Clean trials of one context share a cache and the beginning of their questions: as soon as contexts come again."""
     module, batch = asked(family_model, tokenizer, contexts=2)
     assert batch.cache_of is not None
-    assert batch.lead_ids is not None
+    assert batch.question_prefix_ids is not None
     torch.testing.assert_close(log_odds_by_layer(module, batch)[-1], scores_of(module, batch), atol=1e-4, rtol=0)
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from introspection_lit.contexts.context import exchange
 from introspection_lit.contexts.conversations import Phrasing
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.trials.manifest import distinct_pairs, row_of, settings, write_manifest
+from introspection_lit.trials.manifest import distinct_pairs, manifest_row, manifest_settings, write_manifest
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import SOURCES
@@ -27,9 +27,9 @@ def training_split(tokenizer: PreTrainedTokenizerFast, contexts: int = 12, vecto
 def manifest_of(path: Path, split: Split, bank: VectorBank, n: int) -> Path:
     """A manifest of n trials."""
     rows = (
-        row_of(2 * number + steered, trial, split, bank)
+        manifest_row(2 * number + steered, trial, split, bank)
         for number, pair in enumerate(distinct_pairs(split.plan, n // 2))
         for steered, trial in enumerate(pair)
     )
-    write_manifest(path, {"n": n, **settings(split, bank, "m", "", 0)}, rows)
+    write_manifest(path, {"n": n, **manifest_settings(split, bank, "m", "", 0)}, rows)
     return path

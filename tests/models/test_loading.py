@@ -18,7 +18,7 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_config, load_model, load_tokenizer
 from introspection_lit.models.sources import resolve
-from introspection_lit.steering.extraction import read_texts, record
+from introspection_lit.steering.extraction import read_texts, record_outputs
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad, steered_cache
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
@@ -52,7 +52,7 @@ def test_decoder_layers_in_the_order_in_which_they_run(family_model: PreTrainedM
     ran = []
     handles = [layer.register_forward_hook(lambda *_, number=n: ran.append(number)) for n, layer in enumerate(layers)]
     ids = torch.arange(10)[None]
-    with torch.no_grad(), record(layers) as outputs:
+    with torch.no_grad(), record_outputs(layers) as outputs:
         hidden = family_model(ids, output_hidden_states=True).hidden_states
     for handle in handles:
         handle.remove()
@@ -134,7 +134,7 @@ def test_readings_ignore_padding_and_the_first_token(family_model: PreTrainedMod
     means, lasts, norms = read_texts(peft, peft, layers, texts)
     assert norms.shape == (6, 9 + 3)
     for row, text in enumerate(texts):
-        with torch.no_grad(), record(layers) as outputs:
+        with torch.no_grad(), record_outputs(layers) as outputs:
             family_model(torch.tensor([text]))
         alone = torch.stack(outputs)[:, 0, 1:].mean(dim=1)
         torch.testing.assert_close(means[row], alone, atol=1e-4, rtol=1e-4)

@@ -100,7 +100,7 @@ def prefilled(module: IntrospectionModule, load: Load) -> SimpleNamespace:
     hidden, layers = module.model.config.hidden_size, len(module.layers)
     nothing = Intervention(torch.zeros(load.batch, 1, hidden), torch.zeros(load.batch, layers), mask.bool())
     cache = steered_cache(module.model, module.model, module.layers, context, mask, nothing)
-    none: dict[str, Any] = {"lead_ids": None, "cache_of": None}
+    none: dict[str, Any] = {"question_prefix_ids": None, "cache_of": None}
     asked = {"question_ids": question, "question_mask": torch.ones_like(question)}
     return SimpleNamespace(cache=cache, context_mask=mask, **asked, **none)
 

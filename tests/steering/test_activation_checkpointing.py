@@ -20,7 +20,7 @@ from introspection_lit.cli import main
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
-from introspection_lit.steering.activation_checkpointing import recomputed
+from introspection_lit.steering.activation_checkpointing import recompute_layers
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import fork, pad, position_ids, steered_cache
 from introspection_lit.training.module import IntrospectionModule
@@ -50,7 +50,7 @@ def asked(model: PreTrainedModel, lora: Lora, shared: bool = False) -> tuple[Int
         question_ids=question_ids,
         question_mask=question_mask,
         cache_of=torch.zeros(3, dtype=torch.long) if shared else None,
-        lead_ids=torch.tensor([90, 91, 92]) if shared else None,
+        question_prefix_ids=torch.tensor([90, 91, 92]) if shared else None,
         cache=steered_cache(
             module.model, module.model, module.layers, ids, mask, Intervention(direction, scale, mask.bool())
         ),
@@ -135,7 +135,7 @@ def test_without_gradient_nothing_is_checkpointed(family_model: PreTrainedModel,
     """Validation, test and the prefill run the layers' own forward."""
     module, batch = asked(family_model, Lora())
     module.recompute = True
-    monkeypatch.setattr("introspection_lit.steering.question_pass.recomputed", lambda _: pytest.fail("checkpointed"))
+    monkeypatch.setattr("introspection_lit.steering.question_pass.recompute_layers", lambda _: pytest.fail("checkpointed"))
     with torch.no_grad():
         module.answer_logits(batch)
 
@@ -173,10 +173,10 @@ def test_layers_get_their_forward_back(family_model: PreTrainedModel) -> None:
         return type(layers[2]).forward(layers[2], *args, **kwargs)
 
     layers[2].forward = own
-    with pytest.raises(RuntimeError, match="boom"), recomputed(layers):
+    with pytest.raises(RuntimeError, match="boom"), recompute_layers(layers):
         assert all("forward" in vars(layer) for layer in layers)
         raise RuntimeError("boom")
-    with pytest.raises(AttributeError), recomputed([*layers, SimpleNamespace()]):  # type: ignore[list-item]
+    with pytest.raises(AttributeError), recompute_layers([*layers, SimpleNamespace()]):  # type: ignore[list-item]
         pass
     assert ["forward" in vars(layer) for layer in layers] == [False, False, True, False, False, False]
     assert layers[2].forward is own
@@ -188,7 +188,7 @@ def test_backward_reads_the_cache_as_it_was(family_model: PreTrainedModel) -> No
     plain = gradients(module, batch, recompute=False)
     module.zero_grad()
     cache = fork(batch.cache)
-    with recomputed(module.layers):
+    with recompute_layers(module.layers):
         whole = torch.cat([batch.context_mask, batch.question_mask], dim=1)
         logits = module(
             input_ids=batch.question_ids,
@@ -214,9 +214,9 @@ def test_fit_gives_the_same_adapter(tiny: Path, tmp_path: Path, monkeypatch: pyt
 
     def counted(layers: list[nn.Module]) -> Any:
         calls.append(len(layers))
-        return recomputed(layers)
+        return recompute_layers(layers)
 
-    monkeypatch.setattr("introspection_lit.steering.question_pass.recomputed", counted)
+    monkeypatch.setattr("introspection_lit.steering.question_pass.recompute_layers", counted)
     options = ["--model.base.name_or_path", str(tiny), "--trainer.precision", precision, "--checkpoint.save_top_k", "-1"]
     runs = [main(["fit", "--config", CONFIG, *options])]
     assert not calls

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors, repeated
-from introspection_lit.steering.vector_files import read_directions, unit, write_direction
+from introspection_lit.steering.vector_files import read_directions, scale_to_unit, write_direction
 from introspection_lit.utils.errors import ConfigurationError
 
 pytestmark = pytest.mark.thorough
@@ -271,7 +271,7 @@ def is_right(read: dict[str, torch.Tensor]) -> None:
         assert direction.shape == (LAYERS, HIDDEN)
         assert direction.dtype == torch.float32
         assert direction.isfinite().all()
-    lengths = np.linalg.norm(unit(read)[0].numpy().astype(np.float64), axis=-1)
+    lengths = np.linalg.norm(scale_to_unit(read)[0].numpy().astype(np.float64), axis=-1)
     assert (np.isclose(lengths, 1, atol=1e-5) | (lengths == 0)).all()
     assert (lengths > 0).any(axis=1).all()
 
@@ -367,7 +367,7 @@ def test_short_directions_are_scaled_to_one(tmp_path: Path) -> None:
     for length in (1e-42, 1e-30, 1e-20, 1e-13, 1e30):
         torch.save(rows(HIDDEN) * length, tmp_path / "file.pt")
         read = read_directions(tmp_path / "file.pt", LAYERS, HIDDEN)
-        np.testing.assert_allclose(unit(read)[0].norm(dim=-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(scale_to_unit(read)[0].norm(dim=-1), 1, rtol=1e-5)
 
 
 def pair(key: str, kind: int, value: bytes) -> bytes:

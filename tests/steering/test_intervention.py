@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from introspection_lit.steering.bands import check_band, layer_scale, named_band, resolve_bands
+from introspection_lit.steering.bands import band_problem, layer_scale, named_band, resolve_bands
 from introspection_lit.utils.errors import ConfigurationError
 
 NORMS = torch.tensor([10.0, 20.0, 30.0, 40.0])
@@ -45,12 +45,12 @@ def test_thirds_tile_the_layers_that_reach_the_cache(layers: int) -> None:
 )
 def test_bands_that_cannot_work_are_refused(band: tuple[int, int], message: str) -> None:
     """Outside the model, backwards, or unable to reach the cache."""
-    assert message in (check_band(band, 30) or "")
+    assert message in (band_problem(band, 30) or "")
     with pytest.raises(ConfigurationError, match=message):
         resolve_bands([list(band)], 30)
 
 
 def test_bands_that_work() -> None:
     """The last layer may be in a band that starts below it."""
-    assert check_band((28, 29), 30) is None
+    assert band_problem((28, 29), 30) is None
     assert resolve_bands(["middle", [21, 42]], 64) == (named_band("middle", 64), (21, 42))

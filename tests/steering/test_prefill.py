@@ -17,10 +17,10 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
 from introspection_lit.steering import prefill
-from introspection_lit.steering.clean_caches import KeptCaches, reader, state_of
-from introspection_lit.steering.extraction import record
+from introspection_lit.steering.clean_caches import CleanCaches, make_reader, model_state
+from introspection_lit.steering.extraction import record_outputs
 from introspection_lit.steering.intervention import Intervention, steer
-from introspection_lit.steering.prefill import fork, pad, position_ids, steered_cache, writing_mode
+from introspection_lit.steering.prefill import fork, pad, position_ids, prefill_mode, steered_cache
 from introspection_lit.steering.shared_prefill import shared_cache
 
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]
@@ -37,9 +37,9 @@ def saving(keep: bool) -> Any:
         rows = [tuple(row[kept.bool()].tolist()) for row, kept in zip(ids, mask, strict=True)]
         tokens = list(dict.fromkeys(rows))
         numbers = [tokens.index(row) for row in rows]
-        kept = KeptCaches(tokens, range(LAYERS), 1.0, 2) if keep and not adapter else None
+        kept = CleanCaches(tokens, range(LAYERS), 1.0, 2) if keep and not adapter else None
         if kept is not None:
-            kept.prepare(numbers, state_of(model, layers), reader(forward, model, layers, kept.layers))
+            kept.prepare(numbers, model_state(model, layers), make_reader(forward, model, layers, kept.layers))
         return shared_cache(forward, model, layers, ids, mask, intervention, numbers, kept, adapter=adapter)
 
     return write
@@ -148,9 +148,9 @@ def test_each_row_gets_its_own_direction_and_padding_none(family_model: PreTrain
     intervention = intervention_of(family_model, mask, [{2: 3.0}, {2: 0.5}, {}], per_layer)
     layers = find_decoder_layers(family_model)
     arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
-    with torch.no_grad(), record(layers) as clean:
+    with torch.no_grad(), record_outputs(layers) as clean:
         family_model(**arguments)
-    with torch.no_grad(), steer(layers, intervention), record(layers) as steered:
+    with torch.no_grad(), steer(layers, intervention), record_outputs(layers) as steered:
         family_model(**arguments)
     added = steered[2] - clean[2]
     for row, length in enumerate((3.0, 0.5, 0.0)):
@@ -186,7 +186,7 @@ def test_forked_cache_can_be_asked_twice(family_model: PreTrainedModel) -> None:
 def test_writing_mode_restores_what_it_found(family_model: PreTrainedModel) -> None:
     """Eval and adapter off inside; training mode, adapter and its gradients back afterwards, even after an exception."""
     peft = add_lora(family_model, Lora()).train()
-    with pytest.raises(RuntimeError, match="boom"), writing_mode(peft, adapter=False):
+    with pytest.raises(RuntimeError, match="boom"), prefill_mode(peft, adapter=False):
         assert not any(module.training for module in peft.modules())
         assert not torch.is_grad_enabled()
         raise RuntimeError("boom")

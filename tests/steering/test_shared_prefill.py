@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Cache, MistralConfig, PreTrainedM
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
-from introspection_lit.steering.clean_caches import KeptCaches, reader, state_of
+from introspection_lit.steering.clean_caches import CleanCaches, make_reader, model_state
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad, steered_cache
 from introspection_lit.steering.shared_prefill import Schedule, schedule, shared_cache
@@ -54,14 +54,14 @@ def assert_same(ours: Cache, plain: Cache, mask: Tensor, tolerance: float = 2e-5
             torch.testing.assert_close(mine * tokens, theirs * tokens, atol=tolerance, rtol=1e-4)
 
 
-def kept_of(model: nn.Module, layers: list[nn.Module], gib: float = 1.0, group: int = 2) -> KeptCaches:
+def kept_of(model: nn.Module, layers: list[nn.Module], gib: float = 1.0, group: int = 2) -> CleanCaches:
     """Kept caches of all contexts, none read yet."""
-    return KeptCaches(TOKENS, [first for first, _ in BANDS], gib, group)
+    return CleanCaches(TOKENS, [first for first, _ in BANDS], gib, group)
 
 
-def filled(kept: KeptCaches, model: nn.Module, layers: list[nn.Module], contexts: list[int]) -> KeptCaches:
+def filled(kept: CleanCaches, model: nn.Module, layers: list[nn.Module], contexts: list[int]) -> CleanCaches:
     """The same, with some contexts read."""
-    kept.prepare(contexts, state_of(model, layers), reader(model, model, layers, kept.layers))
+    kept.prepare(contexts, model_state(model, layers), make_reader(model, model, layers, kept.layers))
     return kept
 
 
@@ -226,11 +226,11 @@ def test_windows_of_attention(tokenizer: PreTrainedTokenizerFast) -> None:
     def counting(ids: Tensor, mask: Tensor) -> Any:
         nonlocal reads
         reads += 1
-        return reader(model, model, layers, [])(ids, mask)
+        return make_reader(model, model, layers, [])(ids, mask)
 
     kept = kept_of(model, layers)
     for _ in range(3):
-        kept.prepare(list(range(len(TOKENS))), state_of(model, layers), counting)
+        kept.prepare(list(range(len(TOKENS))), model_state(model, layers), counting)
     assert (reads, kept.entries) == (1, {})
     ours = shared_cache(model, model, layers, ids, mask, intervention, [c for c, _ in ROWS], kept)
     assert_same(ours, plain, mask[:, -plain.layers[0].keys.shape[2] :])

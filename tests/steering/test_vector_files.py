@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from introspection_lit.steering.extraction import contrast_component
-from introspection_lit.steering.vector_files import FORMATS, read_directions, unit, write_direction
+from introspection_lit.steering.vector_files import FORMATS, read_directions, scale_to_unit, write_direction
 from introspection_lit.utils.errors import ConfigurationError
 
 LAYERS, HIDDEN = 6, 32
@@ -41,7 +41,7 @@ def test_control_vector_of_repeng_is_read(repeng: ModuleType, tmp_path: Path) ->
     assert list(read) == ["bread"]
     torch.testing.assert_close(read["bread"][1:], rows()[1:])
     assert not read["bread"][0].any()
-    scaled, lengths = unit(read)
+    scaled, lengths = scale_to_unit(read)
     torch.testing.assert_close(lengths[0, 1:], rows()[1:].norm(dim=-1))
     torch.testing.assert_close(scaled[0].norm(dim=-1), torch.tensor([0.0, 1, 1, 1, 1, 1]))
 

@@ -62,7 +62,7 @@ def test_manifest_of_another_model_is_refused(
 INTERRUPTED: dict[str, tuple[Any, str, list[str], str]] = {
     "generate_vectors": (files, "sync", ["--n-random", "8"], "vectors.safetensors"),
     "baseline_benchmark": (PredictionWriter, "on_predict_batch_end", GRID, "baseline.json"),
-    "generate_training_data": (Split, "asked", ["--n-examples", "24"], "train.jsonl"),
+    "generate_training_data": (Split, "question_text", ["--n-examples", "24"], "train.jsonl"),
     "finetune": (IntrospectionModule, "training_step", [], f"checkpoints/best/{DESCRIPTION}"),
     "evaluate": (IntrospectionModule, "test_step", [], "ladder.json"),
 }

@@ -174,7 +174,7 @@ def test_allocated_memory_is_counted() -> None:
 
 def test_function_caches_of_the_package_have_limits() -> None:
     """All that are imported by now."""
-    assert {"shuffled"} <= {cache.__name__ for cache in function_caches()}
+    assert {"round_order"} <= {cache.__name__ for cache in function_caches()}
     assert most_remembered() is not None
 
 

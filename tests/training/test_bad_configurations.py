@@ -31,7 +31,7 @@ from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
-from introspection_lit.trials.loaders import BatchesOfSplit
+from introspection_lit.trials.loaders import SplitBatches
 from introspection_lit.utils.config_files import Misread, refuse_ambiguous_yaml, values
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -187,7 +187,7 @@ def check_first_batch(data: IntrospectionDataModule, split: Any) -> None:
     """Half of it is steered, inside the bands and between the strengths; nothing else is, and no padding."""
     bank = bank_of(data)
     size = data.run.batch_size
-    batch = BatchesOfSplit(split, bank, size, 1)[0]
+    batch = SplitBatches(split, bank, size, 1)[0]
     assert len(batch.trials) == size
     steered = torch.tensor([trial.steered for trial in batch.trials])
     assert steered.sum() == size // 2

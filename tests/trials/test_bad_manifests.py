@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from manifest_example import BANDS, CONTEXTS, QUESTIONS, manifest_of, training_split
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.trials.manifest import STRIDE, disagreements, settings
+from introspection_lit.trials.manifest import STRIDE, manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError, RunError
@@ -41,7 +41,7 @@ def take(path: Path, split: Split) -> ManifestPlan:
         ConfigurationError: It is refused.
     """
     manifest = Manifest(path)
-    wrong = disagreements(manifest.header, settings(split, BANK, "m", "", 0))
+    wrong = setting_problems(manifest.header, manifest_settings(split, BANK, "m", "", 0))
     plan = ManifestPlan(manifest, split, BANK, 0)
     if problems := wrong or plan.problems():
         raise ConfigurationError(problems)

@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 
-from introspection_lit.trials.loaders import EpochBatches
+from introspection_lit.trials.loaders import EpochSampler
 from introspection_lit.trials.plans import OncePlan
 from introspection_lit.trials.trial import Trial
 
@@ -123,7 +123,7 @@ def test_processes_share_the_trials(world: int) -> None:
     """Each trial is in one batch of one process; all processes have as many batches."""
     made, lengths = plan(total=202), [3, 9, 4, 4, 8, 1, 2]
     batches = math.ceil(202 / 16)
-    dealt = [number for rank in range(world) for number in EpochBatches(batches, rank, world, lambda: 0)]
+    dealt = [number for rank in range(world) for number in EpochSampler(batches, rank, world, lambda: 0)]
     assert len(dealt) % world == 0
     rows = [trial for number in dealt for trial in made.batch(number, 16, lengths, batches)]
     assert sorted(trial.number for trial in rows if trial.number < 202) == list(range(202))

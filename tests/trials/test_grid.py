@@ -54,7 +54,7 @@ def test_shared_caches_and_leads_change_no_score(
     plan = GridPlan("grid/x/heldout", len(contexts), len(questions), 3, ((0, 2), (2, 4)), (2.0,))
     source, ids = Source("heldout", "all"), (5, 6)
     asked = (contexts, questions, tokenizer, phrasing, ids)
-    split = Split("grid/x/heldout", plan, *asked, "relative", source, leads=True)
+    split = Split("grid/x/heldout", plan, *asked, "relative", source, share_question_prefix=True)
 
     def scores(numbers: range) -> torch.Tensor:
         batch = split.collate([plan.trial(number) for number in numbers], bank)
@@ -67,9 +67,9 @@ def test_shared_caches_and_leads_change_no_score(
     together = scores(range(20))
     batch = split.collate([plan.trial(number) for number in range(20)], bank)
     assert batch.cache_of is not None
-    assert batch.lead_ids is not None
+    assert batch.question_prefix_ids is not None
     assert len(batch.context_ids) == 7
-    assert len(batch.lead_ids) > 10
+    assert len(batch.question_prefix_ids) > 10
     for number in range(20):
         torch.testing.assert_close(together[number], scores(range(number, number + 1))[0], atol=2e-4, rtol=1e-4)
     assert not torch.allclose(together[0], together[3], atol=1e-3)  # clean and steered differ

@@ -12,7 +12,7 @@ from manifest_example import manifest_of, training_split
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.trials.manifest import STRIDE, Seen, disagreements, distinct_pairs, settings
+from introspection_lit.trials.manifest import STRIDE, Seen, distinct_pairs, manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
@@ -135,10 +135,10 @@ def test_other_files_are_refused(first: str, tmp_path: Path) -> None:
 def test_other_settings_are_refused(train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """Everything that decides what the trials mean must agree, and each difference is named."""
     manifest = Manifest(manifest_of(tmp_path / "m", train, bank, 8))
-    expected = settings(train, bank, "m", "", 0)
-    assert disagreements(manifest.header, expected) == []
+    expected = manifest_settings(train, bank, "m", "", 0)
+    assert setting_problems(manifest.header, expected) == []
     for name in expected:
-        found = disagreements(manifest.header, expected | {name: "other"})
+        found = setting_problems(manifest.header, expected | {name: "other"})
         assert len(found) == 1
         assert f"made with {name} " in found[0]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from introspection_lit.trials.loaders import BatchesOfSplit, EpochBatches
+from introspection_lit.trials.loaders import EpochSampler, SplitBatches
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.trial import Trial
 
@@ -81,12 +81,12 @@ def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
     """As many batches to each rank, none to two, and the next epoch goes on where this one ended."""
     epochs = []
     for epoch in range(2):
-        shares = [list(EpochBatches(7, rank, world, lambda: epoch)) for rank in range(world)]  # noqa: B023
+        shares = [list(EpochSampler(7, rank, world, lambda: epoch)) for rank in range(world)]  # noqa: B023
         assert len({len(share) for share in shares}) == 1
         epochs.append(sorted(number for share in shares for number in share))
     numbers = epochs[0] + epochs[1]
     assert numbers == list(range(len(numbers)))
-    assert len(EpochBatches(7, 0, world, lambda: 0)) == -(-7 // world)
+    assert len(EpochSampler(7, 0, world, lambda: 0)) == -(-7 // world)
 
 
 def test_row_is_plain_json() -> None:
@@ -98,9 +98,9 @@ def test_row_is_plain_json() -> None:
 def test_step_has_the_same_trials_however_it_is_shared(world: int, accumulated: int, batch_size: int) -> None:
     """Processes and accumulated batches share out the 24 trials of a step: none twice, none left, half of each steered."""
     split = SimpleNamespace(plan=plan(), lengths=lambda: list(range(12)), collate=lambda trials, _: trials)
-    whole = BatchesOfSplit(split, None, 24, 4)  # type: ignore[arg-type]
-    shared = BatchesOfSplit(split, None, batch_size, 4, world * accumulated)  # type: ignore[arg-type]
-    dealt = [list(EpochBatches(5 * world * accumulated, rank, world, lambda: 1)) for rank in range(world)]
+    whole = SplitBatches(split, None, 24, 4)  # type: ignore[arg-type]
+    shared = SplitBatches(split, None, batch_size, 4, world * accumulated)  # type: ignore[arg-type]
+    dealt = [list(EpochSampler(5 * world * accumulated, rank, world, lambda: 1)) for rank in range(world)]
     for step in range(5):
         numbers = [number for share in dealt for number in share[step * accumulated : (step + 1) * accumulated]]
         batches = [shared[number] for number in numbers]

@@ -17,7 +17,7 @@ from introspection_lit.cli import attach
 from introspection_lit.contexts.context import BUILTIN, exchange, fingerprint
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.odd_text import ODD
-from introspection_lit.contexts.splits import made_odd, mixed, split_contexts
+from introspection_lit.contexts.splits import mix_by_kind, odd_contexts, split_contexts
 from introspection_lit.evaluation.metrics import summarise
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
@@ -63,8 +63,8 @@ def test_flipped_adds_minus_what_seen_adds(splits: dict[str, Split], bank: Vecto
     plain = splits["seen"].collate(trials, bank)
     flipped = splits["flipped"].collate([trial._replace(split="flipped") for trial in trials], bank)
     for layer in range(LAYERS):
-        added = plain.intervention.at(layer)
-        assert torch.equal(flipped.intervention.at(layer), -added)
+        added = plain.intervention.addition(layer)
+        assert torch.equal(flipped.intervention.addition(layer), -added)
     assert plain.intervention.scale.gt(0).any(1).tolist() == plain.labels.tolist()
     for name in ("context_ids", "context_mask", "question_ids", "labels", "inputs", "answer_ids"):
         assert torch.equal(getattr(plain, name), getattr(flipped, name)), name
@@ -151,7 +151,7 @@ def dealt() -> SimpleNamespace:
     """The built-in contexts by split, and the odd ones, for three seeds."""
     contexts = load_contexts(BUILTIN)
     parts = [split_contexts(contexts, seed, VALIDATION_KINDS, TEST_KINDS) for seed in range(3)]
-    return SimpleNamespace(parts=parts, odd=[made_odd(part["heldout"], seed) for seed, part in enumerate(parts)])
+    return SimpleNamespace(parts=parts, odd=[odd_contexts(part["heldout"], seed) for seed, part in enumerate(parts)])
 
 
 def test_odd_contexts_are_clean_texts_made_odd(dealt: SimpleNamespace) -> None:
@@ -170,15 +170,15 @@ def test_odd_contexts_are_clean_texts_made_odd(dealt: SimpleNamespace) -> None:
 def test_odd_contexts_are_the_same_again_and_others_with_another_seed(dealt: SimpleNamespace) -> None:
     """A function of context and seed; roles stay as they are."""
     heldout = dealt.parts[0]["heldout"]
-    assert made_odd(heldout, 0) == dealt.odd[0]
-    assert made_odd(heldout[5:6], 0) == [c for c in dealt.odd[0] if c in made_odd(heldout[5:6], 0)]
-    assert made_odd(heldout, 1) != dealt.odd[0]
+    assert odd_contexts(heldout, 0) == dealt.odd[0]
+    assert odd_contexts(heldout[5:6], 0) == [c for c in dealt.odd[0] if c in odd_contexts(heldout[5:6], 0)]
+    assert odd_contexts(heldout, 1) != dealt.odd[0]
     assert all([turn.role for turn in context.turns] == ["user", "assistant"] for context in dealt.odd[0])
 
 
 def test_a_text_that_cannot_be_made_odd_is_left_out() -> None:
     """Numbers have no letters: only punctuation can be repeated."""
-    assert {context.kind for context in made_odd([exchange("sums", "1 2", "3 4")], 0)} <= {"odd: repeated punctuation"}
+    assert {context.kind for context in odd_contexts([exchange("sums", "1 2", "3 4")], 0)} <= {"odd: repeated punctuation"}
 
 
 def test_odd_set_asks_the_question_of_the_training(splits: dict[str, Split], bank: VectorBank) -> None:
@@ -251,7 +251,7 @@ def test_factual_asks_about_the_world(splits: dict[str, Split], bank: VectorBank
     assert set(Counter(row["question_text"] for row in rows if not row["steered"]).values()) == {5}
     assert factual.answer_ids == splits["heldout"].answer_ids
     for text in texts:
-        assert text in {factual.asked(factual.plan.trial(number)) for number in range(40)}
+        assert text in {factual.question_text(factual.plan.trial(number)) for number in range(40)}
 
 
 def test_variations_use_contexts_and_vectors_that_were_not_trained_on(splits: dict[str, Split]) -> None:
@@ -266,11 +266,11 @@ def test_mixed_takes_six_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """More if kinds are few; no context comes twice, also where two splits are the same contexts."""
     first = [exchange(f"kind {k}", f"{k} {n}", "x") for k in range(3) for n in range(9)]
     second = [exchange(f"kind {k}", f"{k} {n}", "x") for k in range(3, 5) for n in range(4)]
-    assert len(mixed([first, second])) == len(first) + len(second)
+    assert len(mix_by_kind([first, second])) == len(first) + len(second)
     monkeypatch.setattr("introspection_lit.contexts.splits.MIXED", 0)
-    made = mixed([first, second])
+    made = mix_by_kind([first, second])
     assert Counter(context.kind for context in made) == {f"kind {k}": 6 if k < 3 else 4 for k in range(5)}
-    again = mixed([second, second])  # as with data.test_contexts
+    again = mix_by_kind([second, second])  # as with data.test_contexts
     assert len({context.key for context in again}) == len(again)
 
 

@@ -23,7 +23,7 @@ import introspection_lit
 from introspection_lit.contexts.context import BUILTIN, LARGE, Context, fingerprint
 from introspection_lit.contexts.conversations import Phrasing, encode
 from introspection_lit.contexts.generation.passages import licence_files
-from introspection_lit.contexts.generation.sources import NEW, UNSEEN, fill
+from introspection_lit.contexts.generation.sources import NEW, UNSEEN, draw_contexts
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError, RunError
@@ -86,7 +86,7 @@ def build(
     for kind in (*UNSEEN, *NEW):
         say(kind)
         try:
-            added += fill(kind, [c for c in builtin if c.kind == kind], usable, per_kind, seed, taken)
+            added += draw_contexts(kind, [c for c in builtin if c.kind == kind], usable, per_kind, seed, taken)
         except ConfigurationError as error:
             problems += error.problems
     if problems:

@@ -24,7 +24,7 @@ from types import CodeType
 
 import numpy as np
 
-from introspection_lit.contexts.generation.requests import asked
+from introspection_lit.contexts.generation.requests import request_for
 
 Pair = tuple[str, str]
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z\"'(`*\d])")
@@ -120,7 +120,7 @@ def bytecode(random: np.random.Generator) -> Iterator[Pair]:
         listing = re.sub(r" at 0x[0-9a-fA-F]+", "", dis.Bytecode(code).dis().rstrip("\n"))
         reply = cut(re.sub(r" {4,}", "    ", listing), random, 90, 260, lines=True)
         if reply and "frozenset(" not in reply:  # a set of texts prints in another order in every process
-            yield asked("bytecode", random, name), reply
+            yield request_for("bytecode", random, name), reply
 
 
 def unicode_names(random: np.random.Generator) -> Iterator[Pair]:
@@ -141,7 +141,7 @@ def unicode_names(random: np.random.Generator) -> Iterator[Pair]:
             chosen = [chr(point) for point in points[start : start + count]]
         else:
             chosen = [chr(points[int(i)]) for i in random.integers(len(points), size=count)]
-        yield asked("unicode", random, f"U+{ord(chosen[0]):04X}"), "\n".join(map(layout, chosen))
+        yield request_for("unicode", random, f"U+{ord(chosen[0]):04X}"), "\n".join(map(layout, chosen))
 
 
 def _endless(
@@ -152,7 +152,7 @@ def _endless(
         for index in random.permutation(len(found)):
             name, text = found[index]
             if reply := cut(text, random, longest=longest, lines=lines):
-                yield asked(kind, random, name), reply
+                yield request_for(kind, random, name), reply
 
 
 @lru_cache(maxsize=1)

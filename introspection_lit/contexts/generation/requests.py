@@ -89,7 +89,7 @@ REQUESTS = {
 }
 
 
-def asked(kind: str, random: np.random.Generator, name: str) -> str:
+def request_for(kind: str, random: np.random.Generator, name: str) -> str:
     """Make a request for a passage.
 
     Args:

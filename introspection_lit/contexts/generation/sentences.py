@@ -65,14 +65,14 @@ def compose(language: str, random: np.random.Generator, part: int = 0, parts: in
         for index in random.permutation(len(rows)):
             pattern, row = rows[index]
             user, reply = wordings[index] + lap
-            answer = filled(pattern.replies[reply % len(pattern.replies)], row, language)
+            answer = fill_template(pattern.replies[reply % len(pattern.replies)], row, language)
             first = answer.split("\u3002")[0] + "\u3002"
             if language == "japanese" and random.random() < 0.6 and 8 < len(first) < len(answer) and "\u300c" not in first:
                 answer = first  # the built-in replies are short
-            yield filled(pattern.users[user % len(pattern.users)], row, language), answer
+            yield fill_template(pattern.users[user % len(pattern.users)], row, language), answer
 
 
-def filled(template: str, row: tuple[str, ...], language: str) -> str:
+def fill_template(template: str, row: tuple[str, ...], language: str) -> str:
     """Put the parts of a row into a template, with a capital letter where a sentence starts."""
 
     def part(match: re.Match[str]) -> str:

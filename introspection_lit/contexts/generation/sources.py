@@ -1,7 +1,7 @@
 """More contexts of the kinds that only tests see, from sources every machine with this project has.
 
-A source is a long or endless stream of user messages and replies of one kind, drawn with a random generator; ``fill``
-takes from it what is short enough and unlike everything taken before. docs/contexts.md says what each kind is made from.
+A source is a long or endless random stream of user messages and replies of one kind. ``draw_contexts`` takes from it those
+that are short enough and unlike all others so far. docs/contexts.md says what each kind is made from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from introspection_lit.contexts.generation.code import latex, rust
 from introspection_lit.contexts.generation.logs import logs
 from introspection_lit.contexts.generation.passages import bytecode, docstrings, headers, licences, manual, unicode_names
 from introspection_lit.contexts.generation.sentences import compose, english
-from introspection_lit.contexts.odd_text import odd
+from introspection_lit.contexts.odd_text import make_odd
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
 
@@ -45,7 +45,7 @@ def capitals(random: np.random.Generator) -> Iterator[Pair]:
 def typos(random: np.random.Generator) -> Iterator[Pair]:
     """Composed English and docstrings of the standard library (others than in ``capitals``), with slips of the keyboard."""
     for user, reply in english(random, part=1):
-        yield odd(user, "typos", random), odd(reply, "typos", random)
+        yield make_odd(user, "typos", random), make_odd(reply, "typos", random)
 
 
 def _composed(language: str) -> Source:
@@ -73,7 +73,7 @@ NEW: dict[str, Source] = {
 }
 
 
-def fill(
+def draw_contexts(
     kind: str,
     present: Sequence[Context],
     usable: Callable[[Context], bool],

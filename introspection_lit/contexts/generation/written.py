@@ -101,7 +101,7 @@ def sample(
     return ["" if row in open_rows else str(text) for row, text in enumerate(texts)]
 
 
-def written(
+def model_written(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     usable: Callable[[Context], bool],

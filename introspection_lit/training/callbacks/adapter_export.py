@@ -75,7 +75,7 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         "format": "introspection_lit/adapter/1",
         **module.identity(),
         "quantization": module.base.quantization,
-        "question": run.splits["train"].all_asked()[:10],
+        "question": run.splits["train"].question_texts()[:10],
         "options": run.recorded_options(),
         "answers": list(run.phrasing.answers),
         "answer_prefix": run.phrasing.answer_prefix,

@@ -27,7 +27,7 @@ from introspection_lit.training.options import DEFAULT_BATCH_SIZE
 from introspection_lit.training.run_context import module_of, run_of
 from introspection_lit.trials import leaks
 from introspection_lit.trials.batch import TrialBatch
-from introspection_lit.trials.loaders import BatchesOfSplit
+from introspection_lit.trials.loaders import SplitBatches
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError
@@ -247,7 +247,7 @@ def seen_of(run: RunContext, batch: TrialBatch) -> Features:
 def fit_observers(run: RunContext, n: int, device: torch.device) -> Observers:
     """Fit the outside observers on the first trials of the training."""
     split = replace(run.splits["train"], control="none")  # they are told the truth, whatever the adapter was told
-    batches = BatchesOfSplit(split, run.vector_bank, DEFAULT_BATCH_SIZE, 1)  # whatever size has been found for training
+    batches = SplitBatches(split, run.vector_bank, DEFAULT_BATCH_SIZE, 1)  # whatever size has been found for training
     seen, labels, groups = [], [], []
     for number in range(-(-n // DEFAULT_BATCH_SIZE)):
         batch = run.with_cache(batches[number].to(device))
@@ -265,7 +265,7 @@ def with_info(run: RunContext, batch: TrialBatch) -> TrialBatch:
     fill = split.tokenizer.pad_token_id or 0
     ids, mask = pad([informed.encoded(t.context, t.question).question_ids for t in batch.trials], fill, "right")
     device = batch.question_ids.device
-    return replace(batch, lead_ids=None, question_ids=ids.to(device), question_mask=mask.to(device))
+    return replace(batch, question_prefix_ids=None, question_ids=ids.to(device), question_mask=mask.to(device))
 
 
 def measured_side_effects(module: IntrospectionModule, run: RunContext, texts: int, facts: int) -> Any:

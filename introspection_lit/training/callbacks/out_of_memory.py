@@ -169,7 +169,7 @@ def estimated(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
 
 def question_tokens(batch: TrialBatch) -> int:
     """Tokens of the longest question of a batch, with the shared beginning that is read first."""
-    return batch.question_ids.shape[1] + (len(batch.lead_ids) if batch.lead_ids is not None else 0)
+    return batch.question_ids.shape[1] + (len(batch.question_prefix_ids) if batch.question_prefix_ids is not None else 0)
 
 
 def available(trainer: Trainer) -> list[str]:
