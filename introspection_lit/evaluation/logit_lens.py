@@ -1,4 +1,4 @@
-"""The logit lens: what the model would answer if each layer were its last.
+"""The logit lens: log-odds of the answers read from the residual stream after every layer.
 
 The residual stream at the answer position is read after every layer through the final norm and the head (nostalgebraist
 2020, "interpreting GPT: the logit lens"). After the last layer that is the model's answer itself.
@@ -37,7 +37,7 @@ class Answering(Protocol):
 
 
 def log_odds_by_layer(module: Answering, batch: TrialBatch) -> Tensor:
-    """Read the log-odds of the answers after every layer.
+    """Compute the log-odds of the answers after every layer.
 
     Args:
         module: With its model.
@@ -47,26 +47,26 @@ def log_odds_by_layer(module: Answering, batch: TrialBatch) -> Tensor:
         logit(yes) - logit(no), ``(layers, batch)`` float32.
 
     Raises:
-        ValueError: The model's final norm or head is not found, or is not all that makes its logits.
+        ValueError: The model's final norm or head is not found, or something else (a scale, a soft cap) changes its logits.
     """
     norm, head = find_head(module.model)
     last = batch.question_mask.sum(dim=1) - 1
     rows = torch.arange(len(last), device=last.device)
-    found: dict[int, Tensor] = {}
+    residuals: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Any:
+    def record(layer: int) -> Any:
         def hook(_: Any, __: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            if hidden.shape[:2] == batch.question_ids.shape:  # not the pass over what all questions begin with
-                found[layer] = hidden[rows, last]
+            if hidden.shape[:2] == batch.question_ids.shape:  # skips the pass over the shared question prefix
+                residuals[layer] = hidden[rows, last]
 
         return hook
 
     with ExitStack() as hooks, torch.no_grad():
         for number, layer in enumerate(module.layers):
-            hooks.callback(layer.register_forward_hook(keep(number)).remove)
+            hooks.callback(layer.register_forward_hook(record(number)).remove)
         answers = log_odds(module.answer_logits(batch), batch.answer_ids)
-        layers = [log_odds(head(norm(found[number])), batch.answer_ids) for number in range(len(module.layers))]
+        layers = [log_odds(head(norm(residuals[number])), batch.answer_ids) for number in range(len(module.layers))]
     if not torch.allclose(layers[-1], answers, rtol=0.02, atol=0.05):
         raise ValueError("the head does more to its logits than a matrix (a scale, or a soft cap): no logit lens.")
     return torch.stack(layers)

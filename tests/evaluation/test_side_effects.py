@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import BUILTIN, exchange
@@ -117,6 +116,11 @@ def fake(tokenizer: PreTrainedTokenizerFast, answer_ids: tuple[int, int], says_y
     return forward
 
 
+def answer_facts(*args: Any) -> dict[str, Any]:
+    """Ask the facts, the fifth argument of ``fact_scores``, and summarise the answers."""
+    return se.summarise_facts(*se.fact_scores(*args), args[4])
+
+
 def test_saying_yes_to_everything_scores_at_chance(
     tokenizer: PreTrainedTokenizerFast, asked: tuple[Phrasing, tuple[int, int]]
 ) -> None:
@@ -130,7 +134,7 @@ def test_saying_yes_to_everything_scores_at_chance(
         (lambda question: truth[question], 1.0, 1.0, 0.5),
         (lambda question: not truth[question], 0.0, 0.0, 0.5),
     ):
-        found = se.factual(fake(tokenizer, ids, says_yes), tokenizer, phrasing, ids, FACTS, 16)
+        found = answer_facts(fake(tokenizer, ids, says_yes), tokenizer, phrasing, ids, FACTS, 16)
         assert (found["accuracy"], found["auroc"], found["yes"]) == (accuracy, auroc, share)
         assert found["mass"] == pytest.approx(mass, rel=1e-5)
         assert found["log_odds"] == pytest.approx(10 * share - 5)
@@ -143,7 +147,7 @@ def test_accuracy_is_balanced(tokenizer: PreTrainedTokenizerFast, asked: tuple[P
     """One word to everything is at chance also where most answers are that word."""
     phrasing, ids = asked
     facts = [fact for fact in FACTS if fact.answer == "yes"][:9] + [fact for fact in FACTS if fact.answer == "no"][:1]
-    assert se.factual(fake(tokenizer, ids, lambda _: True), tokenizer, phrasing, ids, facts, 4)["accuracy"] == 0.5
+    assert answer_facts(fake(tokenizer, ids, lambda _: True), tokenizer, phrasing, ids, facts, 4)["accuracy"] == 0.5
 
 
 def test_fresh_adapter_changes_nothing_and_a_random_one_does(
@@ -265,38 +269,10 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(ConfigurationError, match="0 contexts"):
         se.side_effects(module, tokenizer, *asked, [])
     with pytest.raises(ConfigurationError, match="got 5 facts of one answer"):
-        se.factual(fake(tokenizer, asked[1], lambda _: True), tokenizer, *asked, FACTS[:10:2], 4)
+        answer_facts(fake(tokenizer, asked[1], lambda _: True), tokenizer, *asked, FACTS[:10:2], 4)
     with torch.no_grad():
         next(weight for name, weight in module.model.named_parameters() if "lora_B" in name).fill_(math.nan)
     with pytest.raises(RunError, match="no finite score"), torch.no_grad():
         se.perplexity(module, tokenizer, TEXTS, 4)
     with pytest.raises(RunError, match="no finite score"):
         se.side_effects(module, tokenizer, *asked, CONTEXTS, n_texts=2, n_facts=4)
-
-
-def test_table_fits_a_terminal() -> None:
-    """80 columns, nothing cut off, every number there."""
-    words = {"off": {"nats": 3.5, "perplexity": 33.1154, "tokens": 12345}}
-    words |= {"on": {"nats": 4.0, "perplexity": 54.5982, "tokens": 12345}, "change": 0.6487}
-    rates = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95], "auroc": 0.96, "yes": 0.5, "mass": 0.8, "log_odds": -0.25}
-    facts = {"off": rates, "on": rates | {"yes": 0.75, "log_odds": 12.5}, "lost": 21, "gained": 3}
-    out = io.StringIO()
-    Console(file=out, width=80).print(se.table({"perplexity": words, "factual": facts, "facts": 160, "texts": 64}))
-    shown = out.getvalue()
-    assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= 80
-    for number in (
-        "33.12",
-        "54.60",
-        "+64.9 %",
-        "+0.500",
-        "0.900",
-        "+0.250",
-        "-0.250",
-        "+12.750",
-        "12345",
-        "160",
-        "21",
-        "3",
-    ):
-        assert number in shown
