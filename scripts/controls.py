@@ -21,7 +21,7 @@ from rich.table import Table
 
 from introspection_lit import report
 from introspection_lit.evaluation.controls import Row, control_row
-from introspection_lit.report.reading import read
+from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.several_seeds import Training, settled
 from introspection_lit.utils.checksums import write_json
@@ -97,7 +97,7 @@ def control(run: Path, epochs: int | None, more: Sequence[str]) -> list[str]:
     found = {"commit": origin["commit"], "command": origin["command"], "rows": rows}
     write_json(run / "controls.json", found)
     PlainConsole().print(table(rows))
-    print(f"details: {run / 'controls.json'}, {report.write(run)}")
+    print(f"details: {run / 'controls.json'}, {report.write_report(run)}")
     return []
 
 
@@ -110,7 +110,7 @@ def as_in(run: Path) -> list[str]:
     file = run / "config.yaml"
     if not file.is_file():
         raise ConfigurationError([f"--run {run}: no config.yaml in it. Expected the folder of a fit that was tested."])
-    read(run / "results.json")
+    read_results(run / "results.json")
     try:
         config = read_plain_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -150,14 +150,14 @@ def untrained_in(run: Path) -> float | None:
     """The AUROC of the untrained model on the run's held-out trials, if it was asked."""
     from introspection_lit.training.callbacks.evidence import UNTRAINED  # takes seconds to import: not for --help
 
-    references = (read(run / "results.json").get("evidence") or {}).get("references") or []
+    references = (read_results(run / "results.json").get("evidence") or {}).get("references") or []
     areas = [found["auroc"] for found in references if (found["observer"], found["set"]) == (UNTRAINED, "heldout")]
     return areas[0] if areas else None
 
 
 def tested(name: str, made: Training, untrained: float | None) -> Row:
     """What a control shows."""
-    heldout: dict[str, Any] = read(made.results)["sets"]["heldout"]
+    heldout: dict[str, Any] = read_results(made.results)["sets"]["heldout"]
     numbers = {key: heldout[key] for key in ("auroc", "tpr", "fpr")}
     return control_row(name, numbers, None, run=str(made.folder), untrained=untrained)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from introspection_lit import report
-from introspection_lit.report.reading import read
+from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.several_seeds import Training, settled, shared_vectors, tables, together
 from introspection_lit.utils.checksums import write_json
@@ -93,7 +93,7 @@ def repeat(options: argparse.Namespace, more: Sequence[str]) -> list[int]:
 
 def put_together(experiment: str, done: dict[int, Training], folder: Path) -> None:
     """Write what the seeds say together, and show it."""
-    results = {seed: read(training.results) for seed, training in done.items()}
+    results = {seed: read_results(training.results) for seed, training in done.items()}
     found = together(experiment, {seed: (str(done[seed].folder), run) for seed, run in results.items()})
     write_json(folder / "seeds.json", found)
     console = PlainConsole()

@@ -165,4 +165,4 @@ def test_tables_of_a_report(tmp_path: Path) -> None:
     results["evidence"]["grid"] = [cell | {"band": [n, n], "strength": 1 + n / 1000} for n in range(400)]
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(ConfigurationError, match="400 rows by 400 strengths are more than a page can show"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)

@@ -513,11 +513,11 @@ def test_links_in_a_runs_folder(tmp_path: Path) -> None:
     (elsewhere / "secret").write_text("a private key")
     (folder / "config.yaml").symlink_to("../elsewhere/secret")
     (folder / "results.json").write_text(json.dumps(example()))
-    assert "a private key" not in report.write(folder).read_text()
+    assert "a private key" not in report.write_report(folder).read_text()
     shutil.rmtree(folder / "figures")
     (folder / "figures").symlink_to("../elsewhere")
     with pytest.raises(IntrospectionError, match="a link to a folder elsewhere"):
-        report.write(folder)
+        report.write_report(folder)
     assert [path.name for path in elsewhere.iterdir()] == ["secret"]
 
 
@@ -568,7 +568,7 @@ def written(folder: Path, text: str) -> set[Any]:
     results["sets"][f"heldout{text}"] = results["sets"]["heldout"]
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "config.yaml").write_text(text)
-    report.write(folder)
+    report.write_report(folder)
     acted_on = ("href", "src", "style", "http-equiv", "content")
     return {
         (tag, name, str(value)[:22] if name in acted_on else None)

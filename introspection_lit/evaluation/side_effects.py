@@ -1,7 +1,7 @@
 """Side effects of the adapter on the unsteered model: perplexity of texts, and answers to factual questions.
 
-Both are measured with the adapter off and on. The factual questions have the form of the detection question, so a model that
-has learned to give one answer to every question shows here.
+Both are measured with the adapter off and on. The factual questions have the form of the detection question: a model that
+has learned to give the same answer to every question shows here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report: a results file in, one HTML page that needs nothing else out, with its figures beside it as pictures."""
+"""The command ``report``: reads the files of one run or several and writes one self-contained HTML page and figures."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from introspection_lit.report.compare import compare
-from introspection_lit.report.drawing import png
-from introspection_lit.report.page import Run, _named, page, render
-from introspection_lit.report.reading import RESULTS, WRITER, read
+from introspection_lit.report.comparison import comparison_page
+from introspection_lit.report.drawing import to_png
+from introspection_lit.report.page import Run, build_page, render_html, with_safe_names
+from introspection_lit.report.result_files import RESULTS, WRITER, read_results
 from introspection_lit.utils.errors import ConfigurationError, IntrospectionError, visible
 from introspection_lit.utils.files import write_file
 from introspection_lit.utils.paths import inside_folder
@@ -25,7 +25,7 @@ def main(args: Sequence[str]) -> None:
         args: Options, without the subcommand.
 
     Raises:
-        SystemExit: 2, with a line on stderr, if there is nothing to report on or no place to write to.
+        SystemExit: 2, with a line on stderr, if the results cannot be read or the page cannot be written.
     """
     parser = argparse.ArgumentParser("python -m introspection_lit report", description="Make an HTML page of results.")
     parser.add_argument(
@@ -39,40 +39,40 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: report.html beside the results, compare.html for several runs"
     )
-    given = parser.parse_args(args)
+    options = parser.parse_args(args)
     try:
-        runs = [load(path) for path in given.run]
-        written = _write(runs, given.out or _default_place(given.run[0], runs))
+        runs = [load_run(path) for path in options.run]
+        page = _write_page(runs, options.out or _default_output(options.run[0], runs))
     except (IntrospectionError, OSError) as error:
         problems = error.problems if isinstance(error, IntrospectionError) else [str(error)]
         sys.stderr.write(f"error: {' '.join(problems)}\n")
         raise SystemExit(2) from error
-    sys.stdout.write(f"{written}\n")
+    sys.stdout.write(f"{page}\n")
 
 
-def write(folder: Path) -> Path:
+def write_report(folder: Path) -> Path:
     """Write ``report.html`` and ``figures/NAME.png`` into a run's folder.
 
     Args:
-        folder: With ``results.json``; ``config.yaml`` and ``seeds.json`` are used if they are there.
+        folder: Contains ``results.json``, and optionally ``config.yaml``, ``seeds.json`` and ``controls.json``.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        ConfigurationError: There are no results, or they cannot be read.
+        ConfigurationError: The results are missing or cannot be read.
     """
-    return _write([load(folder)], folder / "report.html")
+    return _write_page([load_run(folder)], folder / "report.html")
 
 
-def load(path: Path) -> Run:
-    """Read results, and what lies beside them: settings, other seeds, control adapters.
+def load_run(path: Path) -> Run:
+    """Read the results of a run, and of a folder also its settings, several seeds and control adapters.
 
     Args:
-        path: A folder, or a results file.
+        path: A run's folder, or a results file.
 
     Raises:
-        ConfigurationError: Not there, not JSON, or not ours.
+        ConfigurationError: A file is missing, is not JSON, or has another form than this package writes.
     """
     if not path.exists():
         raise ConfigurationError([f"--run {path}: not there. Expected a run's folder or its {RESULTS}."])
@@ -81,27 +81,29 @@ def load(path: Path) -> Run:
     if not file.exists() and not seeds.exists():
         raise ConfigurationError([f"--run {path}: no {RESULTS} in it. '{WRITER} --ckpt_path FILE' writes one."])
     config = folder / "config.yaml"
-    own = path.is_dir() and config.is_file() and inside_folder([config], folder)  # no link to what is not to be shown
-    text = config.read_text(encoding="utf-8", errors="replace") if own else None
-    several = read(seeds, "seeds") if path.is_dir() and seeds.exists() else {}
-    results = read(file) if file.exists() else {}
+    readable = path.is_dir() and config.is_file() and inside_folder([config], folder)  # a link could show any file
+    text = config.read_text(encoding="utf-8", errors="replace") if readable else None
+    several = read_results(seeds, "seeds") if path.is_dir() and seeds.exists() else {}
+    results = read_results(file) if file.exists() else {}
     more = folder / CONTROLS
     if path.is_dir() and results and more.is_file():
         evidence = results.get("evidence") or {}
-        rows = [*read(more, "rows")["rows"], *(evidence.get("controls") or [])]
+        rows = [*read_results(more, "rows")["rows"], *(evidence.get("controls") or [])]
         results = results | {"evidence": evidence | {"controls": rows}}
     return Run(file, results, several, text)
 
 
-def _write(runs: Sequence[Run], out: Path) -> Path:
+def _write_page(runs: Sequence[Run], out: Path) -> Path:
     try:
         shown = (
-            page(runs[0])
+            build_page(runs[0])
             if len(runs) == 1
-            else compare(dict(zip(labels(runs), (run.results for run in runs), strict=True)))
+            else comparison_page(dict(zip(run_labels(runs), (run.results for run in runs), strict=True)))
         )
-        shown = shown._replace(sections=[section._replace(figures=_named(section.figures)) for section in shown.sections])
-        pictures = {name: png(made.figure) for name, made in shown.figures.items()}
+        shown = shown._replace(
+            sections=[section._replace(figures=with_safe_names(section.figures)) for section in shown.sections]
+        )
+        pictures = {name: to_png(drawing.figure) for name, drawing in shown.figures.items()}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         files = ", ".join(str(run.path) for run in runs)
         reason = f"{type(error).__name__}: {str(error)[:200]}"
@@ -111,19 +113,19 @@ def _write(runs: Sequence[Run], out: Path) -> Path:
         raise ConfigurationError([f"{folder}: a link to a folder elsewhere. Remove it, or name another place with --out."])
     for name, picture in pictures.items():
         write_file(folder / f"{name}.png", picture)
-    write_file(out, render(shown, pictures))
+    write_file(out, render_html(shown, pictures))
     return out
 
 
-def _default_place(given: Path, runs: Sequence[Run]) -> Path:
-    folder = given if given.is_dir() else given.parent
+def _default_output(path: Path, runs: Sequence[Run]) -> Path:
+    folder = path if path.is_dir() else path.parent
     if len(runs) > 1:
         return folder / "compare.html"
-    return folder / ("report.html" if given.is_dir() or given.name == RESULTS else f"{given.stem}-report.html")
+    return folder / ("report.html" if path.is_dir() or path.name == RESULTS else f"{path.stem}-report.html")
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """Name runs by as much of the end of their paths as tells them apart."""
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Label runs by the shortest ends of their paths that differ."""
     paths = [run.path.resolve() for run in runs]
     parts = [path.parent.parts if path.name == RESULTS else path.with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):

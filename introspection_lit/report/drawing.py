@@ -1,6 +1,6 @@
-"""How figures of a report are drawn: their style, their size, and the ones that show a distribution.
+"""Style, size and parts common to all figures of the report, and the histograms of log-odds.
 
-Drawn at 5 x 3.4 inches with letters of 10 points and more, so that they can be read on a telephone.
+Figures are 5 x 3.4 inches with letters of at least about 10 points, readable on a telephone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from introspection_lit.evaluation.rungs import RUNGS
-from introspection_lit.report.parts import FigureOfReport, Table, part, short, strength
-from introspection_lit.report.plots import CLEAN, PALETTE, STEERED
+from introspection_lit.report.elements import ReportFigure, Table
+from introspection_lit.report.formatting import format_strength, lookup, shorten
+from introspection_lit.report.log_odds_plot import CLEAN, PALETTE, STEERED
 
 WIDTH, HEIGHT, RESOLUTION = 5.0, 3.4, 200
-ROW = 0.24  # the height of a row that has a label
+ROW_HEIGHT = 0.24  # the height of a row that has a label
 STYLE = {
     "font.size": 11,
     "axes.labelsize": 10.5,
@@ -30,52 +31,52 @@ STYLE = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    # Words of a results file are never formulas: "$" in a kind's name would be one, and may not even be well-formed.
+    # Texts of a results file may contain "$", which matplotlib would parse as a formula, maybe a malformed one.
     "text.parse_math": False,
 }
-# Colour, line and shape, so that none is needed to tell lines apart.
+# Colour, line style and marker; lines differ in all three.
 LINES = tuple(zip(PALETTE, ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), "-"), "os^Dv*P", strict=True))
 OBSERVERS = ("adapter", "untrained", "linear probe", "with info", "norms", "text")
 GREY = "#595959"
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
+Arguments = ParamSpec("Arguments")
+Drawing = TypeVar("Drawing")
 
 
-def styled(draw: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Draw in the style of the report, whatever the reader's own settings of matplotlib are."""
+def styled(draw: Callable[Arguments, Drawing]) -> Callable[Arguments, Drawing]:
+    """Decorator: draw with matplotlib's defaults and the report's style instead of the user's settings."""
 
     @wraps(draw)
-    def drawn(*args: Given.args, **options: Given.kwargs) -> Made:
+    def draw_styled(*args: Arguments.args, **options: Arguments.kwargs) -> Drawing:
         with mpl.rc_context():
             mpl.rcdefaults()
             mpl.rcParams.update(STYLE)
             return draw(*args, **options)
 
-    return drawn
+    return draw_styled
 
 
-def blank(height: float = HEIGHT) -> tuple[Figure, Any]:
-    """A figure with one panel, height in inches."""
+def new_figure(height: float = HEIGHT) -> tuple[Figure, Any]:
+    """A figure with one panel; ``height`` in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a picture, 1,000 pixels wide."""
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG, 1,000 pixels wide."""
     stream = io.BytesIO()
     with warnings.catch_warnings(), mpl.rc_context(STYLE):
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in other scripts: boxes, and no harm
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as boxes
         figure.savefig(stream, dpi=RESOLUTION, format="png", facecolor="white", metadata={"Software": None})
     return stream.getvalue()
 
 
-def line_of(name: str, place: int) -> tuple[str, Any, str]:
-    """Colour, line style and marker: an observer always has its own, others by their place."""
+def line_style(name: str, place: int) -> tuple[str, Any, str]:
+    """Colour, line style and marker: fixed for each observer, by ``place`` for other lines."""
     return LINES[(OBSERVERS.index(name) if name in OBSERVERS else place) % len(LINES)]
 
 
 def legend_below(figure: Figure, panel: Any) -> None:
-    """Name the lines below the panel, where they cover nothing: in one row, or else in as many columns as fit."""
+    """Put the legend below the panel, in one row if it fits, else in as many columns as fit."""
     handles, labels = panel.get_legend_handles_labels()
     if handles:
         fits = sum(len(label) + 7 for label in labels) <= 60
@@ -88,33 +89,33 @@ def legend_below(figure: Figure, panel: Any) -> None:
 
 
 def strength_axis(panel: Any, strengths: Sequence[float], unit: str) -> None:
-    """Make x a log axis of strengths, labelled at strengths that were tested, as many as fit."""
+    """Make x a log axis of strengths with ticks at the tested strengths, as many as fit."""
     logs = np.log10(sorted(set(strengths)))
     spread = max(float(logs[-1] - logs[0]), 0.3)
-    kept: list[float] = []
+    ticks: list[float] = []
     for place in logs:
-        if not kept or place - kept[-1] >= spread / 7:
-            kept.append(float(place))
+        if not ticks or place - ticks[-1] >= spread / 7:
+            ticks.append(float(place))
     panel.set_xscale("log")
     panel.set_xlim(10 ** (logs[0] - 0.06 * spread), 10 ** (logs[-1] + 0.06 * spread))
-    panel.set_xticks([10**place for place in kept], [strength(10**place) for place in kept])
+    panel.set_xticks([10**place for place in ticks], [format_strength(10**place) for place in ticks])
     panel.set_xticks([], minor=True)
-    panel.set_xlabel(f"strength ({short(unit)})")
+    panel.set_xlabel(f"strength ({shorten(unit)})")
 
 
 @styled
-def histogram(name: str, bins: Mapping[str, Any], threshold: float | None) -> FigureOfReport:
-    """Draw how often each log-odds came, clean and steered.
+def draw_histogram(name: str, bins: Mapping[str, Any], threshold: float | None) -> ReportFigure:
+    """Draw histograms of the log-odds of clean and steered trials.
 
     Args:
         name: Of the test set.
-        bins: ``edges`` (n + 1), ``clean`` and ``steered`` (n).
-        threshold: Drawn as a line, if there is one.
+        bins: ``edges`` (n + 1 values, in nats), and counts ``clean`` and ``steered`` (n values each).
+        threshold: Drawn as a line; None: no line.
     """
-    figure, panel = blank()
+    figure, panel = new_figure()
     edges = np.asarray(bins["edges"], dtype=float)
     middles = (edges[1:] + edges[:-1]) / 2
-    said = []
+    descriptions = []
     for label, colour, line, hatch in (("clean", CLEAN, "-", None), ("steered", STEERED, "--", "////")):
         counts = np.asarray(bins[label], dtype=float)
         legend = f"{label} ({int(counts.sum())})"
@@ -123,10 +124,10 @@ def histogram(name: str, bins: Mapping[str, Any], threshold: float | None) -> Fi
         if counts.sum():
             mean = float(counts @ middles / counts.sum())
             median = float(middles[np.searchsorted(counts.cumsum(), counts.sum() / 2)])
-            said.append(f"{int(counts.sum())} {label} trials, mean about {mean:.1f}, median about {median:.1f}")
+            descriptions.append(f"{int(counts.sum())} {label} trials, mean about {mean:.1f}, median about {median:.1f}")
     if threshold is not None:
         panel.axvline(threshold, color="black", linewidth=1.2, linestyle=":", label=f"threshold {threshold:.2f}")
-        said.append(f"threshold {threshold:.2f}")
+        descriptions.append(f"threshold {threshold:.2f}")
     panel.set_xlabel("log-odds, logit(yes) - logit(no)")
     panel.set_ylabel("trials")
     legend_below(figure, panel)
@@ -135,18 +136,18 @@ def histogram(name: str, bins: Mapping[str, Any], threshold: float | None) -> Fi
         for low, high, clean, steered in zip(edges[:-1], edges[1:], bins["clean"], bins["steered"], strict=True)
         if clean or steered
     ]
-    named = RUNGS.get(name, name)
-    table = Table(f"Log-odds on {named}, trials in each bin that has any", ("log-odds", "clean", "steered"), rows)
+    title = RUNGS.get(name, name)
+    table = Table(f"Log-odds on {title}, trials in each bin that has any", ("log-odds", "clean", "steered"), rows)
     caption = "Trials right of the threshold count as steered. Blue, solid: clean; orange, dashed and hatched: steered."
-    alt = f"Histogram of log-odds on {named}: {'; '.join(said)}."
-    return FigureOfReport(figure, f"Log-odds: {named}", alt, caption, table)
+    alt = f"Histogram of log-odds on {title}: {'; '.join(descriptions)}."
+    return ReportFigure(figure, f"Log-odds: {title}", alt, caption, table)
 
 
-def histograms(evidence: Mapping[str, Any], threshold: float | None) -> dict[str, FigureOfReport]:
-    """A histogram for each test set that has one."""
-    found = part(evidence, "histograms") or {}
+def histogram_plots(evidence: Mapping[str, Any], threshold: float | None) -> dict[str, ReportFigure]:
+    """Histograms of each test set that has them."""
+    histograms = lookup(evidence, "histograms") or {}
     return {
-        f"histogram-{name}": histogram(name, bins, threshold)
-        for name, bins in found.items()
+        f"histogram-{name}": draw_histogram(name, bins, threshold)
+        for name, bins in histograms.items()
         if bins and len(bins["edges"]) > 1
     }

@@ -1,4 +1,4 @@
-"""Heat maps of where steering is missed: TPR by band and strength, and by kind and strength."""
+"""Draws heat maps of the TPR by band and strength, and by kind and strength."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from introspection_lit.report.curves import VECTORS
-from introspection_lit.report.drawing import HEIGHT, ROW, blank, styled
-from introspection_lit.report.parts import FigureOfReport, Table, layers, part, rate, short, strength
+from introspection_lit.report.detection_plots import VECTOR_TITLES
+from introspection_lit.report.drawing import HEIGHT, ROW_HEIGHT, new_figure, styled
+from introspection_lit.report.elements import ReportFigure, Table
+from introspection_lit.report.formatting import format_band, format_rate, format_strength, lookup, shorten
 
-MOST_CELLS = 100_000  # of a table; ours have some hundred
+MAX_CELLS = 100_000  # of a heat map; usual ones have some hundred
 Rows = Sequence[Mapping[str, Any]]
 
 
 @styled
-def heat_map(title: str, cells: Mapping[tuple[str, float], float | None], side: str, unit: str) -> FigureOfReport:
-    """Draw TPR as a heat map with its numbers in it.
+def draw_heat_map(title: str, cells: Mapping[tuple[str, float], float | None], side: str, unit: str) -> ReportFigure:
+    """Draw a heat map of the TPR with the numbers in its cells.
 
     Args:
         title: Of the figure.
-        cells: TPR by row and strength, in the order of the rows.
-        side: What a row is.
+        cells: TPR by row and strength, in the order of the rows; None where it was not measured.
+        side: Title of the rows.
         unit: Of the strength.
+
+    Raises:
+        ValueError: There are more than ``MAX_CELLS`` cells.
     """
     names = list(dict.fromkeys(name for name, _ in cells))
     strengths = sorted({level for _, level in cells})
-    if len(names) * len(strengths) > MOST_CELLS:
+    if len(names) * len(strengths) > MAX_CELLS:
         raise ValueError(f"{len(names)} rows by {len(strengths)} strengths are more than a page can show")
-    values = np.array([[_number(cells.get((name, level))) for level in strengths] for name in names])
-    figure, panel = blank(max(HEIGHT if len(names) > 4 else 2.6, 1.3 + ROW * len(names)))
+    values = np.array([[_nan_if_none(cells.get((name, level))) for level in strengths] for name in names])
+    figure, panel = new_figure(max(HEIGHT if len(names) > 4 else 2.6, 1.3 + ROW_HEIGHT * len(names)))
     panel.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     size = 10 if len(strengths) <= 9 else 9
     if len(strengths) <= 12:
@@ -41,52 +45,53 @@ def heat_map(title: str, cells: Mapping[tuple[str, float], float | None], side: 
             )
     every = max(1, -(-len(strengths) // 9))
     places = range(0, len(strengths), every)
-    panel.set_xticks(places, [strength(strengths[place]) for place in places])
-    panel.set_yticks(range(len(names)), [short(name) for name in names])
-    panel.set_xlabel(f"strength ({short(unit)})")
+    panel.set_xticks(places, [format_strength(strengths[place]) for place in places])
+    panel.set_yticks(range(len(names)), [shorten(name) for name in names])
+    panel.set_xlabel(f"strength ({shorten(unit)})")
     panel.set_ylabel(side)
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
-    rows = [(name, *(rate(cells.get((name, level))) for level in strengths)) for name in names]
-    table = Table(title, (side, *map(strength, strengths)), rows)
-    known = {place: value for place, value in cells.items() if value is not None}
+    rows = [(name, *(format_rate(cells.get((name, level))) for level in strengths)) for name in names]
+    table = Table(title, (side, *map(format_strength, strengths)), rows)
+    measured = {place: value for place, value in cells.items() if value is not None}
     alt = f"{title}: nothing was measured."
-    if known:
-        worst, best = min(known, key=lambda place: known[place]), max(known, key=lambda place: known[place])
+    if measured:
+        worst, best = min(measured, key=lambda place: measured[place]), max(measured, key=lambda place: measured[place])
         alt = f"{title}, {len(names)} rows by {len(strengths)} strengths. " + "; ".join(
-            f"{word} {known[place]:.3f} ({place[0]}, strength {strength(place[1])})"
+            f"{word} {measured[place]:.3f} ({place[0]}, strength {format_strength(place[1])})"
             for word, place in (("lowest", worst), ("highest", best))
         )
     caption = "TPR at the threshold; light is high, dark is low."
-    return FigureOfReport(figure, title, alt, caption, table)
+    return ReportFigure(figure, title, alt, caption, table)
 
 
-def _number(value: float | None) -> float:
+def _nan_if_none(value: float | None) -> float:
     return np.nan if value is None else float(value)
 
 
-def heat_maps(evidence: Mapping[str, Any], unit: str) -> dict[str, FigureOfReport]:
-    """TPR by band and strength, then by kind and strength, for each sort of vectors."""
-    made = {}
-    grid, kinds = part(evidence, "grid") or [], part(evidence, "kind_grid") or []
+def heat_maps(evidence: Mapping[str, Any], unit: str) -> dict[str, ReportFigure]:
+    """TPR by band and strength, then by kind and strength, for each type of vectors."""
+    figures = {}
+    grid, kinds = lookup(evidence, "grid") or [], lookup(evidence, "kind_grid") or []
     for vectors in dict.fromkeys(row["vectors"] for row in grid):
-        chosen = sorted(
+        rows = sorted(
             (r for r in grid if r["vectors"] == vectors and r["strength"] is not None), key=lambda r: list(r["band"])
         )
-        cells = {(layers(row["band"]), float(row["strength"])): row["tpr"] for row in chosen}
+        cells = {(format_band(row["band"]), float(row["strength"])): row["tpr"] for row in rows}
         if cells:
-            name = f"TPR by band and strength: {VECTORS.get(vectors, vectors)}"
-            made[f"bands-{vectors}"] = heat_map(name, cells, "layers", unit)
+            name = f"TPR by band and strength: {VECTOR_TITLES.get(vectors, vectors)}"
+            figures[f"bands-{vectors}"] = draw_heat_map(name, cells, "layers", unit)
     for vectors in dict.fromkeys(row["vectors"] for row in kinds):
-        chosen = [row for row in kinds if row["vectors"] == vectors and row["strength"] is not None]
-        chosen.sort(key=lambda row: (bool(row["seen"]), row["kind"]))
-        cells = {(_kind(row), float(row["strength"])): row["tpr"] for row in chosen}
+        rows = [row for row in kinds if row["vectors"] == vectors and row["strength"] is not None]
+        rows.sort(key=lambda row: (bool(row["seen"]), row["kind"]))
+        cells = {(_kind_label(row), float(row["strength"])): row["tpr"] for row in rows}
         if cells:
-            name = f"TPR by kind and strength: {VECTORS.get(vectors, vectors)}"
-            found = heat_map(name, cells, "kind", unit)
-            made[f"kinds-{vectors}"] = found._replace(caption=f"{found.caption} *: unseen in training. Few trials a cell.")
-    return made
+            name = f"TPR by kind and strength: {VECTOR_TITLES.get(vectors, vectors)}"
+            drawing = draw_heat_map(name, cells, "kind", unit)
+            caption = f"{drawing.caption} *: unseen in training. Few trials a cell."
+            figures[f"kinds-{vectors}"] = drawing._replace(caption=caption)
+    return figures
 
 
-def _kind(row: Mapping[str, Any]) -> str:
+def _kind_label(row: Mapping[str, Any]) -> str:
     return f"{row['kind']}{'' if row['seen'] else ' *'}"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from introspection_lit.report.plots import ANOTHER, CLEAN, STEERED, plain
+from introspection_lit.report.formatting import escape_dollars
+from introspection_lit.report.log_odds_plot import ANOTHER, CLEAN, STEERED
 from introspection_lit.tools.baseline import place_of
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, DETECTION
 
@@ -36,7 +37,7 @@ def direction_figure(compared: Sequence[dict[str, Any]]) -> Figure:
     scatter = np.random.default_rng(0)
     for number, (place, kind) in enumerate((place, kind) for place in places for kind in kinds):
         rows = [row for row in compared if (place_of(row), row["vectors"]) == (place, kind)]
-        info = plain(Path(place[0]).name)
+        info = escape_dollars(Path(place[0]).name)
         labels.append(f"{kind}, info: {info}\nlayers {place[1][0]}..{place[1][1]}, strength {place[2]:g}")
         for lane, (question, colour) in enumerate(colours.items()):
             chosen = [row for row in rows if row["question"] == question]
@@ -84,6 +85,6 @@ def sweep_figure(summary: Sequence[dict[str, Any]]) -> Figure:
                 panel.set_title(title, fontsize=9)
             panel.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths], fontsize=8)
         panels[line][0].set_yticks(range(len(bands)), [f"{first}..{last}" for first, last in bands], fontsize=8)
-        panels[line][0].set_ylabel(f"{vectors}\ninfo: {plain(Path(info).name)}", fontsize=8)
+        panels[line][0].set_ylabel(f"{vectors}\ninfo: {escape_dollars(Path(info).name)}", fontsize=8)
     drawn.supxlabel("strength", fontsize=9)
     return drawn

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from introspection_lit.evaluation.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, Summaries, failures
-from introspection_lit.report.plots import ANOTHER, CLEAN, STEERED
+from introspection_lit.report.log_odds_plot import ANOTHER, CLEAN, STEERED
 from introspection_lit.tools.baseline import percent
 from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.callbacks.writers import ResultsWriter

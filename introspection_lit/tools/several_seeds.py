@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from introspection_lit.report.reading import read
+from introspection_lit.report.result_files import read_results
 from introspection_lit.report.verdict import worst_unseen
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -59,7 +59,7 @@ class Training(NamedTuple):
         """
         if not self.results.exists():
             return False
-        made_by = read(self.results).get("command")
+        made_by = read_results(self.results).get("command")
         if made_by != self.command:
             raise ConfigurationError(
                 [

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from introspection_lit.report.plots import plain
+from introspection_lit.report.formatting import escape_dollars
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
 
 
@@ -123,7 +123,7 @@ def figure(bank: VectorBank) -> Figure:
     square = bank.concept_cosines().numpy()
     limit = max(0.3, float(np.abs(square - np.eye(len(square))).max()))
     image = right.imshow(square, cmap="PuOr", vmin=-limit, vmax=limit)
-    names = [plain(name) for name in names]
+    names = [escape_dollars(name) for name in names]
     right.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     right.set_yticks(range(len(names)), names, fontsize=7)
     right.set_title("cosines between concepts, mean over layers", fontsize=9)

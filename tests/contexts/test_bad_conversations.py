@@ -30,9 +30,9 @@ from introspection_lit.contexts.conversations import (
     usable_contexts,
 )
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.report.kinds import by_kind
-from introspection_lit.report.parts import short
-from introspection_lit.report.plots import log_odds_figure, plain
+from introspection_lit.report.formatting import escape_dollars, shorten
+from introspection_lit.report.kind_rates import draw_rates_by_kind
+from introspection_lit.report.log_odds_plot import log_odds_figure
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import QUESTION, info_text, insert_answers
 from introspection_lit.training.callbacks.adapter_export import CARD
@@ -405,8 +405,8 @@ LABELS = (
 @given(label=st.one_of(st.sampled_from(LABELS), texts))
 def test_no_label_is_a_formula_or_a_format(label: str) -> None:
     """Of no text does matplotlib make mathematics, nor the adapter's card anything but the text."""
-    assert not is_math_text(plain(label))
-    assert not is_math_text(short(label))
+    assert not is_math_text(escape_dollars(label))
+    assert not is_math_text(shorten(label))
     names = ("base_model", "question", "answers", "answer_prefix", "train_vectors", "bands", "strengths", "strength_unit")
     numbers = {"threshold": 0.0, "auroc": 1.0, "step": 1}
     texts_of = dict.fromkeys((*names, "yes", "no", "description", "load_base"), label)
@@ -424,7 +424,7 @@ def test_figures_with_odd_labels_are_drawn() -> None:
     assert [panel.get_title(loc="left").replace(r"\$", "$") for panel in figure.axes] == ["$a_$", several]
     row = {"seen": False, "fpr": 0.0, "fpr_interval": [0.0, 0.1], "n_clean_distinct": 3}
     rows = [{"kind": label, **row} for label in LABELS]
-    drawn = by_kind({"$a_$ run $": rows}, "fpr")
+    drawn = draw_rates_by_kind({"$a_$ run $": rows}, "fpr")
     assert drawn is not None
     drawn.figure.savefig(io.BytesIO(), format="png")
 

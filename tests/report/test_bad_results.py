@@ -15,7 +15,7 @@ from project_paths import ROOT
 from results_example import example, example_seeds
 
 from introspection_lit import report
-from introspection_lit.report.reading import read
+from introspection_lit.report.result_files import read_results
 from introspection_lit.tools.several_seeds import tables, together
 from introspection_lit.utils.checksums import with_checksum
 from introspection_lit.utils.errors import ConfigurationError
@@ -66,7 +66,7 @@ def test_results_with_something_wrong(content: Any, tmp_path: Path) -> None:
     """What is read has rates from 0 to 1 and counts, no NaN, and can be written again."""
     file = save(tmp_path, content)
     try:
-        found = read(file)
+        found = read_results(file)
     except REFUSED as error:
         event("refused")
         assert str(file) in str(error)  # noqa: PT017 - either way is right
@@ -89,7 +89,7 @@ def test_pages_of_results_with_something_wrong(content: Any, tmp_path: Path) -> 
     """Drawn and written: a whole page without NaN, or no page at all."""
     save(tmp_path, content)
     try:
-        page = report.write(tmp_path)
+        page = report.write_report(tmp_path)
     except REFUSED as error:
         event("refused")
         assert "results.json" in str(error)  # noqa: PT017 - either way is right
@@ -106,7 +106,7 @@ def test_results_of_damaged_bytes(content: st.DataObject, tmp_path: Path) -> Non
     good = json.dumps(with_checksum(SHORT)).encode()
     (tmp_path / "results.json").write_bytes(content.draw(damaged_bytes(good)))
     try:
-        found = read(tmp_path / "results.json")
+        found = read_results(tmp_path / "results.json")
     except REFUSED as error:
         event("refused")
         assert "results.json" in str(error)  # noqa: PT017 - either way is right
@@ -119,7 +119,7 @@ def test_several_seeds_with_something_wrong(first: Any, tmp_path: Path) -> None:
     """Put together, numbers of every seed are finite or missing; else it is refused, with the name of the file."""
     files = [save(tmp_path, content, f"{number}.json") for number, content in enumerate((first, SHORT))]
     try:
-        found = together("x", {number: (str(file), read(file)) for number, file in enumerate(files)})
+        found = together("x", {number: (str(file), read_results(file)) for number, file in enumerate(files)})
     except REFUSED as error:
         event("refused")
         assert any(str(file) in str(error) for file in files)  # noqa: PT017 - either way is right
@@ -133,12 +133,12 @@ def test_seeds_with_something_wrong(content: Any, tmp_path: Path) -> None:
     """What is said of several seeds, in a folder that has nothing else."""
     save(tmp_path, content, "seeds.json")
     try:
-        run = report.load(tmp_path)
+        run = report.load_run(tmp_path)
     except REFUSED as error:
         event("refused")
         assert "seeds.json" in str(error)  # noqa: PT017 - either way is right
         return
-    report.render(report.page(run), {})
+    report.render_html(report.build_page(run), {})
 
 
 @ONCE
@@ -147,7 +147,7 @@ def test_other_json(content: Any, tmp_path: Path) -> None:
     """Any JSON: an empty page at most."""
     save(tmp_path, content)
     try:
-        report.write(tmp_path)
+        report.write_report(tmp_path)
     except REFUSED:
         event("refused")
         return
@@ -186,7 +186,7 @@ def test_faults_that_were_found(content: str, message: str, tmp_path: Path) -> N
     """Each of these was once a traceback, an error without a reason, or a figure of what cannot be."""
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ConfigurationError, match=message) as refused:
-        report.write(tmp_path)
+        report.write_report(tmp_path)
     assert str(tmp_path) in str(refused.value)
 
 
@@ -195,7 +195,7 @@ def test_nan_is_missing_for_several_seeds(tmp_path: Path) -> None:
     for number, auroc in enumerate((0.9, math.nan)):
         sets = {"doses": {"auroc": auroc, "tpr": 1.0, "fpr": 0.0}}
         save(tmp_path, {"sets": sets}, f"{number}.json")
-    runs = {number: ("x", read(tmp_path / f"{number}.json")) for number in range(2)}
+    runs = {number: ("x", read_results(tmp_path / f"{number}.json")) for number in range(2)}
     found = together("x", runs)
     assert found["sets"]["doses"]["auroc"]["mean"] is None
     assert found["sets"]["doses"]["auroc"]["worst_seed"] == 1
@@ -224,9 +224,9 @@ def test_what_is_no_file(how: str, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_sound_results_are_read(tmp_path: Path) -> None:
     """Ours, whole and shortened, and those in the docs."""
     for content in (WHOLE, SHORT):
-        assert read(save(tmp_path, content)) == content
+        assert read_results(save(tmp_path, content)) == content
     docs = ROOT / "docs" / "results"
     for file in (*docs.glob("quickstart/seed-*.json"), *docs.glob("smollm2-135m/results.json")):
-        assert read(file)["sets"]
-    assert read(docs / "quickstart" / "controls.json", "rows")["rows"]
-    assert read(save(tmp_path, SEEDS), "seeds") == SEEDS
+        assert read_results(file)["sets"]
+    assert read_results(docs / "quickstart" / "controls.json", "rows")["rows"]
+    assert read_results(save(tmp_path, SEEDS), "seeds") == SEEDS

@@ -18,7 +18,7 @@ from results_example import LOCATIONS, STRENGTHS, example, example_seeds, exampl
 
 from introspection_lit import report
 from introspection_lit.evaluation.rungs import RUNGS
-from introspection_lit.report.compare import compare
+from introspection_lit.report.comparison import compare
 from introspection_lit.report.shape import SHAPES
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -61,7 +61,7 @@ def folder(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     made = save(
         tmp_path_factory.mktemp("run"), results, seeds_json=json.dumps(example_seeds()), config_yaml="seed: 0  # <b>"
     )
-    assert report.write(made) == made / "report.html"
+    assert report.write_report(made) == made / "report.html"
     return made
 
 
@@ -239,7 +239,7 @@ def test_fields_asked_for_are_fields_of_real_results(runs: int) -> None:
     """A name that no results file has would silently leave out a row, of a page on one run or on several."""
     full = recorded(json.loads(FULL.read_text(encoding="utf-8")))
     if runs == 1:
-        report.page(report.Run(FULL, full, {}, None))
+        report.build_page(report.Run(FULL, full, {}, None))
     else:
         compare({"a": full, "b": full})
     assert len(full.asked) > 150  # it has been asked
@@ -304,7 +304,7 @@ def test_pictures_are_the_files(folder: Path, page: Read, results: dict[str, Any
     files = {path.stem: path.read_bytes() for path in (folder / "figures").iterdir()}
     assert set(files.values()) == inlined
     assert list(files.keys()) != []
-    assert set(files) == set(report.figures(results))
+    assert set(files) == set(report.draw_figures(results))
     for picture in inlined:
         assert picture[:8] == b"\x89PNG\r\n\x1a\n"
         assert struct.unpack(">I", picture[16:20]) == (1000,)
@@ -315,13 +315,13 @@ def test_a_page_is_the_same_twice(tmp_path: Path) -> None:
     results = example()
     results["evidence"] = {name: results["evidence"][name] for name in ("lens", "histograms")}
     folder = save(tmp_path / "run", results)
-    first = report.write(folder).read_bytes()
-    assert report.write(folder).read_bytes() == first
+    first = report.write_report(folder).read_bytes()
+    assert report.write_report(folder).read_bytes() == first
 
 
 def test_figures_draw_the_numbers(results: dict[str, Any]) -> None:
     """Curves, thresholds, heat maps and dots lie where the results say."""
-    figures, evidence = report.figures(results), results["evidence"]
+    figures, evidence = report.draw_figures(results), results["evidence"]
     (panel,) = figures["tpr-random"].figure.axes
     lines = {line.get_label(): line for line in panel.get_lines()}
     for observer, points in evidence["curves"]["random"].items():
@@ -356,7 +356,7 @@ def test_figures_draw_the_numbers(results: dict[str, Any]) -> None:
 
 def test_figures_can_be_read(results: dict[str, Any]) -> None:
     """Five inches wide, nothing below nine points, an alternative text with numbers of the data."""
-    for name, made in report.figures(results).items():
+    for name, made in report.draw_figures(results).items():
         assert made.figure.get_size_inches()[0] == 5, name
         texts = [text for text in made.figure.findobj(lambda artist: hasattr(artist, "get_fontsize")) if text.get_text()]
         assert min(text.get_fontsize() for text in texts) >= 9, name
@@ -368,10 +368,10 @@ def test_figures_can_be_read(results: dict[str, Any]) -> None:
             assert inside or not text.get_visible(), (name, text.get_text())
         assert made.table.rows, name
         assert all(len(row) == len(made.table.head) for row in made.table.rows), name
-    alt = report.figures(results)["tpr-random"].alt
+    alt = report.draw_figures(results)["tpr-random"].alt
     assert "75 % at strength 0.037 (0.031-0.044)" in alt
     row = max(results["evidence"]["kinds"], key=lambda row: row["fpr"])
-    assert f"{three(row['fpr'])} ({ends(row['fpr_interval'])})" in report.figures(results)["fpr-kinds"].alt
+    assert f"{three(row['fpr'])} ({ends(row['fpr_interval'])})" in report.draw_figures(results)["fpr-kinds"].alt
 
 
 @pytest.mark.parametrize("missing", SHOWN)
@@ -383,7 +383,7 @@ def test_without_a_part(results: dict[str, Any], missing: str, how: str) -> None
     light = {
         name: evidence[name] for name in evidence if name in ("leaks", "references", "side_effects") or name == missing
     }
-    page = report.page(report.Run(Path("x"), results | {"evidence": light}, {}, None))
+    page = report.build_page(report.Run(Path("x"), results | {"evidence": light}, {}, None))
     titles = {section.title for section in page.sections}
     assert SHOWN[missing] not in titles
     assert {SHOWN[name] for name in light if name != missing} <= titles
@@ -412,7 +412,7 @@ def test_few_strengths(strengths: tuple[float, ...], tmp_path: Path) -> None:
         name: results["evidence"][name] for name in ("curves", "grid", "kind_grid", "detection_strength")
     }
     results["evidence"]["detection_strength"] = {"random": example_strength(None, [None, None]), "concept": None}
-    page = Read(report.write(save(tmp_path / "run", results)).read_text(encoding="utf-8"))
+    page = Read(report.write_report(save(tmp_path / "run", results)).read_text(encoding="utf-8"))
     is_sound(page)
     assert "75 % detected at 1 % FPR is not reached on random vectors" in page.text
     assert list(page.tables["TPR by band and strength: random vectors"]["0..9"]) == [f"{s:g}" for s in strengths]
@@ -430,7 +430,7 @@ def test_null_strengths_and_rates(results: dict[str, Any]) -> None:
     evidence["kinds"][0] |= {"fpr": None, "fpr_interval": None}
     evidence["kinds"][1]["fpr_interval"] = None
     evidence["worst"] = {"fpr": None, "tpr": None, "cell": None}
-    figures = report.figures(changed)
+    figures = report.draw_figures(changed)
     labels = [line.get_label() for line in figures["tpr-random"].figure.axes[0].get_lines()]
     assert "untrained" not in labels
     assert len(figures["tpr-random"].figure.axes[0].get_lines()[labels.index("adapter")].get_xdata()) == len(STRENGTHS) - 1
@@ -441,7 +441,7 @@ def test_null_strengths_and_rates(results: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_sixty_kinds() -> None:
     """A row for each, none squeezed."""
-    for name, made in report.figures(
+    for name, made in report.draw_figures(
         {"evidence": {k: v for k, v in example(extra_kinds=40)["evidence"].items() if "kind" in k}}
     ).items():
         if "kinds" in name:
@@ -465,7 +465,7 @@ def test_hostile_results(tmp_path: Path) -> None:
     evidence["curves"][HOSTILE] = evidence["curves"].pop("concept")
     evidence["leaks"]["vectors"][HOSTILE] = 0.5
     results["sets"][HOSTILE] = results["sets"]["flipped"]
-    page = Read(report.write(save(tmp_path / "deep/run", results, config_yaml=HOSTILE)).read_text(encoding="utf-8"))
+    page = Read(report.write_report(save(tmp_path / "deep/run", results, config_yaml=HOSTILE)).read_text(encoding="utf-8"))
     needs_nothing(page)
     is_sound(page)
     assert page.text.count(HOSTILE) > 10
@@ -477,7 +477,7 @@ def test_hostile_results(tmp_path: Path) -> None:
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     """NaN and infinity, which Python's JSON allows, count as not measured."""
     text = json.dumps({"sets": {}, "evidence": {"max_fpr_threshold": float("nan"), "lens": None}, "threshold": 1.5})
-    page = Read(report.write(save(tmp_path / "run", text.replace("1.5", "1e999"))).read_text(encoding="utf-8"))
+    page = Read(report.write_report(save(tmp_path / "run", text.replace("1.5", "1e999"))).read_text(encoding="utf-8"))
     is_sound(page)
     assert page.tables["Settings, versions and hardware"]["threshold"]["value"] == "none"
 
@@ -518,7 +518,7 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_seeds_alone(tmp_path: Path) -> None:
     """A folder of several seeds has no results of its own."""
     (tmp_path / "seeds.json").write_text(json.dumps(example_seeds()), encoding="utf-8")
-    page = Read(report.write(tmp_path).read_text(encoding="utf-8"))
+    page = Read(report.write_report(tmp_path).read_text(encoding="utf-8"))
     is_sound(page)
     assert page.tables["Detection strength over seeds"]["random"]["mean"] == "0.038"
     assert "Verdict" not in [title for _, title in page.headings]
@@ -527,9 +527,9 @@ def test_seeds_alone(tmp_path: Path) -> None:
 def test_same_names_are_told_apart() -> None:
     """By as much of the path as it takes; equal runs by number."""
     runs = [report.Run(Path(f"/x/{name}/results.json"), {}, {}, None) for name in ("a/1", "b/1", "b/2")]
-    assert report.labels(runs) == ["a/1", "b/1", "b/2"]
-    assert report.labels(runs[1:]) == ["1", "2"]
-    assert len(set(report.labels([runs[0], runs[0]]))) == 2
+    assert report.run_labels(runs) == ["a/1", "b/1", "b/2"]
+    assert report.run_labels(runs[1:]) == ["1", "2"]
+    assert len(set(report.run_labels([runs[0], runs[0]]))) == 2
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,7 @@ def test_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert stopped.value.code == 2
     assert "--run no/such/run: not there" in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match="not there"):
-        report.write(tmp_path / "none")
+        report.write_report(tmp_path / "none")
     with pytest.raises(SystemExit) as stopped:
         report.main(["--run", str(OLD), "--out", str(tmp_path)])
     assert stopped.value.code == 2

@@ -70,7 +70,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     (folder / "seeds.json").write_text(json.dumps(example_seeds()), encoding="utf-8")
     (folder / "config.yaml").write_text("long: " + "v" * 300, encoding="utf-8")
-    made = {"full": report.write(folder), "old": folder / "old.html", "compare": folder / "compare.html"}
+    made = {"full": report.write_report(folder), "old": folder / "old.html", "compare": folder / "compare.html"}
     report.main(["--run", str(OLD), "--out", str(made["old"])])
     report.main(["--run", str(folder), "--run", str(OLD), "--run", str(folder), "--out", str(made["compare"])])
     return made

@@ -10,7 +10,7 @@ import pytest
 from pages import ends, three
 from results_example import example
 
-from introspection_lit.report.verdict import detection, sentences
+from introspection_lit.report.verdict import detection, verdict_sentences
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def changed(results: dict[str, Any], change: Callable[[dict[str, Any]], Any]) ->
     """The verdict on changed results."""
     copy = json.loads(json.dumps(results))
     change(copy)
-    return " ".join(sentences(copy))
+    return " ".join(verdict_sentences(copy))
 
 
 def test_verdict(results: dict[str, Any]) -> None:
     """What fails first, at which strength it holds, the worst cell and kind, and what beats the adapter."""
-    said = " ".join(sentences(results))
+    said = " ".join(verdict_sentences(results))
     evidence = results["evidence"]
     assert "on 4: training vectors, held-out random, concepts, unseen kinds. The first to fail is unseen questions" in said
     assert "On random vectors 75 % are detected at 1 % FPR from strength 0.037 on (95 %: 0.031-0.044)." in said
@@ -75,4 +75,4 @@ def test_verdict_does_not_overclaim(results: dict[str, Any]) -> None:
 
     assert "nowhere. The first to fail is training vectors: misses steering (TPR 0.10)." in changed(results, fails)
     assert detection({}, "random") == ("not measured", "")
-    assert sentences({}) == []
+    assert verdict_sentences({}) == []

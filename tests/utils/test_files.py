@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from introspection_lit.cli import main
 from introspection_lit.models.adapters import CONFIG as PEFT_CONFIG
 from introspection_lit.models.adapters import DESCRIPTION, WEIGHTS, changes, copy_adapter
-from introspection_lit.report.command import load
+from introspection_lit.report.command import load_run
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training import module
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
@@ -337,14 +337,14 @@ def test_every_change_of_results_breaks_their_seal(tmp_path: Path) -> None:
 def test_the_report_refuses_changed_results(tmp_path: Path) -> None:
     """And says how a change that is meant is made."""
     write_json(tmp_path / "results.json", {"sets": {"seen": {"auroc": 0.75, "tpr": 0.5, "fpr": 0.0}}})
-    assert load(tmp_path).results["sets"]["seen"]["auroc"] == 0.75
+    assert load_run(tmp_path).results["sets"]["seen"]["auroc"] == 0.75
     changed = (tmp_path / "results.json").read_text().replace("0.75", "0.95")
     (tmp_path / "results.json").write_text(changed)
     with pytest.raises(ConfigurationError, match=r"changed or damaged.*remove its field 'sha256'"):
-        load(tmp_path)
+        load_run(tmp_path)
     plain = {name: value for name, value in json.loads(changed).items() if name != CHECKSUM}
     (tmp_path / "results.json").write_text(json.dumps(plain))
-    assert load(tmp_path).results["sets"]["seen"]["auroc"] == 0.95
+    assert load_run(tmp_path).results["sets"]["seen"]["auroc"] == 0.95
 
 
 def test_no_damage_to_a_bank_goes_unseen(tmp_path: Path) -> None:

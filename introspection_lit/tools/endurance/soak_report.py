@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
-from introspection_lit.report.plots import ANOTHER, CLEAN, STEERED
+from introspection_lit.report.log_odds_plot import ANOTHER, CLEAN, STEERED
 from introspection_lit.tools.endurance.footprint import Footprint
 from introspection_lit.tools.endurance.soak import LONG, REST, RESUMED, SHORT, Sample, Soak
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from introspection_lit.report.plots import log_odds_figure
+from introspection_lit.report.log_odds_plot import log_odds_figure
 from introspection_lit.training.run_context import module_of
 
 if TYPE_CHECKING:

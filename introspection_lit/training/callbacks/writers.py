@@ -18,7 +18,7 @@ from rich.table import Table
 
 from introspection_lit import report
 from introspection_lit.evaluation.trial_table import USUAL_SETS
-from introspection_lit.report.plots import log_odds_figure
+from introspection_lit.report.log_odds_plot import log_odds_figure
 from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.protocol import protocol
 from introspection_lit.training.run_context import module_of, run_folder, run_of
@@ -114,10 +114,10 @@ class ReportWriter(Callback):
         wanted = any(isinstance(callback, Evidence) and callback.enabled and callback.report for callback in callbacks)
         if not (wanted and trainer.is_global_zero):
             return
-        page = report.write(folder)
+        page = report.write_report(folder)
         if isinstance(trainer.logger, TensorBoardLogger):
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            for name, drawn in report.figures(results).items():
+            for name, drawn in report.draw_figures(results).items():
                 trainer.logger.experiment.add_figure(f"test/{name}", drawn.figure, trainer.global_step)
         rank_zero_info(f"report: {page}")
 
