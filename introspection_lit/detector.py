@@ -17,11 +17,11 @@ from introspection_lit.contexts.loading import Conversation, as_context
 from introspection_lit.models.adapters import (
     DESCRIPTION,
     Adapter,
-    damage,
+    adapter_file_problems,
+    base_mismatches,
     load_adapter,
-    misfits,
-    other_base,
     read_adapter,
+    weight_mismatches,
 )
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
@@ -150,19 +150,19 @@ class Detector:
         assert adapter is not None
         spec = _base_of(adapter, base)
         if base is None:
-            found.add(other_base(adapter, spec))
+            found.add(base_mismatches(adapter, spec))
         else:
-            for difference in other_base(adapter, spec):
+            for difference in base_mismatches(adapter, spec):
                 warnings.warn(_renamed(difference), stacklevel=2)
         if adapter.description is None:
             warnings.warn(f"{adapter.name} has no {DESCRIPTION}: default question, threshold 0.", stacklevel=2)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        found.add(damage(adapter))
+        found.add(adapter_file_problems(adapter))
         config, tokenizer = found.attempt(load_config, spec), found.attempt(load_tokenizer, spec)
         if config is not None:
             found.add(nf4_on_cpu_problems(spec, config, device.type))
         if not found.found:
-            found.add(f"{adapter.name} does not fit {spec.name}: {misfit}." for misfit in misfits(adapter, spec))
+            found.add(f"{adapter.name} does not fit {spec.name}: {misfit}." for misfit in weight_mismatches(adapter, spec))
         _raise(found)
         model = found.attempt(load_model, spec, device)
         layers = found.attempt(find_decoder_layers, model, spec.decoder_layers) if model is not None else None

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from introspection_lit.models.base_model import SAFE_PRECISIONS, SHORT_NAMES
-from introspection_lit.models.random_models import GEOMETRIES, RANDOM
+from introspection_lit.models.random_models import RANDOM, SHAPES
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import write_file
@@ -53,7 +53,7 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog="Any other option is one of `python -m introspection_lit`, such as --model.lora.r 4.",
         allow_abbrev=False,
     )
-    shapes = ", ".join(name for name in GEOMETRIES if name not in SHORT_NAMES)
+    shapes = ", ".join(name for name in SHAPES if name not in SHORT_NAMES)
     parser.add_argument(
         "--model",
         default="smollm2-135m",
@@ -78,7 +78,7 @@ def arguments(options: argparse.Namespace, more: Sequence[str], gpu: bool) -> li
     """The configuration, as arguments of the command line; what the user gave comes last and wins."""
     precision = options.precision or ("bf16-mixed" if gpu else "32-true")
     storage = next((name for name, safe in SAFE_PRECISIONS.items() if precision in safe), "uint8")
-    shape = options.model in GEOMETRIES and options.model not in SHORT_NAMES
+    shape = options.model in SHAPES and options.model not in SHORT_NAMES
     settings = {
         "trainer.devices": 1,
         "trainer.precision": precision,

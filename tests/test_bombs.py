@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from introspection_lit import report
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.models.adapters import misfits, read_adapter
+from introspection_lit.models.adapters import read_adapter, weight_mismatches
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_config
 from introspection_lit.steering.vector_files import read_directions
@@ -139,7 +139,7 @@ def test_adapters(tiny: Path, tmp_path: Path) -> None:
     config = {"peft_type": "VBLORA", "num_vectors": 40_000_000, "vector_length": 32, "r": 4, "target_modules": ["q_proj"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
-    assert "PEFT cannot put it on the model" in misfits(read_adapter(str(tmp_path)), BaseModel(str(tiny)))[0]
+    assert "PEFT cannot put it on the model" in weight_mismatches(read_adapter(str(tmp_path)), BaseModel(str(tiny)))[0]
 
 
 def test_models_with_more_layers_than_any(tiny: Path, tmp_path: Path) -> None:

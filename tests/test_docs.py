@@ -20,7 +20,7 @@ from run_scripts import script
 
 from introspection_lit.evaluation import rungs
 from introspection_lit.models.decoder_shape import decoder_shape
-from introspection_lit.models.random_models import geometry
+from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
 
@@ -312,7 +312,7 @@ def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
     """Rate, overhead and worst error of each path, and what the fit says for each batch."""
     page, scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), script("scaling")
     results = json.loads((ROOT / "docs" / "results" / "performance" / "float32.json").read_text(encoding="utf-8"))
-    shape = decoder_shape(geometry("smollm2-135m"))
+    shape = decoder_shape(random_config("smollm2-135m"))
     bands = [named_band(name, shape.layers) for name in ("early", "middle", "late")]
     for path, share in (("batched", 1.0), ("batched, reuse", scaling.prefill_share(bands, shape.layers, True, 1.0))):
         rows = [row for row in results["rows"] if row["path"] == path]

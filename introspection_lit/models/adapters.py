@@ -1,4 +1,4 @@
-"""PEFT adapters from a folder or the hub: what they say about themselves, and whether they fit."""
+"""Reads, checks, loads and copies PEFT adapters from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from introspection_lit.models.adapter_config import read_settings
 from introspection_lit.models.base_model import BaseModel
-from introspection_lit.models.loading import outline
+from introspection_lit.models.loading import meta_model
 from introspection_lit.models.recorded_settings import RECORD, validate_settings
 from introspection_lit.utils import schema
 from introspection_lit.utils.checksums import CHECKSUM, checksum_problem, file_hash, mismatch
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 DESCRIPTION = "introspection.json"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS, DESCRIPTION)
-LARGEST_JSON = 1 << 28  # bytes
+MAX_JSON_BYTES = 1 << 28  # bytes
 DESCRIPTION_FORM = schema.fields("threshold", threshold=schema.number(), trained_on=RECORD)
 
 
 class Adapter(NamedTuple):
-    """An adapter folder that was looked at.
+    """An adapter whose configuration has been read and checked.
 
     Attributes:
-        name: The folder or hub id, as it was given.
-        folder: Where it is on this machine.
-        config: PEFT's.
-        description: Our ``introspection.json``: what it was trained on, its question and threshold. None if there is none.
+        name: The folder or hub id, as the user typed it.
+        folder: The local folder.
+        config: PEFT's configuration.
+        description: Content of ``introspection.json`` (training options, question, threshold); None without that file.
     """
 
     name: str
@@ -53,19 +53,19 @@ class Adapter(NamedTuple):
 
 
 def read_adapter(name: str) -> Adapter:
-    """Look at an adapter without loading its weights.
+    """Read and check an adapter's configuration and description, without its weights.
 
     Args:
         name: A folder, or the id of a repository on the Hugging Face hub.
 
     Raises:
-        ConfigurationError: There is none, or it cannot be used here; all problems.
+        ConfigurationError: The adapter does not exist, or its files cannot be used; with all problems.
     """
     folder = parse_path("model.adapter", name)
     if not folder.is_dir():
         folder = _from_hub(name)
-    if missing := _missing(name, folder):
-        raise ConfigurationError(missing)
+    if unusable := _unusable_files(name, folder):
+        raise ConfigurationError(unusable)
     try:
         content = _read_json(folder / CONFIG)
     except (OSError, ValueError, RecursionError) as error:
@@ -90,8 +90,8 @@ def read_adapter(name: str) -> Adapter:
     return Adapter(name, folder, config, description)
 
 
-def _missing(name: str, folder: Path) -> list[str]:
-    """Why a folder's files cannot be used: there is no adapter, or some are links to files elsewhere."""
+def _unusable_files(name: str, folder: Path) -> list[str]:
+    """Problems of a folder's files: no adapter_config.json, or links to files outside of the folder."""
     if not (folder / CONFIG).is_file():
         return [f"model.adapter: {name} is no PEFT adapter: it has no {CONFIG}."]
     return [
@@ -102,8 +102,8 @@ def _missing(name: str, folder: Path) -> list[str]:
 
 
 def _read_json(path: Path) -> Any:
-    if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -138,54 +138,57 @@ def _weight_problems(path: Path) -> list[str]:
 
 
 def weight_names(adapter: Adapter) -> set[str]:
-    """The names of an adapter's tensors, as they are in its file."""
+    """The names of the tensors in an adapter's weights file."""
     return set(load_file(adapter.folder / WEIGHTS))
 
 
-def misfits(adapter: Adapter, base: BaseModel) -> list[str]:
-    """Say why an adapter's weights are not for a model: compared with those that PEFT puts on its outline.
+def weight_mismatches(adapter: Adapter, base: BaseModel) -> list[str]:
+    """Compare names, shapes and dtypes of an adapter's weights with those that PEFT creates for the model.
 
     Args:
-        adapter: One whose weights can be read.
-        base: The model; no weight of it is loaded.
+        adapter: Its weights must be readable.
+        base: The model; it is built on the meta device, without its weights.
+
+    Returns:
+        At most one problem, in words.
     """
     from peft import get_peft_model, get_peft_model_state_dict
 
     try:
-        model = outline(base)
+        model = meta_model(base)
         memory = BYTES + 8 * (adapter.folder / WEIGHTS).stat().st_size
         with warnings.catch_warnings(), limited(memory=memory):
-            warnings.simplefilter("ignore")  # what matters of it is said when it is loaded
-            fitted = get_peft_model(model, copy.deepcopy(adapter.config), low_cpu_mem_usage=True)
-            expected = get_peft_model_state_dict(fitted, save_embedding_layers=False)
+            warnings.simplefilter("ignore")  # they appear when the adapter is loaded
+            adapted = get_peft_model(model, copy.deepcopy(adapter.config), low_cpu_mem_usage=True)
+            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     except BeyondLimitError as error:
         return [f"finding the modules that its adapter_config.json names: {error}. Its patterns are not used."]
-    except Exception as error:  # PEFT's, of modules that are not there; torch's, of shapes that cannot be
+    except Exception as error:  # PEFT: unknown modules; torch: impossible shapes
         lines = str(error).strip().splitlines() or [""]
         return [f"PEFT cannot put it on the model ({type(error).__name__}: {lines[0][:300]})"]
     weights = load_file(adapter.folder / WEIGHTS)
     if differing := weights.keys() ^ expected.keys():
         return [f"{len(differing)} tensors are missing or too many, such as {', '.join(sorted(differing)[:2])}"]
-    # AdaLoRA's ranks are cut to what its rank_pattern says only when the weights are loaded.
-    cut = "ADALORA" in str(adapter.config.peft_type)
-    wrong = []
+    # AdaLoRA reduces its ranks to its rank_pattern only when the weights are loaded.
+    varying_ranks = "ADALORA" in str(adapter.config.peft_type)
+    problems = []
     for name, tensor in weights.items():
-        other, real = expected[name], tensor.is_floating_point()
-        if tensor.shape != other.shape and not cut:
-            wrong.append(f"{name} has shape {list(tensor.shape)}, expected {list(other.shape)}")
-        elif tensor.is_complex() or real != other.is_floating_point():
-            wrong.append(f"{name} is of {tensor.dtype}, expected {'whole' if real else 'floating-point'} numbers")
-    return [f"{wrong[0]} ({len(wrong)} like this)"] if wrong else []
+        other, floating = expected[name], tensor.is_floating_point()
+        if tensor.shape != other.shape and not varying_ranks:
+            problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(other.shape)}")
+        elif tensor.is_complex() or floating != other.is_floating_point():
+            problems.append(f"{name} is of {tensor.dtype}, expected {'whole' if floating else 'floating-point'} numbers")
+    return [f"{problems[0]} ({len(problems)} like this)"] if problems else []
 
 
 def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting: bool) -> list[str]:
-    """Check that an adapter exists, can be read and belongs to the model.
+    """Check ``model.adapter``: the adapter exists, can be read and fits the model, and no other option contradicts it.
 
     Args:
         name: A folder or hub id.
-        base: The model that is about to be loaded.
-        checkpoint: What ``ckpt_path`` names, if anything.
-        fitting: The trainer is about to train.
+        base: The model that will be loaded.
+        checkpoint: The value of ``ckpt_path``, if given.
+        fitting: Whether the subcommand is ``fit``.
     """
     problems = []
     if fitting:
@@ -196,24 +199,25 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
         adapter = read_adapter(name)
     except ConfigurationError as error:
         return problems + error.problems
-    problems += damage(adapter)
-    problems += other_base(adapter, base)
+    problems += adapter_file_problems(adapter)
+    problems += base_mismatches(adapter, base)
     if not problems:
-        problems += [f"model.adapter: {name} does not fit {base.name}: {misfit}." for misfit in misfits(adapter, base)]
+        mismatches = weight_mismatches(adapter, base)
+        problems += [f"model.adapter: {name} does not fit {base.name}: {difference}." for difference in mismatches]
     return problems
 
 
-def damage(adapter: Adapter) -> list[str]:
+def adapter_file_problems(adapter: Adapter) -> list[str]:
     """List what is wrong with an adapter's files: weights missing, unreadable or not finite, or files changed."""
-    return _weight_problems(adapter.folder / WEIGHTS) + changes(adapter.folder, adapter.description)
+    return _weight_problems(adapter.folder / WEIGHTS) + changed_files(adapter.folder, adapter.description)
 
 
-def other_base(adapter: Adapter, base: BaseModel) -> list[str]:
-    """Say if an adapter was made for another model, or for another revision of it."""
-    name, made_for, problems = adapter.name, str(adapter.config.base_model_name_or_path), []
-    if _name_of(made_for) != base.name:
+def base_mismatches(adapter: Adapter, base: BaseModel) -> list[str]:
+    """Problems if an adapter was made for another model, or for another revision of it."""
+    name, trained_on, problems = adapter.name, str(adapter.config.base_model_name_or_path), []
+    if _name_of(trained_on) != base.name:
         problems.append(
-            f"model.adapter: {name} was made for the model {made_for!r}, not for {base.name!r}. Use that model, or an "
+            f"model.adapter: {name} was made for the model {trained_on!r}, not for {base.name!r}. Use that model, or an "
             "adapter for this one."
         )
     if adapter.config.revision not in (None, base.revision or "main") and base.on_hub:
@@ -224,23 +228,23 @@ def other_base(adapter: Adapter, base: BaseModel) -> list[str]:
     return problems
 
 
-def _name_of(made_for: str) -> str:
+def _name_of(model: str) -> str:
     try:
-        return BaseModel(made_for).name
-    except (OSError, ValueError, RuntimeError):  # it cannot be a path on this machine
-        return made_for
+        return BaseModel(model).name
+    except (OSError, ValueError, RuntimeError):  # no valid path on this machine
+        return model
 
 
 def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> PeftModel:
-    """Put an adapter on its base model, with the configuration that was checked.
+    """Load an adapter's weights onto its base model, with the configuration that was checked.
 
     Args:
-        model: The base model, loaded.
+        model: The base model.
         adapter: From :func:`read_adapter`.
-        base: What the model is, for messages.
+        base: Options of the model, for messages.
 
     Raises:
-        ConfigurationError: Its weights do not fit the model.
+        ConfigurationError: The adapter's weights do not fit the model.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -249,13 +253,13 @@ def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> P
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # an error, below
             loaded = PeftModel.from_pretrained(
-                # Its checked configuration: PEFT would read the file again, and believe all of it.
+                # With the checked configuration; PEFT would read the file again, without our checks.
                 model,
                 str(adapter.folder),
                 config=adapter.config,
                 low_cpu_mem_usage=model.device.type == "meta",
             )
-    except (RuntimeError, TypeError, ValueError) as error:  # PEFT's and torch's, of tensors of another shape
+    except (RuntimeError, TypeError, ValueError) as error:  # PEFT and torch: tensors of another shape
         lines = str(error).strip().splitlines()
         raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
     if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded, save_embedding_layers=False)):
@@ -264,36 +268,36 @@ def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> P
     return loaded
 
 
-def shape_of(adapter: Adapter) -> dict[str, Any]:
-    """The settings of an adapter for results files: those of LoRA as in a checkpoint, of others their type."""
+def adapter_settings(adapter: Adapter) -> dict[str, Any]:
+    """The settings of an adapter for results files: for LoRA as in a checkpoint, for other types type and targets."""
     from peft import LoraConfig
 
     config = adapter.config
     targets = config.target_modules
-    named = sorted(targets) if isinstance(targets, set | list) else [str(targets)]
+    modules = sorted(targets) if isinstance(targets, set | list) else [str(targets)]
     if not isinstance(config, LoraConfig):
-        return {"type": str(config.peft_type), "target_modules": named}
+        return {"type": str(config.peft_type), "target_modules": modules}
     layers = config.layers_to_transform
     return {
         "r": config.r,
         "alpha": config.lora_alpha,
-        "target_modules": named,
+        "target_modules": modules,
         "layers": [layers] if isinstance(layers, int) else sorted(layers or ()),
     }
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
-    """Copy an exported adapter; the folder appears complete or not at all, and an older export is replaced."""
+    """Copy an exported adapter atomically; an older export in ``folder`` is replaced."""
     check_replaceable(folder)
     with atomic_folder(folder) as unfinished:
         shutil.copytree(source, unfinished, dirs_exist_ok=True)
 
 
 def check_replaceable(folder: Path) -> None:
-    """Check that a folder is not there, or an adapter that may be replaced.
+    """Check that a folder does not exist, or is an export of this package.
 
     Raises:
-        ConfigurationError: It is something else.
+        ConfigurationError: It exists and is something else.
     """
     if folder.exists() and not (folder / DESCRIPTION).is_file():
         raise ConfigurationError(
@@ -301,21 +305,22 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def changes(folder: Path, description: Mapping[str, Any] | None) -> list[str]:
-    """Say which files of an exported adapter are not as they were written.
+def changed_files(folder: Path, description: Mapping[str, Any] | None) -> list[str]:
+    """Problems if a file of an exported adapter was changed since it was written.
 
     Args:
-        folder: The adapter's.
-        description: Its ``introspection.json``; older ones, and None, say nothing of the files.
+        folder: The adapter's folder.
+        description: Its ``introspection.json``; None, and older ones without hashes, are not checked.
     """
     if not description:
         return []
-    found = [f"model.adapter: {folder / DESCRIPTION}: {fault}."] if (fault := checksum_problem(description)) else []
+    problem = checksum_problem(description)
+    problems = [f"model.adapter: {folder / DESCRIPTION}: {problem}."] if problem else []
     hashes = description.get("files")
     if not isinstance(hashes, dict):
-        return found
+        return problems
     for name in (WEIGHTS, CONFIG):
         if name in hashes and (folder / name).is_file() and file_hash(folder / name) != hashes[name]:
-            said = mismatch(f"'files' and {CHECKSUM!r} from {DESCRIPTION}")
-            found.append(f"model.adapter: {folder / name}: {said}.")
-    return found
+            difference = mismatch(f"'files' and {CHECKSUM!r} from {DESCRIPTION}")
+            problems.append(f"model.adapter: {folder / name}: {difference}.")
+    return problems

@@ -1,4 +1,4 @@
-"""Where a model of any family has its decoder layers and its head."""
+"""Finds the decoder layers, the final norm and the head of a model of any family."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def find_decoder_layers(model: PreTrainedModel | PeftModel, path: str | None = None) -> list[nn.Module]:
-    """Find the decoder layers: what steering is added to the output of.
+    """Find the decoder layers, to whose outputs steering is added.
 
     Args:
         model: A causal language model, with or without an adapter.
-        path: A dotted path from the causal language model to the layers, if they cannot be found.
+        path: A dotted path from the causal language model to the layers; None: search for them.
 
     Returns:
         The layers in the order in which they run.
 
     Raises:
-        ValueError: They cannot be found; the message names the override.
+        ValueError: They were not found; the message names the option that overrides the search.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     expected = base.config.get_text_config(decoder=True).num_hidden_layers
@@ -33,16 +33,16 @@ def find_decoder_layers(model: PreTrainedModel | PeftModel, path: str | None = N
     else:
         layers = getattr(base.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList) or len(layers) != expected:
-        found = f"{type(layers).__name__} of {len(layers)}" if isinstance(layers, nn.ModuleList) else repr(type(layers))
+        actual = f"{type(layers).__name__} of {len(layers)}" if isinstance(layers, nn.ModuleList) else repr(type(layers))
         raise ValueError(
             f"The decoder layers of {type(base).__name__} were not found: expected a ModuleList of {expected}, found "
-            f"{found}. Set base.decoder_layers to their dotted path, for example 'transformer.h'."
+            f"{actual}. Set base.decoder_layers to their dotted path, for example 'transformer.h'."
         )
     return list(layers)
 
 
 def find_head(model: PreTrainedModel | PeftModel) -> tuple[nn.Module, nn.Module]:
-    """Find what turns the residual stream into logits.
+    """Find the final norm and the head, which map the residual stream to logits.
 
     Args:
         model: A causal language model, with or without an adapter.
@@ -51,7 +51,7 @@ def find_head(model: PreTrainedModel | PeftModel) -> tuple[nn.Module, nn.Module]
         The final norm and the head.
 
     Raises:
-        ValueError: They cannot be found.
+        ValueError: They were not found.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = base.get_decoder()

@@ -1,4 +1,4 @@
-"""Options of the base model and of its LoRA adapter, and their checks."""
+"""The options of the base model and of its LoRA adapter, and their checks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-# More vectors, trials, or rows of a batch than any run has.
-MOST, MOST_ROWS, MOST_WORKERS, MOST_RANK = 10_000_000, 100_000, 256, 65_536
+# Upper limits of options: counts of vectors and trials, rows of a batch, data loader workers, rank of LoRA.
+MAX_COUNT, MAX_ROWS, MAX_WORKERS, MAX_RANK = 10_000_000, 100_000, 256, 65_536
 
 
 def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) -> list[str]:
     """Check that bitsandbytes can dequantise the model on the CPU.
 
-    Its CPU kernel (0.50.2) gives silently wrong weights, some 20 to 40 % off instead of 9, where a matrix's rows are not a
-    multiple of the block of 64 weights.
+    Its CPU kernel (0.50.2) returns wrong weights without an error, 20 to 40 % off instead of 9 %, if the width of a matrix
+    is not a multiple of the block of 64 weights.
 
     Args:
-        base: The model asked for.
+        base: Options of the model.
         config: Its configuration.
         device: Type of the device it will run on.
     """
@@ -38,7 +38,7 @@ def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) 
 
 
 def lora_problems(lora: Lora, n_layers: int) -> list[str]:
-    """Check the adapter's settings against the model."""
+    """Check the options of a LoRA adapter for a model with ``n_layers`` decoder layers."""
     problems = []
     if not lora.target_modules:
         problems.append("model.lora.target_modules: got none. Expected names of linear modules, such as q_proj.")
@@ -47,8 +47,8 @@ def lora_problems(lora: Lora, n_layers: int) -> list[str]:
             f"model.lora: got r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}. Expected r >= 1, alpha > 0 and "
             "0 <= dropout < 1."
         )
-    if lora.r > MOST_RANK:
-        problems.append(f"model.lora.r: got {lora.r}. Expected at most {MOST_RANK}, which is more than any matrix has.")
+    if lora.r > MAX_RANK:
+        problems.append(f"model.lora.r: got {lora.r}. Expected at most {MAX_RANK}, which is more than any matrix has.")
     outside = [layer for layer in lora.layers if not 0 <= layer < n_layers]
     if outside:
         problems.append(f"model.lora.layers: {outside} are outside the model's layers 0..{n_layers - 1}.")
@@ -97,14 +97,14 @@ class BaseModel:
 
     @property
     def name(self) -> str:
-        """The model's one name, whichever way it was typed: short names written out, local paths absolute."""
+        """The canonical name: short names expanded, local paths absolute."""
         name = SHORT_NAMES.get(self.name_or_path, self.name_or_path)
         path = parse_path("model.base.name_or_path", name)
         return str(path.resolve()) if path.exists() else name
 
     @property
     def on_hub(self) -> bool:
-        """True if the name is a hub id rather than something on this machine."""
+        """Whether the name is a hub id rather than a local file or folder."""
         return not self.name.startswith(("package:", "/", RANDOM))
 
 

@@ -1,4 +1,4 @@
-"""The shape of a decoder in numbers: what computing its memory and its work starts from."""
+"""The dimensions of a decoder, from which memory and operations are computed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Matrix:
     Attributes:
         name: The module's own name, such as ``q_proj``.
         layer: Its decoder layer.
-        rows: Width of its output.
-        columns: Width of its input.
+        rows: Output features.
+        columns: Input features.
     """
 
     name: str
@@ -31,25 +31,25 @@ class Matrix:
 
     @property
     def weights(self) -> int:
-        """How many numbers it has."""
+        """Number of weights."""
         return self.rows * self.columns
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder in numbers.
+    """The dimensions of a decoder.
 
     Attributes:
-        matrices: The linear modules of all decoder layers: what is quantised, and what an adapter may sit on.
-        others: All other weights (embeddings, head, norms, biases).
-        root: Those of them that belong to no decoder layer.
-        layers: Decoder layers.
+        matrices: The linear modules of all decoder layers; these can be quantised or adapted.
+        others: Number of all other weights (embeddings, head, norms, biases).
+        root: Number of those outside the decoder layers.
+        layers: Number of decoder layers.
         hidden: Width of the residual stream.
         heads: Attention heads.
-        queries: Width of all queries together: heads times their width.
-        keys: Width of all keys together; that of the values is the same.
+        queries: Width of all queries together: heads times head width.
+        keys: Width of all keys together, and of all values.
         intermediate: Width of the MLP.
-        vocabulary: Tokens.
+        vocabulary: Number of tokens.
     """
 
     matrices: tuple[Matrix, ...]
@@ -65,20 +65,20 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """All weights of the base model."""
+        """Number of all weights of the base model."""
         return self.others + sum(matrix.weights for matrix in self.matrices)
 
     @property
     def largest(self) -> int:
-        """Weights of the largest matrix of a layer."""
+        """Number of weights of the largest matrix."""
         return max(matrix.weights for matrix in self.matrices)
 
 
 def decoder_shape(config: PretrainedConfig) -> Shape:
-    """Read the shape from a model without weights (on the ``meta`` device), so that no family needs a formula.
+    """Read the dimensions from a model built on the ``meta`` device, without formulas for each family.
 
     Args:
-        config: The decoder's configuration; a 32B takes two seconds.
+        config: The decoder's configuration. A 32B model takes two seconds.
     """
     from transformers import AutoModelForCausalLM
 
@@ -86,11 +86,11 @@ def decoder_shape(config: PretrainedConfig) -> Shape:
         model = AutoModelForCausalLM.from_config(config)
     model.tie_weights()  # transformers 5.0 leaves them untied on this device
     head = model.get_output_embeddings()
-    matrices, place = [], re.compile(r"\.(\d+)\..*?([^.]+)$")
+    matrices, layer_and_name = [], re.compile(r"\.(\d+)\..*?([^.]+)$")
     for name, module in model.named_modules():
-        found = place.search(name)
-        if isinstance(module, nn.Linear) and module is not head and found:
-            matrices.append(Matrix(found[2], int(found[1]), module.out_features, module.in_features))
+        match = layer_and_name.search(name)
+        if isinstance(module, nn.Linear) and module is not head and match:
+            matrices.append(Matrix(match[2], int(match[1]), module.out_features, module.in_features))
     others = sum(p.numel() for p in model.parameters()) - sum(matrix.weights for matrix in matrices)
     root = sum(p.numel() for name, p in model.named_parameters() if not re.search(r"\.\d+\.", name))
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

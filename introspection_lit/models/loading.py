@@ -1,7 +1,7 @@
-"""Loads, quantises and adapts the base model. The only file that knows about architectures.
+"""Loads the configuration, tokenizer and weights of the base model, quantises it and adds a LoRA adapter.
 
-Everything else sees three things: a causal language model from ``transformers``, its tokenizer, and the list of its
-decoder layers.
+The rest of the package works with the causal language model from ``transformers``, its tokenizer, and the list of its
+decoder layers (:mod:`~introspection_lit.models.architecture`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.file_checks import file_problems
-from introspection_lit.models.random_models import geometry, is_random, random_model
+from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, limited
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
     from introspection_lit.utils.lazy_types import PeftModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Else transformers asks the hub to make safetensors of pickles, and takes what comes.
+# Without this transformers asks the hub to convert pickles to safetensors, and loads the result.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
-# Characters that a chat template may add to a conversation of three words.
-LONGEST_TEMPLATE = 100_000
+# Characters that a chat template may produce for a conversation of three words.
+MAX_TEMPLATE_CHARACTERS = 100_000
 
 
 def load_config(base: BaseModel) -> PretrainedConfig:
     """Load the configuration of the model's decoder, without its weights.
 
     Raises:
-        ValueError: There is no such model, or its files ask for what is not given (see
-            :mod:`~introspection_lit.models.file_checks`).
+        ConfigurationError: The model's files are refused (see :mod:`~introspection_lit.models.file_checks`).
+        ValueError: The model does not exist or its configuration cannot be loaded.
     """
     if is_random(base.name):
-        return geometry(base.name)
+        return random_config(base.name)
     source = resolve(base)
     if problems := file_problems(source):
         raise ConfigurationError(problems)
     try:
         return AutoConfig.from_pretrained(**source).get_text_config(decoder=True)
-    except Exception as error:  # whatever transformers makes of what is in the file
-        raise ValueError(_refusal(base, "could not be loaded as a model", error)) from error
+    except Exception as error:  # transformers raises many types for bad files
+        raise ValueError(_load_error(base, "could not be loaded as a model", error)) from error
 
 
-def _refusal(base: BaseModel, problem: str, error: Exception) -> str:
-    """What to say of a model that cannot be loaded; of one that brings code, whose decision that is."""
+def _load_error(base: BaseModel, problem: str, error: Exception) -> str:
+    """The message for a model that cannot be loaded; for one that needs its own code, how to allow it."""
     if not base.trust_remote_code and "trust_remote_code" in str(error):
         return (
             f"base.trust_remote_code: {base.name_or_path!r} needs code that comes with it, which is not run: the option is "
@@ -63,21 +63,21 @@ def _refusal(base: BaseModel, problem: str, error: Exception) -> str:
 
 
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; models with random weights have that of the embedded one.
+    """Load the model's tokenizer; models with random weights use that of the embedded model.
 
     Raises:
-        ValueError: There is none, it has no chat template, or it cannot report character offsets.
+        ValueError: It cannot be loaded, has no chat template, or cannot report character offsets.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(**resolve(BaseModel() if is_random(base.name) else base))
-    except Exception as error:  # whatever transformers makes of what is in the files
-        raise ValueError(_refusal(base, "has no usable tokenizer", error)) from error
+    except Exception as error:  # transformers raises many types for bad files
+        raise ValueError(_load_error(base, "has no usable tokenizer", error)) from error
     if not tokenizer.chat_template:
         raise ValueError(
             f"base.name_or_path: the tokenizer of {base.name_or_path!r} has no chat template. Expected an instruct or "
             "chat model, whose tokenizer carries one."
         )
-    _try_template(tokenizer, base)
+    _check_template(tokenizer, base)
     if not tokenizer.is_fast:
         raise ValueError(
             f"base.name_or_path: the tokenizer of {base.name_or_path!r} has no fast version, which is needed for the "
@@ -86,14 +86,14 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _try_template(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> None:
-    """Try a model's chat template, which is a small program; one that refuses a conversation says so later."""
+def _check_template(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> None:
+    """Run the chat template, a small program, within limits of time and memory; its own errors are reported later."""
     problem = None
     turns = [{"role": role, "content": "Hello."} for role in ("user", "assistant", "user")]
     try:
         with limited(memory=BYTES):
             text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        if len(text) > LONGEST_TEMPLATE:
+        if len(text) > MAX_TEMPLATE_CHARACTERS:
             problem = f"makes {len(text):,} characters of three words"
     except (BeyondLimitError, MemoryError) as error:
         problem = str(error) or "takes more memory than there is"
@@ -125,18 +125,19 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
     """Load the frozen base model onto one device.
 
     Args:
-        base: What to load.
-        device: Where its weights go. Quantised weights are made there.
+        base: Options of the model.
+        device: Device of the weights; quantisation also runs there.
 
     Returns:
         The causal language model in eval mode; no parameter requires a gradient.
 
     Raises:
+        ConfigurationError: The model's files are refused (see :mod:`~introspection_lit.models.file_checks`).
         ValueError: The weights are missing or damaged, or a package that the options need is not installed.
     """
     if is_random(base.name):
         packed = quantization_config(base)
-        return freeze(random_model(geometry(base.name), device, getattr(torch, base.dtype), base.attention, packed))
+        return freeze(random_model(random_config(base.name), device, getattr(torch, base.dtype), base.attention, packed))
     source = resolve(base)
     if problems := file_problems(source):
         raise ConfigurationError(problems)
@@ -149,22 +150,23 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
             device_map={"": torch.device(device)},
             use_safetensors=True,
         )
-    except Exception as error:  # whatever transformers makes of files that do not fit each other
-        if isinstance(error, RuntimeError) and "mismatch" not in str(error):  # of the device: it is not the files
+    except Exception as error:  # transformers raises many types for files that do not match
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):  # an error of the device, not of the files
             raise
         kind = "" if isinstance(error, OSError | ImportError | SafetensorError) else f"{type(error).__name__}: "
         raise ValueError(f"base: the weights of {base.name_or_path!r} could not be loaded: {kind}{error}") from error
     return freeze(model)
 
 
-def outline(base: BaseModel) -> PreTrainedModel:
-    """Build the model without its weights, on the meta device, not quantised: names and shapes of its modules.
+def meta_model(base: BaseModel) -> PreTrainedModel:
+    """Build the model on the meta device, without weights and not quantised, for names and shapes of its modules.
 
     Raises:
-        ValueError: There is no such model.
+        ConfigurationError: The model's files are refused.
+        ValueError: The model does not exist.
     """
-    load_config(base)  # refuses what must not be read
-    config = geometry(base.name) if is_random(base.name) else AutoConfig.from_pretrained(**resolve(base))
+    load_config(base)  # checks the files
+    config = random_config(base.name) if is_random(base.name) else AutoConfig.from_pretrained(**resolve(base))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
     model.tie_weights()  # transformers 5.0 leaves them untied on this device
@@ -172,18 +174,18 @@ def outline(base: BaseModel) -> PreTrainedModel:
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a base model one that is only read: no gradient for its weights, eval mode, 4-bit weights left as packed."""
+    """Freeze a base model: no gradients for its weights, eval mode, and no repacking of 4-bit weights."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward in eval mode (our
-            # prefill) into a layout that has no backward: the detection pass would fail or get no gradient.
+            # prefill) into a layout that has no backward: the question pass would fail or get no gradient.
             module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model.eval()
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
-    """Put a LoRA adapter on the base model; a fresh adapter changes nothing.
+    """Add a new LoRA adapter to the base model; B is zero, so that outputs do not change before training.
 
     Raises:
         ValueError: No module has one of the target names.
@@ -201,21 +203,22 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
     return get_peft_model(model, config)
 
 
-# What of a hub repository is needed: no pickles, no other formats of the same weights.
+# Files of a hub repository to download: no pickles, no other formats of the same weights.
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def fetch(base: BaseModel) -> str:
-    """Have a model on this machine before it is needed, as compute nodes without a network do.
+    """Download a model into the hub's cache, or unpack it, for compute nodes without a network.
 
     Args:
-        base: Its weights and tokenizer are fetched from the hub into its cache, or unpacked.
+        base: Options of the model.
 
     Returns:
-        Its type, and the folder or hub id that it is loaded from.
+        The model type, and the folder or hub id that it is loaded from.
 
     Raises:
-        ValueError: There is no such model.
+        ConfigurationError: The model's files are refused.
+        ValueError: The model does not exist.
     """
     kind, source = load_config(base).model_type, resolve(base)
     if base.on_hub:

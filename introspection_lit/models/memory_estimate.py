@@ -1,8 +1,8 @@
-"""What a training run takes of memory, part by part, computed from the shape of the model.
+"""Estimates the memory of a training run by part, from the dimensions of the model.
 
-Pure functions: nothing is loaded and no device is asked. The terms are those of decoders like Llama's and Qwen2's (RMS
-norms, gated MLP, rotary positions, scaled dot-product attention) with LoRA; of other families they are an approximation.
-Not counted: what the driver, the libraries of the device and a fragmented allocator take.
+Pure functions: no model is loaded and no device is queried. The formulas are for decoders like Llama's and Qwen2's (RMS
+norms, gated MLP, rotary positions, scaled dot-product attention) with LoRA; for other families they are approximate.
+Not counted: memory of the driver and of the device's libraries, and fragmentation of the allocator.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 Strategy = Literal["one", "ddp", "fsdp"]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# bitsandbytes' blocks: a scale of 8 bits for 64 weights, and one of 32 bits for 256 of those scales.
+# Blocks of bitsandbytes: an 8-bit scale for 64 weights, and a 32-bit scale for 256 of those scales.
 NF4_BLOCK, NF4_SCALES = 64, 256
-# FSDP gathers the next unit while it computes with this one.
+# FSDP gathers the next unit while it computes the current one.
 GATHERED_UNITS = 2
-# CUDA's memory that is neither ours nor free: what a plan should leave alone.
+# Share of the device's memory that a plan may use; the rest is left to the driver and to fragmentation.
 USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a step works on.
+    """The size of a training step.
 
     Attributes:
-        batch: Trials of a micro-batch of one process.
+        batch: Trials in a micro-batch of one process.
         context: Tokens of the longest context, padding included.
         question: Tokens of the longest question, padding included.
-        precision: The trainer's.
-        strategy: ``one`` process, ``ddp`` (the whole base in each) or ``fsdp`` (a share of it in each).
-        world_size: Processes.
+        precision: The trainer's precision.
+        strategy: ``one`` process, ``ddp`` (the whole base model in each) or ``fsdp`` (a share of it in each).
+        world_size: Number of processes.
         recompute: Activation checkpointing: decoder layers run again in the backward pass.
-        answer_positions: Different lengths of questions in a batch: logits are made at each of these positions.
+        answer_positions: Number of different question lengths in a batch; logits are computed at each of these positions.
         kept_contexts: Clean contexts whose caches are kept in host memory.
-        kept_layers: Layers at which steering may begin: the residual stream after each is kept with a context's cache.
-        device: ``cuda`` or ``cpu``: dropout keeps a byte for each number on a GPU, and the number itself on the CPU.
+        kept_layers: Layers at which steering may begin; the residual stream after each is kept with a context's cache.
+        device: ``cuda`` or ``cpu``; dropout stores a mask of one byte an element on a GPU, of the element's size on a CPU.
     """
 
     batch: int
@@ -62,18 +62,18 @@ class Memory:
     """Bytes by part, of one process.
 
     Attributes:
-        weights: The base model, or its share.
-        gathered: Under FSDP: units that are whole while they are computed with.
+        weights: The base model, or its shard.
+        gathered: FSDP units that are gathered at one time.
         adapter: LoRA's matrices.
-        gradients: Of the adapter; under DDP a second time, in the buckets that are sent.
-        optimizer: AdamW's two averages.
+        gradients: Of the adapter; under DDP twice, for the communication buckets.
+        optimizer: The two moments of AdamW.
         cache: Keys and values of the contexts.
-        activations: What the detection pass keeps for its backward.
-        appended: Caches with the keys and values of the question, until the detection pass has ended.
-        logits: At the answer positions, with what the loss makes of them.
-        backward: What lives for a moment in the backward of a layer, a dequantised matrix included.
-        prefill: What lives for a moment while contexts are read, kept caches on their way into the batch included.
-        host: Clean caches that are kept; not on the device.
+        activations: Tensors that the question pass saves for its backward pass.
+        appended: Caches extended by the keys and values of the question, until the end of the question pass.
+        logits: At the answer positions, with the temporary tensors of the loss.
+        backward: Temporary tensors of a layer's backward pass, a dequantised matrix included.
+        prefill: Temporary tensors of the prefill, kept caches that are copied into the batch included.
+        host: Clean caches kept in host memory, not on the device.
     """
 
     weights: int
@@ -90,29 +90,29 @@ class Memory:
     host: int
 
     @property
-    def standing(self) -> int:
-        """What is there all the time."""
+    def persistent(self) -> int:
+        """Bytes that are allocated during the whole run."""
         return self.weights + self.gathered + self.adapter + self.gradients + self.optimizer
 
     @property
     def device(self) -> int:
-        """The peak: of what does not overlap, the larger counts."""
-        detection = self.activations + max(self.appended, self.logits, self.backward)
-        return self.standing + self.cache + max(detection, self.prefill)
+        """The peak on the device: of parts that do not exist at the same time, the largest counts."""
+        question_pass = self.activations + max(self.appended, self.logits, self.backward)
+        return self.persistent + self.cache + max(question_pass, self.prefill)
 
 
 def weight_bytes(shape: Shape, base: BaseModel) -> int:
-    """The base model: its matrices as they are quantised, all else at its dtype.
+    """Bytes of the base model: its matrices as they are quantised, all other weights in its dtype.
 
-    NF4: half a byte a weight, 1 byte for each 64 and 4 for each 16,384 of them (the quantised scales): 0.516. Int8: a byte
-    a weight and 4 for each row.
+    NF4: half a byte a weight, 1 byte for each 64 and 4 bytes for each 16,384 weights (the quantised scales), together 0.516
+    bytes a weight. Int8: 1 byte a weight and 4 bytes a row.
     """
     packed, scales = _matrix_bytes(shape.matrices, base)
     return packed + scales + shape.others * DTYPE_BYTES[base.dtype]
 
 
 def _matrix_bytes(matrices: Sequence[Matrix], base: BaseModel) -> tuple[int, int]:
-    """Bytes of the weights, which FSDP can shard, and of their scales, which it cannot: they are no parameters."""
+    """Bytes of the weights, and of their scales, which FSDP cannot shard because they are not parameters."""
     weights = sum(matrix.weights for matrix in matrices)
     if base.quantization == "nf4":
         return weights // 2, weights // NF4_BLOCK + 4 * weights // (NF4_BLOCK * NF4_SCALES)
@@ -121,15 +121,15 @@ def _matrix_bytes(matrices: Sequence[Matrix], base: BaseModel) -> tuple[int, int
     return weights * DTYPE_BYTES[base.dtype], 0
 
 
-def adapted(shape: Shape, lora: Lora) -> list[Matrix]:
+def adapted_matrices(shape: Shape, lora: Lora) -> list[Matrix]:
     """The matrices that have an adapter."""
     layers = set(lora.layers or range(shape.layers))
     return [matrix for matrix in shape.matrices if matrix.name in lora.target_modules and matrix.layer in layers]
 
 
 def adapter_weights(shape: Shape, lora: Lora) -> int:
-    """Weights of the adapter: r rows of A as long as the input, r columns of B as long as the output."""
-    return sum(lora.r * (matrix.rows + matrix.columns) for matrix in adapted(shape, lora))
+    """Number of the adapter's weights: A is (r, input features), B is (output features, r)."""
+    return sum(lora.r * (matrix.rows + matrix.columns) for matrix in adapted_matrices(shape, lora))
 
 
 def cache_bytes(shape: Shape, base: BaseModel, tokens: int) -> int:
@@ -138,40 +138,40 @@ def cache_bytes(shape: Shape, base: BaseModel, tokens: int) -> int:
 
 
 def activation_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> int:
-    """What the detection pass keeps for its backward.
+    """Bytes that the question pass saves for its backward pass.
 
-    With T = batch · question tokens, S = batch · (context + question) tokens, d bytes a number in matrix products (that of
-    the precision, or of the base), a decoder layer of a frozen model keeps:
+    With T = batch · question tokens, S = batch · (context + question) tokens and d bytes an element in matrix products, a
+    decoder layer of a frozen model saves:
 
     - both norms: their input in float32 and the reciprocal length, 2 · 4 · T · (hidden + 1);
-    - attention: the queries and its output, 2 · d · T · queries; keys and values of the whole conversation, repeated for
+    - attention: its queries and output, 2 · d · T · queries; keys and values of the whole conversation, repeated for
       every head, 2 · d · S · queries; the log-sum-exp, 4 · T · heads; the mask, d · T · (context + question);
-    - the MLP: gate, its activation and up, 3 · d · T · intermediate. A frozen matrix does not keep its input;
-    - each adapted matrix: its input after dropout, d · T · columns, dropout's mask (1 byte a number on a GPU), and what
-      lies between A and B, d · T · r.
+    - the MLP: gate, its activation and up, 3 · d · T · intermediate. A frozen matrix does not save its input;
+    - each adapted matrix: its input after dropout, d · T · columns, dropout's mask (1 byte an element on a GPU), and the
+      output of A, d · T · r.
 
-    Layers below the first adapted one have no backward and keep nothing. With ``recompute`` only the layers' inputs are
-    kept, d · T · hidden each, and one layer's share while it runs again. Unquantised float32 weights under a mixed
-    precision are kept once more, cast. Last the final norm.
+    Layers below the first adapted one have no backward pass and save nothing. With ``recompute`` only the layers' inputs
+    are saved, d · T · hidden each, plus one layer's tensors while it runs again. Unquantised float32 weights under a mixed
+    precision are saved a second time, cast. The final norm is added.
     """
     tokens = load.batch * load.question
     width = _product_bytes(base, load.precision)
-    chosen = adapted(shape, lora)
-    if not chosen:
+    matrices = adapted_matrices(shape, lora)
+    if not matrices:
         return 0
-    first = min(matrix.layer for matrix in chosen)
-    plain = _layer_bytes(shape, base, load, width)
+    first = min(matrix.layer for matrix in matrices)
+    layer = _layer_bytes(shape, base, load, width)
     if load.precision.endswith("mixed") and base.quantization == "none" and DTYPE_BYTES[base.dtype] > width:
-        plain += width * sum(matrix.weights for matrix in shape.matrices) // shape.layers
-    extra = [_adapter_bytes(shape, base, lora, load, width, layer) for layer in range(first, shape.layers)]
+        layer += width * sum(matrix.weights for matrix in shape.matrices) // shape.layers
+    adapters = [_adapter_bytes(shape, base, lora, load, width, number) for number in range(first, shape.layers)]
     final = 4 * tokens * (shape.hidden + 1)
     if load.recompute:
-        return len(extra) * DTYPE_BYTES[base.dtype] * tokens * shape.hidden + plain + max(extra) + final
-    return len(extra) * plain + sum(extra) + final
+        return len(adapters) * DTYPE_BYTES[base.dtype] * tokens * shape.hidden + layer + max(adapters) + final
+    return len(adapters) * layer + sum(adapters) + final
 
 
 def _product_bytes(base: BaseModel, precision: str) -> int:
-    """Bytes of a number that goes into a matrix product."""
+    """Bytes of an element in matrix products: of the precision, or of the base model if smaller."""
     return 4 if precision.startswith("32") and base.dtype == "float32" else min(DTYPE_BYTES[base.dtype], _half(precision))
 
 
@@ -180,92 +180,92 @@ def _half(precision: str) -> int:
 
 
 def _adapter_dtype_bytes(precision: str) -> int:
-    """PEFT makes adapters in float32; a precision that ends in "true" casts them."""
+    """PEFT creates adapters in float32; precisions that end in "true" cast them."""
     return 2 if precision in ("bf16-true", "16-true") else 4
 
 
 def _layer_bytes(shape: Shape, base: BaseModel, load: Load, width: int) -> int:
-    """One decoder layer without adapter."""
-    tokens, whole = load.batch * load.question, load.batch * (load.context + load.question)
+    """Bytes that one decoder layer saves, without its adapter."""
+    tokens, all_tokens = load.batch * load.question, load.batch * (load.context + load.question)
     norms = 2 * 4 * tokens * (shape.hidden + 1)
-    attention = 2 * width * shape.queries * (tokens + whole) + 4 * tokens * shape.heads
+    attention = 2 * width * shape.queries * (tokens + all_tokens) + 4 * tokens * shape.heads
     scores = tokens * (load.context + load.question)
     attention += width * scores
-    if base.attention == "eager":  # the softmax in float32, and what is multiplied with the values
+    if base.attention == "eager":  # the softmax in float32, and its cast
         attention += (4 + width) * shape.heads * scores
     return norms + attention + 3 * width * tokens * shape.intermediate
 
 
 def _adapter_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load, width: int, layer: int) -> int:
-    """What the adapter of one decoder layer keeps."""
+    """Bytes that the adapter of one decoder layer saves."""
     tokens, total = load.batch * load.question, 0
-    chosen = [matrix for matrix in adapted(shape, lora) if matrix.layer == layer]
+    matrices = [matrix for matrix in adapted_matrices(shape, lora) if matrix.layer == layer]
     inner = width if load.precision.endswith("mixed") else _adapter_dtype_bytes(load.precision)
     mask = 1 if load.device == "cuda" else _adapter_dtype_bytes(load.precision)
-    for matrix in chosen:
+    for matrix in matrices:
         total += inner * tokens * lora.r
         if lora.dropout:
             total += (inner + mask) * tokens * matrix.columns
     if not lora.dropout:
-        # Matrices with one input share what is kept of it, unless each casts its own copy.
+        # Matrices with the same input share the saved tensor, unless each casts a copy of its own.
         mixed = load.precision.endswith("mixed")
         shared = not mixed or (base.quantization == "nf4" and load.device == "cuda")
-        columns = [matrix.columns for matrix in chosen]
+        columns = [matrix.columns for matrix in matrices]
         total += inner * tokens * sum(set(columns) if shared else columns)
     return total
 
 
 def logit_bytes(shape: Shape, base: BaseModel, load: Load) -> int:
-    """Logits at every answer position and at a row's own, and in float32: once cast and two softmaxes."""
+    """Bytes of the logits: at every answer position and at each row's own, and in float32 one cast and two softmaxes."""
     width = _product_bytes(base, load.precision)
     return load.batch * shape.vocabulary * (width * (load.answer_positions + 1) + 3 * 4)
 
 
-def passing_bytes(shape: Shape, base: BaseModel, load: Load, tokens: int) -> int:
-    """What lives for a moment in a layer: its MLP, its norms in float32, a mask, a dequantised or cast matrix.
+def temporary_bytes(shape: Shape, base: BaseModel, load: Load, tokens: int) -> int:
+    """Bytes of a layer's temporary tensors: its MLP, its norms in float32, and a dequantised or cast matrix.
 
     Args:
-        shape: The model's.
-        base: How it is loaded.
-        load: What a step works on.
+        shape: Dimensions of the model.
+        base: Options of the model.
+        load: Size of the step.
         tokens: Padded tokens of a trial that go through the layer.
     """
     width, rows = _product_bytes(base, load.precision), load.batch * tokens
     layer = rows * (3 * width * shape.intermediate + (2 * 4 + 2 * width) * shape.hidden)
-    whole = base.quantization == "none" and DTYPE_BYTES[base.dtype] == width
-    return layer + (0 if whole else width * shape.largest)
+    usable_as_stored = base.quantization == "none" and DTYPE_BYTES[base.dtype] == width
+    return layer + (0 if usable_as_stored else width * shape.largest)
 
 
 def estimate(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> Memory:
-    """Compute what one process needs.
+    """Estimate the memory of one process.
 
-    Under FSDP each process holds 1/world_size of the packed weights, of the adapter, its gradients and its optimiser; the
-    scales of quantised weights are no parameters and stay whole; the weights outside the decoder layers and two decoder
-    layers (the one that runs and the one that is being fetched) are whole while the step lasts.
+    Under FSDP each process holds 1/world_size of the packed weights, of the adapter, its gradients and its optimizer state.
+    Not sharded are the scales of quantised weights, which are not parameters, and during a step the weights outside the
+    decoder layers and two decoder layers (the current one and the one that is being gathered).
 
     Args:
-        shape: The model's.
-        base: How it is loaded.
-        lora: The adapter.
-        load: What a step works on.
+        shape: Dimensions of the model.
+        base: Options of the model.
+        lora: Options of the adapter.
+        load: Size of the step.
 
     Returns:
         Bytes by part.
     """
-    share = load.world_size if load.strategy == "fsdp" else 1
+    shards = load.world_size if load.strategy == "fsdp" else 1
     packed, scales = _matrix_bytes(shape.matrices, base)
     width = DTYPE_BYTES[base.dtype]
     others, root = shape.others * width, shape.root * width
     gathered = 0
-    if share > 1:
+    if shards > 1:
         gathered = root + GATHERED_UNITS * (packed + others - root) // shape.layers
-    adapter = adapter_weights(shape, lora) * _adapter_dtype_bytes(load.precision) // share
+    adapter = adapter_weights(shape, lora) * _adapter_dtype_bytes(load.precision) // shards
     appended = load.batch * cache_bytes(shape, base, load.context + load.question)
     context = load.batch * cache_bytes(shape, base, load.context)
     stream = load.kept_layers * shape.hidden * load.context * width
-    kept = cache_bytes(shape, base, load.context) + stream
+    clean_cache = cache_bytes(shape, base, load.context) + stream
     return Memory(
-        weights=-(-(packed + others) // share) + scales,
+        weights=-(-(packed + others) // shards) + scales,
         gathered=gathered,
         adapter=adapter,
         gradients=adapter * (2 if load.strategy == "ddp" else 1),
@@ -274,9 +274,9 @@ def estimate(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> Memory:
         activations=activation_bytes(shape, base, lora, load),
         logits=logit_bytes(shape, base, load),
         appended=appended // shape.layers if load.recompute else appended,
-        backward=passing_bytes(shape, base, load, load.question),
-        prefill=passing_bytes(shape, base, load, load.context) + (load.batch * kept if load.kept_contexts else 0),
-        host=load.kept_contexts * kept,
+        backward=temporary_bytes(shape, base, load, load.question),
+        prefill=temporary_bytes(shape, base, load, load.context) + (load.batch * clean_cache if load.kept_contexts else 0),
+        host=load.kept_contexts * clean_cache,
     )
 
 
@@ -284,12 +284,12 @@ def largest_batch(shape: Shape, base: BaseModel, lora: Lora, load: Load, free: f
     """Find the largest even micro-batch whose peak fits.
 
     Args:
-        shape: The model's.
-        base: How it is loaded.
-        lora: The adapter.
-        load: All but the batch.
+        shape: Dimensions of the model.
+        base: Options of the model.
+        lora: Options of the adapter.
+        load: Size of the step; its batch is ignored.
         free: Bytes that may be used.
-        most: Look no further.
+        most: Largest batch considered.
 
     Returns:
         The batch; 0 if not even two trials fit.
@@ -302,7 +302,7 @@ def largest_batch(shape: Shape, base: BaseModel, lora: Lora, load: Load, free: f
     return 2 * low
 
 
-# Parts as a reader calls them, in the order of the table.
+# Titles of the parts in tables and messages, in their order.
 PARTS = {
     "weights": "weights",
     "gathered": "gathered units (FSDP)",
@@ -317,19 +317,3 @@ PARTS = {
     "prefill": "(d) a layer's prefill",
     "device": "**peak**",
 }
-
-
-def markdown(columns: dict[str, Memory]) -> str:
-    """Render estimates side by side.
-
-    Args:
-        columns: Headings and estimates.
-
-    Returns:
-        A table in Markdown, in GiB.
-    """
-    lines = ["| part, GiB | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for name, title in PARTS.items():
-        cells = [f"{getattr(memory, name) / 2**30:.2f}" for memory in columns.values()]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""Models of known shapes with random weights: for measuring speed and memory where no weights can be fetched.
+"""Models of known shapes with random weights, for measuring speed and memory without downloading weights.
 
-What a step costs depends on the shape of a model, not on its weights. ``random:qwen2.5-coder-32b`` as the name of the base
-model builds one in seconds, on the device and in the form in which it will run. What it says means nothing, and its name
-goes into everything that is made with it.
+Time and memory of a step depend on the shape of a model, not on its weights. The model name ``random:qwen2.5-coder-32b``
+builds one in seconds, on its device and quantised as it will run. Its answers mean nothing; the name is recorded in
+everything that is made with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RANDOM = "random:"
 # As published in each model's config.json; ``tiny`` is for tests.
-GEOMETRIES: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-coder-32b": {
         "model_type": "qwen2",
         "num_hidden_layers": 64,
@@ -65,41 +65,43 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-# The standard deviation of random weights, as models are usually initialised: activations stay finite in every dtype.
+# Standard deviation of the random weights, as models are usually initialised; activations stay finite in every dtype.
 STANDARD_DEVIATION = 0.02
 
 
 def is_random(name: str) -> bool:
-    """True if the name of a model asks for random weights."""
+    """Whether a model name stands for random weights."""
     return name.startswith(RANDOM)
 
 
-def geometry(name: str) -> PretrainedConfig:
+def random_config(name: str) -> PretrainedConfig:
     """The configuration of a known shape.
 
     Args:
-        name: With or without ``random:`` before it.
+        name: Name of the shape, with or without the prefix ``random:``.
 
     Raises:
-        ValueError: There is no such shape.
+        ValueError: The name is unknown.
     """
     from transformers import AutoConfig
 
-    sizes = GEOMETRIES.get(name.removeprefix(RANDOM))
+    sizes = SHAPES.get(name.removeprefix(RANDOM))
     if sizes is None:
-        known = ", ".join(RANDOM + each for each in GEOMETRIES)
+        known = ", ".join(RANDOM + each for each in SHAPES)
         raise ValueError(f"base.name_or_path: got {name!r}. Expected one of the known shapes: {known}.")
     config = AutoConfig.for_model(**sizes)
     config.name_or_path = RANDOM + name.removeprefix(RANDOM)
     return config
 
 
-def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str = "sdpa") -> PreTrainedModel:
-    """A model without weights: its parameters are on the device ``meta``, its buffers are real.
+def weightless_model(
+    config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """Build a model whose parameters are on the device ``meta`` and whose buffers are on the CPU.
 
     Args:
-        config: Its shape.
-        dtype: Of its parameters.
+        config: Of the model.
+        dtype: Of the parameters.
         attention: The attention implementation.
     """
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
@@ -107,7 +109,7 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16, atte
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    model.tie_weights()  # moving to meta has untied them
+    model.tie_weights()  # moving to meta unties them
     return model
 
 
@@ -119,28 +121,28 @@ def random_model(
     quantization: BitsAndBytesConfig | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Build a model with random weights where it will run, without ever holding all of them unquantised.
+    """Build a model with random weights on its device, layer by layer, without holding all weights unquantised.
 
     Args:
-        config: Its shape.
-        device: Where its weights are made.
+        config: Of the model.
+        device: Device of the weights.
         dtype: Of weights that are not quantised.
         attention: The attention implementation.
         quantization: 4 bits, or None.
-        seed: Of the weights; the same on every process, and on every device of one type.
+        seed: Of the weights, which are equal on every process and on every device of one type.
 
     Returns:
-        The model, quantised by the code that ``from_pretrained`` uses. Norms are ones, everything else is normal with a
-        standard deviation of .02.
+        The model, quantised by the code that ``from_pretrained`` uses. Weights of norms are 1, all others are normal with
+        standard deviation .02.
 
     Raises:
-        ValueError: The quantisation is another one.
+        ValueError: The quantisation is not 4 bits.
     """
     if quantization is not None and not quantization.load_in_4bit:
         raise ValueError("base.quantization: models with random weights can be 'nf4' or 'none'.")
     device = torch.device(device)
     random = torch.Generator(device).manual_seed(seed)
-    model = skeleton(config, dtype, attention)
+    model = weightless_model(config, dtype, attention)
     if quantization is not None:
         from transformers.quantizers import AutoHfQuantizer
 
@@ -154,24 +156,24 @@ def random_model(
 
 
 def _fill(model: nn.Module, dtype: torch.dtype, random: torch.Generator) -> None:
-    """Give every parameter that is still on ``meta`` values on the generator's device; buffers follow."""
-    made: dict[int, nn.Parameter] = {}  # tied parameters are made once
+    """Replace every parameter on ``meta`` by random values on the generator's device, and move the buffers there."""
+    parameters: dict[int, nn.Parameter] = {}  # by id on meta, so that tied parameters stay tied
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device.type != "meta":
                 continue
-            if id(parameter) not in made:
+            if id(parameter) not in parameters:
                 values = _normal(parameter.shape, dtype, random)
                 if name == "weight" and values.dim() == 1:  # of a norm
                     values.fill_(1.0)
-                made[id(parameter)] = nn.Parameter(values, requires_grad=False)
-            setattr(module, name, made[id(parameter)])
+                parameters[id(parameter)] = nn.Parameter(values, requires_grad=False)
+            setattr(module, name, parameters[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(random.device))
 
 
 def _fill_quantised(model: nn.Module, dtype: torch.dtype, random: torch.Generator) -> None:
-    """Give every 4-bit layer weights of its own: one of each shape is quantised, the others have its bytes rotated."""
+    """Fill every 4-bit layer: one of each shape is quantised, the others get its bytes, rotated."""
     import bitsandbytes
 
     packing: Any = bitsandbytes.nn
@@ -191,8 +193,8 @@ def _fill_quantised(model: nn.Module, dtype: torch.dtype, random: torch.Generato
             ).to(random.device)
         weight = copy.deepcopy(first[shape])  # with its scales
         packed = weight.data.view(torch.uint8).flatten()
-        turn = int(torch.randint(len(packed), (), generator=random, device=random.device))
-        weight.data = packed.roll(turn).view(weight.dtype).reshape(weight.shape)
+        shift = int(torch.randint(len(packed), (), generator=random, device=random.device))
+        weight.data = packed.roll(shift).view(weight.dtype).reshape(weight.shape)
         weight.module = module
         module.weight, module.quant_state = weight, weight.quant_state
 

@@ -1,4 +1,4 @@
-"""Where a base model comes from: hub id, folder, GGUF file or installed package."""
+"""Resolves the name of a base model: hub id, folder, GGUF file (unpacked into a cache) or file of an installed package."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from introspection_lit.utils.files import atomic_folder, cache_folder
 
 
 def resolve(base: BaseModel) -> dict[str, Any]:
-    """Find where a model comes from, as arguments for ``from_pretrained``.
+    """Resolve a model's name to arguments for ``from_pretrained``.
 
-    A GGUF file is unpacked on first use (see :func:`unpack_gguf`), so that what comes back is a folder or a hub id.
+    A GGUF file is unpacked on first use (see :func:`unpack_gguf`), so that the result is a folder or a hub id.
 
     Args:
-        base: The model asked for.
+        base: Options of the model.
 
     Returns:
         Keyword arguments that ``AutoConfig``, ``AutoTokenizer`` and ``AutoModelForCausalLM`` share.
 
     Raises:
-        ValueError: The package is not installed, or the file or folder does not exist or holds no model.
+        ValueError: The package is not installed, or the file or folder does not exist or contains no model.
     """
     name = base.name
     if is_random(name):
@@ -72,8 +72,8 @@ def _package_file(name: str) -> Path:
 def unpack_gguf(file: Path) -> Path:
     """Dequantise a GGUF file into a model folder in the cache, once.
 
-    Reading GGUF takes ``transformers`` some 25 s for a 135M model, for its configuration, its tokenizer and its weights
-    again and again; the folder loads in one. The cache is ``$INTROSPECTION_LIT_CACHE``, or
+    ``transformers`` takes 25 s to read the GGUF file of a 135M model, once each for configuration, tokenizer and weights;
+    the folder loads in 1 s. The cache is ``$INTROSPECTION_LIT_CACHE``, or
     ``~/.cache/introspection_lit``.
 
     Args:
@@ -101,17 +101,17 @@ def unpack_gguf(file: Path) -> Path:
 
 
 def _dequantise(file: Path, folder: Path) -> None:
-    # By itself in a folder: what lies beside it would be read, too, or even be run.
-    alone = folder / "alone"
-    alone.mkdir()
-    (alone / file.name).symlink_to(file.resolve())
-    source = {"pretrained_model_name_or_path": str(alone), "gguf_file": file.name, "trust_remote_code": False}
+    # In an empty folder, since transformers reads other files beside it, too, or even runs them.
+    isolated = folder / "isolated"
+    isolated.mkdir()
+    (isolated / file.name).symlink_to(file.resolve())
+    source = {"pretrained_model_name_or_path": str(isolated), "gguf_file": file.name, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # The weights are plain numbers by now; what still marks them as GGUF would stop save_pretrained.
+    # The weights are dequantised by now; the remaining GGUF attributes would make save_pretrained fail.
     model.hf_quantizer = None
     for marker in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, marker):
             delattr(model.config, marker)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    shutil.rmtree(alone)
+    shutil.rmtree(isolated)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from introspection_lit.models.base_model import MOST, SAFE_PRECISIONS, BaseModel
+from introspection_lit.models.base_model import MAX_COUNT, SAFE_PRECISIONS, BaseModel
 from introspection_lit.trials.test_sets import TEST_SETS
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Seq
     """
     problems = [f"data.{option}: got {count}. Expected at least 1." for option, count in counts.items() if count < 1]
     problems += [
-        f"data.{option}: got {count}. Expected at most {MOST}: more could not be held in memory, or not be run."
+        f"data.{option}: got {count}. Expected at most {MAX_COUNT}: more could not be held in memory, or not be run."
         for option, count in (counts | sizes).items()
-        if count > MOST
+        if count > MAX_COUNT
     ]
     if not test_sets:
         problems.append(f"data.test_trials: got none. Expected some of: {', '.join(TEST_SETS)}.")

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import freeze, load_model, quantization_config
-from introspection_lit.models.random_models import geometry, is_random
+from introspection_lit.models.random_models import is_random, random_config
 from introspection_lit.models.sources import resolve
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -78,7 +78,7 @@ def _without_weights(base: BaseModel) -> PreTrainedModel:
     from transformers.quantizers import AutoHfQuantizer
 
     try:
-        config = geometry(base.name) if is_random(base.name) else AutoConfig.from_pretrained(**resolve(base))
+        config = random_config(base.name) if is_random(base.name) else AutoConfig.from_pretrained(**resolve(base))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config,

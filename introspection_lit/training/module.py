@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, choose_threshold
-from introspection_lit.models.adapters import load_adapter, read_adapter, shape_of
+from introspection_lit.models.adapters import adapter_settings, load_adapter, read_adapter
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
@@ -152,7 +152,7 @@ class IntrospectionModule(LightningModule):
         assert self.adapter is not None
         adapter = read_adapter(self.adapter)
         loaded = load_adapter(model, adapter, self.base)
-        self.shape = shape_of(adapter)
+        self.shape = adapter_settings(adapter)
         if adapter.description and self.given_threshold is None:
             self.threshold = adapter.description["threshold"]
         return loaded

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.contexts.generation.sources import NEW
-from introspection_lit.models.base_model import MOST_ROWS, MOST_WORKERS
+from introspection_lit.models.base_model import MAX_ROWS, MAX_WORKERS
 from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.steering.vector_bank import name_problem, shown
@@ -225,7 +225,7 @@ class DataOptions:
         problems += self.reuse.problems()
         if self.seed < 0 or self.num_workers < 0:
             problems.append(f"data.seed, data.num_workers: got {self.seed} and {self.num_workers}. Expected 0 or more.")
-        limits = {"num_workers": MOST_WORKERS, "eval_batch_size": MOST_ROWS, "batch_size": MOST_ROWS}
+        limits = {"num_workers": MAX_WORKERS, "eval_batch_size": MAX_ROWS, "batch_size": MAX_ROWS}
         problems += [
             f"data.{option}: got {size}. Expected at most {most}."
             for option, most in limits.items()

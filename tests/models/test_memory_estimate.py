@@ -24,7 +24,7 @@ from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.decoder_shape import Shape, decoder_shape
 from introspection_lit.models.loading import add_lora, load_config, load_model
 from introspection_lit.models.memory_estimate import Load, estimate, largest_batch
-from introspection_lit.models.random_models import geometry
+from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.tasks.scoring import detection_loss
@@ -210,7 +210,7 @@ def test_weights_adapter_and_optimiser(tmp_path: Path, way: str) -> None:
 @pytest.fixture(scope="module")
 def large() -> Shape:
     """Qwen2.5-Coder-32B's shape."""
-    return decoder_shape(geometry("qwen2.5-coder-32b"))
+    return decoder_shape(random_config("qwen2.5-coder-32b"))
 
 
 NF4 = BaseModel("x", dtype="bfloat16", quantization="nf4")
@@ -272,12 +272,21 @@ def batches_on_cards(name: str, shape: Shape) -> list[str]:
     return rows
 
 
+def parts_table(columns: dict[str, memory.Memory]) -> str:
+    """Estimates side by side as a table in Markdown, in GiB."""
+    lines = ["| part, GiB | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for name, title in memory.PARTS.items():
+        cells = [f"{getattr(estimated, name) / 2**30:.2f}" for estimated in columns.values()]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize("name", ["qwen2.5-coder-32b", "qwen2.5-7b"])
 def test_tables_of_the_guide_are_computed(name: str) -> None:
     """Memory by part, and the largest micro-batch on cards of three sizes."""
     guide = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-    shape = decoder_shape(geometry(name))
-    parts = memory.markdown({title: estimate(shape, NF4, Lora(), load) for title, load in WHERE.items()})
+    shape = decoder_shape(random_config(name))
+    parts = parts_table({title: estimate(shape, NF4, Lora(), load) for title, load in WHERE.items()})
     assert parts in guide, parts
     rows = batches_on_cards(name, shape)
     assert all(row in guide for row in rows), "\n".join(rows)

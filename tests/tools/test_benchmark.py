@@ -22,7 +22,7 @@ from introspection_lit.cli import main as command_line
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_config, load_model, load_tokenizer
-from introspection_lit.models.random_models import GEOMETRIES, geometry, skeleton
+from introspection_lit.models.random_models import SHAPES, random_config, weightless_model
 from introspection_lit.models.sources import resolve
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.tasks.scoring import detection_loss, log_odds
@@ -55,7 +55,7 @@ SMALL = Amount(steps=1, warmup=1, singles=2, contexts=10, context_tokens=60, que
 )
 def test_published_sizes(name: str, parameters: float, without_embeddings: float | None) -> None:
     """Counted on models without weights."""
-    model = skeleton(geometry(name))
+    model = weightless_model(random_config(name))
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == pytest.approx(parameters, rel=2e-3)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -66,7 +66,7 @@ def test_published_sizes(name: str, parameters: float, without_embeddings: float
 def test_random_embedded_model_has_the_shape_of_the_real_one() -> None:
     """Layer by layer, as its own configuration says."""
     real, ours = load_config(BaseModel()), load_config(BaseModel("random:smollm2-135m"))
-    for key, value in GEOMETRIES["smollm2-135m"].items():
+    for key, value in SHAPES["smollm2-135m"].items():
         assert getattr(real, key) == getattr(ours, key) == value, key
     tokenizers = [load_tokenizer(BaseModel(name)) for name in ("random:tiny", "smollm2-135m")]
     assert tokenizers[0]("Is ice made of water?") == tokenizers[1]("Is ice made of water?")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.loading import add_lora
-from introspection_lit.models.random_models import geometry
+from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.bands import resolve_bands
 from introspection_lit.steering.shared_prefill import schedule
 
@@ -113,7 +113,7 @@ def table() -> list[str]:
     """Its rows."""
     rows = []
     for name in ("qwen2.5-coder-32b", "qwen2.5-7b"):
-        shape = decoder_shape(geometry(name))
+        shape = decoder_shape(random_config(name))
         bands = resolve_bands(["early", "middle", "late"], shape.layers)
         for title, share in (
             ("nothing", 1.0),
@@ -134,7 +134,7 @@ def table() -> list[str]:
 def gathering_table() -> list[str]:
     """What FSDP sends: the packed weights of the decoder layers, over links of three kinds."""
     rows = ["| bytes a second into a GPU | 32B | 7B |", "|---|---:|---:|"]
-    shapes = [decoder_shape(geometry(name)) for name in ("qwen2.5-coder-32b", "qwen2.5-7b")]
+    shapes = [decoder_shape(random_config(name)) for name in ("qwen2.5-coder-32b", "qwen2.5-7b")]
     for link, bandwidth in (
         ("400e9 (NVLink)", 400e9),
         ("50e9 (a 400 Gbit/s adapter each)", 50e9),

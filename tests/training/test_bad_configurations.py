@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from project_paths import CONFIG
 
 from introspection_lit import cli
-from introspection_lit.models.base_model import MOST, MOST_RANK, MOST_ROWS, MOST_WORKERS
+from introspection_lit.models.base_model import MAX_COUNT, MAX_RANK, MAX_ROWS, MAX_WORKERS
 from introspection_lit.steering.bands import BAND_NAMES, LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tools.pipeline import as_arguments
@@ -301,15 +301,15 @@ def test_options_that_got_through(fit: Callable[..., str]) -> None:
         "data.strengths": ("[1e-7, 1]", "data.strengths: got [1e-07, 1.0]"),
         "data.test_strengths": ("[1, 1e300]", "data.test_strengths: got [1.0, 1e+300]"),
         "data.test_doses": ("[1e-300]", "data.test_doses: got [1e-300]"),
-        "data.batch_size": ("100000000", f"data.batch_size: got 100000000. Expected at most {MOST_ROWS}"),
-        "data.eval_batch_size": ("100000000", f"data.eval_batch_size: got 100000000. Expected at most {MOST_ROWS}"),
-        "data.train_vectors": ("100000000000", f"data.train_vectors: got 100000000000. Expected at most {MOST}"),
+        "data.batch_size": ("100000000", f"data.batch_size: got 100000000. Expected at most {MAX_ROWS}"),
+        "data.eval_batch_size": ("100000000", f"data.eval_batch_size: got 100000000. Expected at most {MAX_ROWS}"),
+        "data.train_vectors": ("100000000000", f"data.train_vectors: got 100000000000. Expected at most {MAX_COUNT}"),
         "data.trials_per_epoch": ("100000000000000000000", "data.trials_per_epoch: got 100000000000000000000"),
-        "data.num_workers": ("100000", f"data.num_workers: got 100000. Expected at most {MOST_WORKERS}"),
+        "data.num_workers": ("100000", f"data.num_workers: got 100000. Expected at most {MAX_WORKERS}"),
         "model.learning_rate": (".inf", "learning_rate inf"),
         "model.weight_decay": (".inf", "weight_decay inf"),
         "model.threshold": (".nan", "model.threshold: got nan"),
-        "model.lora.r": ("100000000", f"model.lora.r: got 100000000. Expected at most {MOST_RANK}"),
+        "model.lora.r": ("100000000", f"model.lora.r: got 100000000. Expected at most {MAX_RANK}"),
         "trainer.accumulate_grad_batches": ("0", "trainer.accumulate_grad_batches: got 0"),
         "trainer.gradient_clip_val": (".nan", "trainer.gradient_clip_val: got nan"),
         "trainer.check_val_every_n_epoch": ("0", "trainer.check_val_every_n_epoch: got 0"),

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.cli import main
 from introspection_lit.models.adapters import CONFIG as PEFT_CONFIG
-from introspection_lit.models.adapters import DESCRIPTION, WEIGHTS, changes, copy_adapter
+from introspection_lit.models.adapters import DESCRIPTION, WEIGHTS, changed_files, copy_adapter
 from introspection_lit.report.command import load_run
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training import module
@@ -408,16 +408,16 @@ def test_changed_adapters_are_noticed(tmp_path: Path) -> None:
     description = with_checksum(
         {"threshold": 0.5, "files": {name: file_hash(folder / name) for name in (WEIGHTS, PEFT_CONFIG)}}
     )
-    assert changes(folder, description) == []
-    assert changes(folder, {"threshold": 0.5}) == changes(folder, None) == []
-    assert DESCRIPTION in changes(folder, description | {"threshold": 0.6})[0]
+    assert changed_files(folder, description) == []
+    assert changed_files(folder, {"threshold": 0.5}) == changed_files(folder, None) == []
+    assert DESCRIPTION in changed_files(folder, description | {"threshold": 0.6})[0]
     for name in (WEIGHTS, PEFT_CONFIG):
         content = (folder / name).read_bytes()
         for changed in damaged(content, 20):
             (folder / name).write_bytes(changed)
-            (problem,) = changes(folder, description)
+            (problem,) = changed_files(folder, description)
             assert str(folder / name) in problem
         (folder / name).write_bytes(content)
     (folder / DESCRIPTION).write_text(json.dumps(description))
     copy_adapter(folder, tmp_path / "copy")
-    assert changes(tmp_path / "copy", description) == []
+    assert changed_files(tmp_path / "copy", description) == []
