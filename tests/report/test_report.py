@@ -18,7 +18,7 @@ from results_example import LOCATIONS, STRENGTHS, example, example_seeds, exampl
 
 from introspection_lit import report
 from introspection_lit.evaluation.rungs import RUNGS
-from introspection_lit.report.comparison import compare
+from introspection_lit.report.comparison import comparison_page
 from introspection_lit.report.shape import SHAPES
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -241,7 +241,7 @@ def test_fields_asked_for_are_fields_of_real_results(runs: int) -> None:
     if runs == 1:
         report.build_page(report.Run(FULL, full, {}, None))
     else:
-        compare({"a": full, "b": full})
+        comparison_page({"a": full, "b": full})
     assert len(full.asked) > 150  # it has been asked
     missing = [place for place, there in full.asked.items() if not there]
     assert [place for place in missing if not any(re.fullmatch(pattern, place) for pattern in OPTIONAL)] == []

@@ -10,7 +10,7 @@ import pytest
 from pages import ends, three
 from results_example import example
 
-from introspection_lit.report.verdict import detection, verdict_sentences
+from introspection_lit.report.verdict import detection_strength_text, verdict_sentences
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +74,5 @@ def test_verdict_does_not_overclaim(results: dict[str, Any]) -> None:
             row["tpr"] = 0.1
 
     assert "nowhere. The first to fail is training vectors: misses steering (TPR 0.10)." in changed(results, fails)
-    assert detection({}, "random") == ("not measured", "")
+    assert detection_strength_text({}, "random") == ("not measured", "")
     assert verdict_sentences({}) == []
