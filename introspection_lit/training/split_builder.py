@@ -1,0 +1,152 @@
+"""Builds the splits of a run (training, validation, test sets) or the parts of its grid, once all options are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from introspection_lit.contexts.context import Context
+from introspection_lit.contexts.conversations import control_token_problems
+from introspection_lit.contexts.splits import evenly_spaced
+from introspection_lit.steering.bands import Bands
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
+from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
+from introspection_lit.tasks.wording import Wording, longest_question, window_problems
+from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
+from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
+from introspection_lit.trials.plans import OncePlan, TrialPlan
+from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import SOURCES, Source
+from introspection_lit.utils.errors import Problems
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# Contexts of a grid, if data.grid.contexts does not say and they are not the user's own.
+DEFAULT_CONTEXTS = 8
+
+
+class BandSets(NamedTuple):
+    """Steered bands as layer numbers: of training and validation, of the test sets, and of the grid."""
+
+    training: Bands
+    tests: Bands
+    grid: Bands
+
+
+def vector_counts(options: DataOptions, bank: VectorBank | None) -> dict[str, int]:
+    """Directions of each split of the vector bank that are used; without a bank, of the one that will be measured."""
+    if bank is None:
+        counts = {split: count or DEFAULT_VECTORS[split] for split, count in options.vector_counts.items()}
+        return counts | dict.fromkeys(("concept", "concept_pca"), len(options.concepts))
+    limits = {split: options.vector_counts.get(split) for split in bank.directions}
+    return {split: min(limits[split] or len(rows), len(rows)) for split, rows in bank.directions.items()}
+
+
+@dataclass(frozen=True)
+class SplitBuilder:
+    """Builds splits from checked parts.
+
+    Attributes:
+        options: The options of the data.
+        contexts: Usable contexts by context split; ``all`` for a grid.
+        vectors: Directions by vector split (:func:`vector_counts`).
+        wording: Questions and answers.
+        bands: Steered bands.
+    """
+
+    options: DataOptions
+    contexts: dict[str, list[Context]]
+    vectors: dict[str, int]
+    wording: Wording
+    bands: BandSets
+
+    def split(self, name: str) -> Split:
+        """Training, validation or a test set; validation draws bands and strengths as training: it sets the threshold."""
+        options, words, source = self.options, self.wording, SOURCES[name]
+        is_test, trials = name in options.test_sets, options.trial_counts[name]
+        contexts, questions = self.contexts[source.contexts], words.questions[source.questions]
+        bands = self.bands.tests if is_test else self.bands.training
+        drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
+        plan: TrialPlan | OncePlan
+        if source.doses:
+            doses = tuple(options.test_doses)
+            plan = OncePlan(*drawn_from, (min(doses), max(doses)), trials, doses)
+        elif is_test and options.test_clean == "once":
+            plan = OncePlan(*drawn_from, options.strengths_of_tests, trials)
+        else:
+            plan = TrialPlan(*drawn_from, options.strengths_of_tests if is_test else options.strengths)
+        phrasing, answer_ids = words.phrasing, words.answer_ids
+        if source.questions == "swapped":
+            phrasing, answer_ids = replace(phrasing, answers=phrasing.answers[::-1]), answer_ids[::-1]
+        factual = [CLEAR_YES] * len(TRUE_QUESTIONS) + [CLEAR_NO] * len(FALSE_QUESTIONS)
+        return Split(
+            name,
+            plan,
+            contexts,
+            questions,
+            words.tokenizer,
+            phrasing,
+            answer_ids,
+            options.strength_unit,
+            source,
+            roles=factual if source.questions == "factual" else (),
+            total=None if name == "train" else trials,
+            seed=options.seed,
+            control=options.control if name == "train" else "none",
+        )
+
+    def grid(self, config: PretrainedConfig, share_question_prefix: bool) -> dict[str, Split]:
+        """A split for each text before the question and each kind of vector of ``data.grid``.
+
+        Args:
+            config: The model's configuration: its window must hold the longest question.
+            share_question_prefix: Read what all questions begin with once for each cache (:class:`~introspection_lit.trials.split.Split`).
+
+        Raises:
+            ConfigurationError: The grid asks for more than there is, or a question cannot be asked.
+        """
+        options, words, problems = self.options, self.wording, Problems()
+        grid, contexts = options.grid, self.contexts["all"]
+        assert grid is not None
+        if grid.contexts is not None and grid.contexts > len(contexts):
+            problems.add([f"data.grid.contexts: {grid.contexts} asked for, but there are {len(contexts)}."])
+        if "heldout" in grid.vectors and grid.random_vectors > self.vectors["heldout"]:
+            available = f"but there are {self.vectors['heldout']} held out"
+            problems.add([f"data.grid.random_vectors: {grid.random_vectors} asked for, {available}."])
+        controls = builtin_questions([*grid.true_questions, *grid.false_questions], words.phrasing.answers)
+        questions = [*words.questions["train"], *controls]
+        problems.add(
+            control_token_problems(words.tokenizer, controls, "data.grid.true_questions, data.grid.false_questions")
+        )
+        problems.raise_if_any()
+        users_own = any(context.question_turns for context in contexts)
+        contexts = evenly_spaced(contexts, grid.contexts or (len(contexts) if users_own else DEFAULT_CONTEXTS))
+        splits = {}
+        for info in grid.info:
+            text = problems.attempt(info_text, info, words.tokenizer) or ""
+            problems.add(control_token_problems(words.tokenizer, [text], "data.grid.info"))
+            phrasing = replace(words.phrasing, info=text)
+            longest = longest_question(words.tokenizer, questions, phrasing)
+            problems.add(window_problems(options.max_context_tokens, longest, config))
+            for vectors in grid.vectors:
+                count = self.vectors[vectors]
+                count = min(grid.random_vectors, count) if vectors in RANDOM_SPLITS else count
+                name, sizes = split_name(info, vectors), (len(contexts), len(questions), count)
+                plan = GridPlan(name, *sizes, self.bands.grid, tuple(grid.strengths))
+                splits[name] = Split(
+                    name,
+                    plan,
+                    contexts,
+                    questions,
+                    words.tokenizer,
+                    phrasing,
+                    words.answer_ids,
+                    options.strength_unit,
+                    Source(vectors, "all"),
+                    roles=grid.roles(len(words.questions["train"])),
+                    total=plan.total,
+                    share_question_prefix=share_question_prefix,
+                )
+        problems.raise_if_any()
+        return splits
