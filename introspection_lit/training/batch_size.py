@@ -1,4 +1,4 @@
-"""The micro-batch: how many trials are computed at once, and how many such batches make a step of the optimiser."""
+"""The micro-batch: trials that are computed at once, and how many micro-batches make an optimiser step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def step_problems(batch_size: int | str, effective: int | None, world: int, accu
 
     Args:
         batch_size: Trials in a micro-batch, or ``auto``.
-        effective: Trials in a step over all processes; None: as many as come together.
+        effective: Trials in a step over all processes; None: as many as come together over processes and accumulation.
         world: Processes.
         accumulated: ``trainer.accumulate_grad_batches``.
     """
@@ -86,7 +86,7 @@ def _largest(run: RunContext, share: int) -> int:
     if trainer.strategy.root_device.type == "cuda" and not is_sharded(trainer):
         return largest_part(share, lambda size: fits(run, size))
     # A process of FSDP cannot try alone, and on the CPU there is no error to be caught: the system ends the process.
-    most = _computed(run)
+    most = _largest_by_estimate(run)
     return largest_part(share, lambda size: size <= most)
 
 
@@ -117,7 +117,7 @@ def fits(run: RunContext, size: int) -> bool:
 
 
 def _try_step(run: RunContext, size: int, trained: Sequence[Tensor]) -> None:
-    """Forward and backward, with room for all else that a step needs; its tensors are gone when it returns."""
+    """Forward and backward while holding the memory that a step needs besides; all tensors are freed on return."""
     module, device = run.module, run.trainer.strategy.root_device
     # Unlike Lightning's isolate_rng (2.6), this gives the states back after an error, too.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -132,7 +132,7 @@ def _try_step(run: RunContext, size: int, trained: Sequence[Tensor]) -> None:
 
 
 def ballast(device: torch.device) -> Tensor:
-    """Memory that a plan leaves alone."""
+    """The share of a GPU's memory that is left free for gaps in the allocator."""
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
     return torch.empty(int((1 - USABLE) * total), dtype=torch.uint8, device=device)
 
@@ -141,12 +141,14 @@ def longest(run: RunContext, size: int) -> TrialBatch:
     """The training batch that takes the most memory: each trial with its own cache, the longest contexts and question."""
     split, bank = _largest_split(run), run.vector_bank
     lengths = split.lengths()
-    asked = {
+    question_lengths = {
         (context, question): len(split.encoded(context, question).question_ids)
         for context in range(len(lengths))
         for question in range(len(split.questions))
     }
-    most = max(asked, key=lambda place: (asked[place], lengths[place[0]]))  # first the longest question, wherever it is
+    most = max(
+        question_lengths, key=lambda place: (question_lengths[place], lengths[place[0]])
+    )  # first the longest question
     contexts = sorted((context for context in range(len(lengths)) if context != most[0]), key=lambda c: -lengths[c])
     places = [most, *((context, most[1]) for context in contexts)]
     # Trials of odd numbers are steered: no two of them have the same cache.
@@ -156,12 +158,12 @@ def longest(run: RunContext, size: int) -> TrialBatch:
 
 
 def _largest_split(run: RunContext) -> Split:
-    """What is trained on; in a benchmark, which trains nothing, one of its grids."""
+    """The training split; in a benchmark of ``predict``, one part of its grid."""
     return run.splits.get("train") or next(iter(run.splits.values()))
 
 
-def needed(run: RunContext, size: int) -> tuple[Shape, Load]:
-    """What the memory of a step with micro-batches of a size is computed from."""
+def step_load(run: RunContext, size: int) -> tuple[Shape, Load]:
+    """Model shape and load from which the memory of a step is estimated, for micro-batches of a size."""
     trainer, split, module = run.trainer, _largest_split(run), run.module
     strategy: Strategy = "one" if trainer.world_size == 1 else "ddp"
     if is_sharded(trainer):
@@ -181,10 +183,10 @@ def needed(run: RunContext, size: int) -> tuple[Shape, Load]:
     return decoder_shape(load_config(module.base)), load
 
 
-def _computed(run: RunContext) -> int:
-    """The largest micro-batch by the formula, with the memory of the device that is not in use yet."""
+def _largest_by_estimate(run: RunContext) -> int:
+    """The largest micro-batch by the memory estimate, for the device's free memory."""
     module, strategy = run.module, run.trainer.strategy
-    shape, load = needed(run, 2)
+    shape, load = step_load(run, 2)
     free = USABLE * free_memory(strategy.root_device)
     if not is_sharded(run.trainer):  # its weights are there already
         free += estimate(shape, module.base, module.lora, load).weights
@@ -192,17 +194,17 @@ def _computed(run: RunContext) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of a device that nothing uses."""
+    """Free memory of a device, bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    with suppress(OSError):  # with what the system would give up of its cache of files
+    with suppress(OSError):  # the file cache, which the system would give up, counts as free
         meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
         return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
     return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
 def _no_room(run: RunContext) -> str:
-    shape, load = needed(run, 2)
+    shape, load = step_load(run, 2)
     parts = estimate(shape, run.module.base, run.module.lora, load)
     sharded = is_sharded(run.trainer)
     more = "take more GPUs" if sharded else "share the model out (configs/fsdp.yaml)"

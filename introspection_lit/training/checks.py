@@ -1,4 +1,4 @@
-"""Finds everything that is wrong with a configuration before a model is loaded."""
+"""Checks of Trainer options, counts, the run's folder and the precision, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-# What a checkpoint can be chosen by.
+# Metrics that checkpoint.monitor accepts.
 FIGURES = ("auroc", "accuracy", "tpr", "fpr", "mass", "loss")
 OTHERS = ("validation/selection", "step", "epoch")
 MONITORED = (*OTHERS, *(f"{split}/{name}" for split in ("validation", "train") for name in FIGURES))
@@ -21,7 +21,7 @@ SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 def trainer_problems(trainer: Trainer) -> list[str]:
-    """Check what Lightning takes without a word, and fails at or leaves out in the middle of a run."""
+    """Reject Trainer options that Lightning accepts but that break a run later."""
     clip, interval = trainer.gradient_clip_val, getattr(trainer, "val_check_interval", None)
     every = trainer.check_val_every_n_epoch
     problems = []
@@ -87,11 +87,11 @@ def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Seq
 
 
 def run_folder_problems(folder: str | None, resuming: bool) -> list[str]:
-    """Check that a new run does not land in the folder of an older one, whose results would then pass for its own.
+    """Check that a new run does not write into the folder of an older one, whose results would pass for its own.
 
     Args:
-        folder: Where the run's files go.
-        resuming: It goes on from a checkpoint.
+        folder: The run's folder; None: the run writes no files.
+        resuming: The run resumes from a checkpoint.
     """
     if folder is None or resuming or not list(Path(folder).glob("checkpoints/*.ckpt")):
         return []
@@ -102,7 +102,7 @@ def run_folder_problems(folder: str | None, resuming: bool) -> list[str]:
 
 
 def precision_problems(base: BaseModel, precision: str, sharded: bool = False) -> list[str]:
-    """Check that the trainer's precision leaves packed NF4 bytes alone, and that FSDP can shard what there is.
+    """Check that the trainer's precision does not change packed NF4 bytes, and that FSDP can shard the model.
 
     Args:
         base: The model.

@@ -1,4 +1,4 @@
-"""The Lightning module: the detection pass, its loss, its metrics and its optimiser."""
+"""The Lightning module: the question pass, its loss, metrics and optimiser, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -66,11 +66,12 @@ class IntrospectionModule(LightningModule):
     """A frozen model with a LoRA adapter that learns to tell steered from clean KV caches.
 
     Args:
-        base: The model, and how to load it.
+        base: The base model, and how to load it.
         lora: The adapter.
         adapter: A PEFT adapter, folder or hub id, to validate, test or predict with, instead of a checkpoint; ``lora`` then
-            does not matter.
-        threshold: On the log-odds, for adapters that come without one. By default what validation has chosen, or 0.
+            is ignored.
+        threshold: Decision threshold on the log-odds, for adapters without one of their own. Default: that of validation,
+            or 0.
         max_fpr: The share of false alarms that the threshold may have on each kind of validation context, seen or expected;
             1: no limit (see :func:`~introspection_lit.evaluation.metrics.choose_threshold`).
         loss: ``full``: cross-entropy over the whole vocabulary at the answer position. ``pairwise``: over the two answers
@@ -148,7 +149,7 @@ class IntrospectionModule(LightningModule):
         return load_shared(self.base, self.trainer.global_rank, device)
 
     def _load_adapter(self, model: PreTrainedModel) -> PeftModel:
-        """Put an adapter that is there already on the model, and take its threshold."""
+        """Put the adapter ``model.adapter`` on the model, and use its threshold."""
         assert self.adapter is not None
         adapter = read_adapter(self.adapter)
         loaded = load_adapter(model, adapter, self.base)
@@ -158,7 +159,7 @@ class IntrospectionModule(LightningModule):
         return loaded
 
     def forward(self, **inputs: Any) -> Any:
-        """Run the language model; prefill and detection pass both come through here."""
+        """Run the language model; prefill and question pass both call it, through the wrapper of DDP or FSDP."""
         return self.model(**inputs)
 
     def answer_logits(self, batch: TrialBatch) -> Tensor:
@@ -166,7 +167,7 @@ class IntrospectionModule(LightningModule):
         return read_answers(self, batch, self.layers, self.recompute)
 
     def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of any split: scores a batch and gathers it for the metrics; returns loss, log-odds and mass."""
+        """Score a batch of any split and add it to the metrics; returns loss ``()``, log-odds and mass ``(batch,)``."""
         logits = self.answer_logits(batch)
         loss = detection_loss(logits, batch.answer_ids, batch.labels, self.loss)
         scores, masses = log_odds(logits, batch.answer_ids).detach(), mass(logits, batch.answer_ids).detach()
@@ -177,7 +178,7 @@ class IntrospectionModule(LightningModule):
         return loss, scores, masses
 
     def metrics_of(self, split: str) -> DetectionMetrics:
-        """What has been gathered of a split."""
+        """The metrics of a split."""
         metrics = self.metrics[f"{split}_trials"]
         assert isinstance(metrics, DetectionMetrics)
         return metrics
@@ -211,8 +212,8 @@ class IntrospectionModule(LightningModule):
         return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
 
     def on_train_epoch_end(self) -> None:
-        """Log the metrics of the training trials since the last time, decided at 0."""
-        if self.metrics_of("train").update_called:  # none, if the run was resumed after the last step of an epoch
+        """Log the metrics of the epoch's training trials at threshold 0."""
+        if self.metrics_of("train").update_called:  # False if the run was resumed after the last step of an epoch
             self._log_summary("train", threshold=0.0)
 
     def on_validation_epoch_end(self) -> None:
@@ -274,7 +275,7 @@ class IntrospectionModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def problems(self) -> list[str]:
-        """What is wrong with the optimiser's settings."""
+        """Errors in the settings of optimiser and threshold."""
         settings = f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, warmup {self.warmup}"
         problems = []
         if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.warmup <= 1):
@@ -287,7 +288,7 @@ class IntrospectionModule(LightningModule):
         return problems
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the configuration it is loaded into."""
+        """Settings that a checkpoint and the configuration it is loaded into must share."""
         return {
             "base_model": self.base.name,
             "revision": self.base.revision,
@@ -297,7 +298,7 @@ class IntrospectionModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter, drop the base weights; add the threshold and what the adapter belongs to."""
+        """Keep the adapter, drop the base weights; add threshold and identity."""
         adapter = {name: tensor for name, tensor in checkpoint["state_dict"].items() if "lora_" in name}
         expected = sum("lora_" in name for name, _ in self.model.named_parameters())
         assert len(adapter) == expected, f"{len(adapter)} of {expected} adapter tensors would be saved"
@@ -309,7 +310,7 @@ class IntrospectionModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this model, and take its threshold.
+        """Check that the checkpoint belongs to this model, and use its threshold.
 
         Raises:
             ConfigurationError: It was made by another program, for another base model or another adapter shape.
@@ -340,6 +341,6 @@ class IntrospectionModule(LightningModule):
 
 @contextmanager
 def adapter_off(module: IntrospectionModule) -> Iterator[None]:
-    """The model as it was before training, while the block runs."""
+    """Switch the adapter off, without gradients, while the block runs."""
     with torch.no_grad(), module.model.disable_adapter():
         yield

@@ -12,7 +12,7 @@ from project_paths import CONFIG
 from introspection_lit.cli import IntrospectionCLI, attach, main
 from introspection_lit.models.memory_estimate import estimate
 from introspection_lit.training import batch_size
-from introspection_lit.training.batch_size import fits, largest_part, longest, needed, step_problems
+from introspection_lit.training.batch_size import fits, largest_part, longest, step_load, step_problems
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_less_memory_means_smaller_batches_in_the_same_steps(
     whole = run("--data.batch_size", "12")
     adapters = [adapter_of(whole)]
     for most, accumulated in ((12, 1), (5, 3), (2, 6)):
-        monkeypatch.setattr(batch_size, "_computed", lambda _, most=most: most)
+        monkeypatch.setattr(batch_size, "_largest_by_estimate", lambda _, most=most: most)
         cli = run("--data.batch_size", "auto", "--data.effective_batch", "12")
         assert (cli.datamodule.run.batch_size, cli.trainer.accumulate_grad_batches) == (12 // accumulated, accumulated)
         assert cli.trainer.global_step == whole.trainer.global_step
@@ -59,7 +59,7 @@ def test_less_memory_means_smaller_batches_in_the_same_steps(
 
 def test_second_fit_has_the_same_steps(run: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another trainer, or a validation before: the data module is set up already, and sizes are settled all the same."""
-    monkeypatch.setattr(batch_size, "_computed", lambda _: 4)
+    monkeypatch.setattr(batch_size, "_largest_by_estimate", lambda _: 4)
     cli = run("--data.batch_size", "auto")
     assert (cli.datamodule.run.batch_size, cli.trainer.accumulate_grad_batches) == (4, 4)
     again = cli.instantiate_trainer(max_epochs=1, logger=False)
@@ -95,7 +95,7 @@ def test_formula_and_what_is_free_decide_on_the_cpu(
     cli = run("--data.batch_size", "auto")
     data, module = cli.datamodule.run, cli.model
     assert data.batch_size == 16
-    shape, load = needed(data, 6)
+    shape, load = step_load(data, 6)
     parts = estimate(shape, module.base, module.lora, load)
     monkeypatch.setattr(batch_size, "free_memory", lambda _: (parts.device - parts.weights) / batch_size.USABLE + 10_000)
     assert run("--data.batch_size", "auto").datamodule.run.batch_size == 4

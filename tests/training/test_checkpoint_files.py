@@ -24,7 +24,7 @@ from project_paths import CONFIG
 from torch.utils.tensorboard import SummaryWriter
 
 from introspection_lit.cli import main
-from introspection_lit.training.callbacks.tensorboard_files import Forgiving, forgive
+from introspection_lit.training.callbacks.tensorboard_files import BestEffortWriter, wrap_event_file
 from introspection_lit.training.checkpoint_files import CheckpointFiles, read_checkpoint
 from introspection_lit.utils.checksums import CHECKSUM
 from introspection_lit.utils.errors import ConfigurationError, RunError
@@ -328,9 +328,9 @@ def test_curves_that_cannot_be_written_do_not_stop_a_run(tmp_path: Path) -> None
     for writer in writers:
         writer.flush()
         writer._get_file_writer().event_writer._async_writer._writer._writer = Full()
-    forgive(writers[1])
-    forgive(writers[1])
-    forgive(None)
+    wrap_event_file(writers[1])
+    wrap_event_file(writers[1])
+    wrap_event_file(None)
 
     def log(writer: SummaryWriter) -> None:
         for number in range(50):
@@ -350,12 +350,12 @@ def test_a_run_without_room_for_curves_ends_well(
     fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only TensorBoard's file fails: checkpoints, adapter and configuration are there."""
-    original = Forgiving.__init__
+    original = BestEffortWriter.__init__
 
-    def full(self: Forgiving, file: Any, name: str) -> None:
+    def full(self: BestEffortWriter, file: Any, name: str) -> None:
         original(self, Full(), name)
 
-    monkeypatch.setattr(Forgiving, "__init__", full)
+    monkeypatch.setattr(BestEffortWriter, "__init__", full)
     with pytest.warns(UserWarning, match="The run goes on"):
         fit(tmp_path, "--trainer.max_epochs", "1")
     run = tmp_path / "default" / "version_0"

@@ -23,7 +23,7 @@ from introspection_lit.evaluation.learning_curves import learning_curves
 from introspection_lit.evaluation.metrics import DetectionMetrics
 from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
 from introspection_lit.evaluation.trial_table import ADAPTER
-from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence, lens_of
+from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence, summarise_lens
 
 TOTALS = {
     "seen": 4,
@@ -377,8 +377,8 @@ def test_learning_curves_of_a_run_that_was_too_short_to_log_its_loss(tmp_path: P
 def test_lens_of_trials_of_one_class() -> None:
     """A batch may hold clean trials only."""
     read = {number: (np.full(3, number, np.float32), False) for number in range(4)}
-    assert lens_of(read) is None
-    found = lens_of(read | {9: (np.ones(3, np.float32), True)})
+    assert summarise_lens(read) is None
+    found = summarise_lens(read | {9: (np.ones(3, np.float32), True)})
     assert found is not None
     assert (found["clean"]["mean"], found["steered"]["mean"], found["n"]) == ([1.5] * 3, [1.0] * 3, 5)
     json.dumps(found, allow_nan=False)

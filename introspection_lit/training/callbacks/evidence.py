@@ -1,4 +1,4 @@
-"""The callback that gathers evidence during a test: what other observers say of the same trials, and side effects."""
+"""The callback that gathers evidence during a test: scores of reference observers on the same trials, and side effects."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
 
 
 UNTRAINED, WITH_INFO = "untrained", "with info"
-# Where the layers are read.
+# The test set in which the log-odds are read after every layer.
 LENS_SET = "heldout"
 
 
 class Evidence(Callback):
-    """Gathers what stands behind a test's numbers; it ends up in ``results.json`` and in the report.
+    """Gathers the evidence behind a test's numbers for ``results.json`` and the report.
 
     Args:
-        enabled: Gather anything at all.
-        sets: Test sets whose trials the other observers score, too.
-        untrained: Ask the model without its adapter.
-        info_trials: Ask it with the info prompt, too, in this many trials of each of those sets; the prompt is long.
-        probe_trials: Training trials on which the outside observers are fitted; 0: none.
+        enabled: Gather evidence.
+        sets: Test sets whose trials the reference observers score, too.
+        untrained: Score them with the model without its adapter.
+        info_trials: Trials of each of those sets that it scores with the info prompt, too; the prompt is long.
+        probe_trials: Training trials on which the outside observers (probe, norms, text) are fitted; 0: none.
         lens_trials: Trials of ``heldout`` in which the log-odds are read after every layer.
         texts: Held-out texts whose perplexity is measured with and without the adapter; 0: no side effects at all.
-        facts: Questions of fact, likewise; even.
+        facts: Questions of fact that are asked with and without the adapter; an even number.
         report: Write ``report.html``.
     """
 
@@ -77,11 +77,11 @@ class Evidence(Callback):
         self.scores: dict[tuple[str, int], dict[str, float]] = {}
         self.lens: dict[int, tuple[np.ndarray, bool]] = {}
         self.informed: dict[str, set[int]] = {}
-        self.read: set[int] = set()
+        self.lens_numbers: set[int] = set()
         self.found: dict[str, Any] | None = None
 
     def problems(self) -> list[str]:
-        """What is wrong with its options."""
+        """Errors in the options."""
         counts = (self.info_trials, self.probe_trials, self.lens_trials, self.texts, self.facts)
         most = len(load_facts())
         found = [
@@ -97,15 +97,17 @@ class Evidence(Callback):
         return found if self.enabled else []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last test, and fit the outside observers on training trials."""
+        """Reset, and fit the outside observers on training trials."""
         self.scores, self.lens, self.observers, self.found = {}, {}, None, None
         if not self.enabled:
             return
         run = run_of(trainer)
         self.informed = {
-            name: chosen(run.splits[name], self.info_trials) for name in run.options.test_sets if name in self.sets
+            name: first_trials(run.splits[name], self.info_trials) for name in run.options.test_sets if name in self.sets
         }
-        self.read = chosen(run.splits[LENS_SET], self.lens_trials) if LENS_SET in run.options.test_sets else set()
+        self.lens_numbers = (
+            first_trials(run.splits[LENS_SET], self.lens_trials) if LENS_SET in run.options.test_sets else set()
+        )
         if self.probe_trials and self.informed:
             rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
             try:
@@ -122,7 +124,7 @@ class Evidence(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Let the other observers score the batch."""
+        """Let the reference observers score the batch."""
         if not self.enabled:
             return
         module, run = module_of(pl_module), run_of(trainer)
@@ -133,16 +135,16 @@ class Evidence(Callback):
             if batch.split not in self.sets:
                 return
             if self.observers is not None:
-                for name, scores in self.observers.scores(seen_of(run, batch)).items():
+                for name, scores in self.observers.scores(features_of(run, batch)).items():
                     self._note(batch, name, scores)
             with adapter_off(module):
-                if run.options.prefill_adapter:  # the adapter has had its hand in these caches
+                if run.options.prefill_adapter:  # these caches were written with the adapter on: compute them again
                     batch = run.with_cache(replace(batch, cache=None))
                 if self.untrained:
-                    self._note(batch, UNTRAINED, asked(trainer, module, batch))
+                    self._note(batch, UNTRAINED, score(trainer, module, batch))
                 some, wanted = rows_to_run(trainer, batch, self.informed[batch.split])
                 if some is not None:
-                    informed = asked(trainer, module, with_info(run, some))
+                    informed = score(trainer, module, with_info(run, some))
                     self._note(some if wanted else replace(some, trials=[]), WITH_INFO, informed)
 
     def _note(self, batch: TrialBatch, observer: str, scores: Any) -> None:
@@ -151,20 +153,20 @@ class Evidence(Callback):
                 self.scores.setdefault((batch.split, trial.number), {})[observer] = float(scores[row])
 
     def _read_layers(self, trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> None:
-        some, wanted = rows_to_run(trainer, batch, self.read)
+        some, wanted = rows_to_run(trainer, batch, self.lens_numbers)
         if some is None:
             return
         try:
             layers = through_wrapper(trainer, lambda: log_odds_by_layer(module, some)).cpu().numpy()
         except ValueError as error:
             rank_zero_warn(f"no logit lens: {error}")
-            self.read = set()
+            self.lens_numbers = set()
             return
         for row, trial in enumerate(some.trials if wanted else ()):
             self.lens[trial.number] = (layers[:, row], trial.steered)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put everything together, in ``found``; on the first process only."""
+        """Put the evidence together in ``found``, on the first rank."""
         if not self.enabled:
             return
         module, run = module_of(pl_module), run_of(trainer)
@@ -174,17 +176,17 @@ class Evidence(Callback):
         for scores, lens in gather_objects((self.scores, self.lens)):
             self.scores |= scores
             self.lens |= lens
-        folder, run_folder = trained_in(trainer, module), Path(trainer.log_dir or trainer.default_root_dir)
+        folder, run_folder = training_folder(trainer, module), Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         rank_zero_info("evidence: intervals by bootstrap")
-        rows, trained = described(run, self.scores), trained_kinds(run)
+        rows, trained = trial_rows(run, self.scores), trained_kinds(run)
         write_file(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         trials = TrialTable.from_rows(rows, trained)
         found = analysis.analyse(trials, module.threshold, run.options.strengths[0])
         self.found = found | {
             "controls": controls.control_rows(module.summaries, trials),
-            "lens": lens_of(self.lens),
+            "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": distinct_clean(trials)},
             "training": learning_curves(folder) if folder else None,
@@ -192,8 +194,8 @@ class Evidence(Callback):
         }
 
 
-def chosen(split: Split, n: int) -> set[int]:
-    """The numbers of the first clean and the first steered trials of a test set, n in all."""
+def first_trials(split: Split, n: int) -> set[int]:
+    """Numbers of the first clean and the first steered trials of a test set, n in all."""
     numbers: dict[bool, list[int]] = {False: [], True: []}
     for number in range(split.total or 0):
         numbers[split.plan.trial(number).steered].append(number)
@@ -201,7 +203,7 @@ def chosen(split: Split, n: int) -> set[int]:
 
 
 def rows_of(batch: TrialBatch, numbers: set[int]) -> TrialBatch | None:
-    """The rows of a batch that have one of these numbers, reading the same caches; None if there are none."""
+    """The rows of a batch whose trials have one of these numbers, with the same caches; None if there are none."""
     rows = torch.tensor([row for row, trial in enumerate(batch.trials) if trial.number in numbers], dtype=torch.long)
     if not len(rows):
         return None
@@ -220,7 +222,7 @@ def rows_of(batch: TrialBatch, numbers: set[int]) -> TrialBatch | None:
 
 
 def rows_to_run(trainer: Trainer, batch: TrialBatch, numbers: set[int]) -> tuple[TrialBatch | None, bool]:
-    """:func:`rows_of`, and whether they are wanted: of a sharded model all processes run some if one of them must."""
+    """:func:`rows_of`, and whether their scores count: sharded, all ranks run rows if one must."""
     own = rows_of(batch, numbers)
     if not is_sharded(trainer):
         return own, own is not None
@@ -229,13 +231,13 @@ def rows_to_run(trainer: Trainer, batch: TrialBatch, numbers: set[int]) -> tuple
     return own or rows_of(batch, {batch.trials[0].number}), own is not None
 
 
-def asked(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> torch.Tensor:
-    """The log-odds of a batch as the model is now, outside a step, ``(batch,)``."""
+def score(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> torch.Tensor:
+    """Log-odds of a batch outside a step, with the model as it is now, ``(batch,)``."""
     return log_odds(through_wrapper(trainer, lambda: module.answer_logits(batch)), batch.answer_ids)
 
 
-def seen_of(run: RunContext, batch: TrialBatch) -> Features:
-    """What outside observers see of a batch that has been through the prefill."""
+def features_of(run: RunContext, batch: TrialBatch) -> Features:
+    """Features of a batch with its caches, for the outside observers."""
     assert batch.cache is not None
     contexts = run.splits[batch.split].contexts
     texts = ["\n".join(turn.content for turn in contexts[trial.context].turns) for trial in batch.trials]
@@ -246,12 +248,12 @@ def seen_of(run: RunContext, batch: TrialBatch) -> Features:
 
 def fit_observers(run: RunContext, n: int, device: torch.device) -> Observers:
     """Fit the outside observers on the first trials of the training."""
-    split = replace(run.splits["train"], control="none")  # they are told the truth, whatever the adapter was told
-    batches = SplitBatches(split, run.vector_bank, DEFAULT_BATCH_SIZE, 1)  # whatever size has been found for training
+    split = replace(run.splits["train"], control="none")  # true labels and steering, also in control runs
+    batches = SplitBatches(split, run.vector_bank, DEFAULT_BATCH_SIZE, 1)  # not the training batch size
     seen, labels, groups = [], [], []
     for number in range(-(-n // DEFAULT_BATCH_SIZE)):
         batch = run.with_cache(batches[number].to(device))
-        seen.append(seen_of(run, batch))
+        seen.append(features_of(run, batch))
         labels.append(batch.labels.cpu().numpy())
         groups += [split.contexts[trial.context].key for trial in batch.trials]
     return Observers(concatenate(seen), np.concatenate(labels), groups)
@@ -260,8 +262,8 @@ def fit_observers(run: RunContext, n: int, device: torch.device) -> Observers:
 def with_info(run: RunContext, batch: TrialBatch) -> TrialBatch:
     """The same batch and caches, with the info prompt before the question."""
     split = run.splits[batch.split]
-    told = replace(split.phrasing, info=info_text("explained", split.tokenizer))
-    informed = replace(split, phrasing=told, _encoded={}, _lengths=[])
+    phrasing = replace(split.phrasing, info=info_text("explained", split.tokenizer))
+    informed = replace(split, phrasing=phrasing, _encoded={}, _lengths=[])
     fill = split.tokenizer.pad_token_id or 0
     ids, mask = pad([informed.encoded(t.context, t.question).question_ids for t in batch.trials], fill, "right")
     device = batch.question_ids.device
@@ -275,15 +277,15 @@ def measured_side_effects(module: IntrospectionModule, run: RunContext, texts: i
         run.splits[name].contexts for name in ("heldout", *run.options.test_sets) if name in run.splits and name != "odd"
     ]
     contexts = sources[0] if sources else run.splits["validation"].contexts
-    asked = (module, words.tokenizer, words.phrasing, words.answer_ids, contexts, texts, run.options.eval_batch_size)
+    arguments = (module, words.tokenizer, words.phrasing, words.answer_ids, contexts, texts, run.options.eval_batch_size)
     with run.trainer.precision_plugin.forward_context():
-        return side_effects(*asked, n_facts=facts)
+        return side_effects(*arguments, n_facts=facts)
 
 
-def described(run: RunContext, scores: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
-    """The trials of the test sets in words, in order, with what every observer said."""
-    trials = ((run.splits[name].plan.trial(number), told) for (name, number), told in sorted(scores.items()))
-    return [run.describe(trial) | {"scores": told} for trial, told in trials]
+def trial_rows(run: RunContext, scores: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
+    """Rows of ``trials.jsonl``: each trial of the test sets, in order, with the score of every observer."""
+    trials = ((run.splits[name].plan.trial(number), by_observer) for (name, number), by_observer in sorted(scores.items()))
+    return [run.describe(trial) | {"scores": by_observer} for trial, by_observer in trials]
 
 
 def trained_kinds(run: RunContext) -> set[str]:
@@ -296,7 +298,7 @@ def distinct_clean(trials: TrialTable) -> dict[str, int]:
     return {str(name): len(trials.of_sets(str(name)).clean()) for name in dict.fromkeys(trials.sets)}
 
 
-def lens_of(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:
+def summarise_lens(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:
     """Log-odds by layer: mean and quartiles over clean and over steered trials; None unless there are both."""
     labels = np.array([steered for _, steered in read.values()], dtype=bool)
     if len(set(labels)) < 2:
@@ -309,8 +311,8 @@ def lens_of(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:
     return found
 
 
-def trained_in(trainer: Trainer, module: IntrospectionModule) -> Path | None:
-    """The folder of the run that trained what is tested. To be called on every process."""
+def training_folder(trainer: Trainer, module: IntrospectionModule) -> Path | None:
+    """The folder of the run that trained the tested weights. Collective: every rank must call it."""
     own = trainer.log_dir
     if trainer.ckpt_path:
         return Path(trainer.ckpt_path).parent.parent

@@ -1,8 +1,7 @@
-"""What SIGTERM and Ctrl-C do: a fit finishes its step, leaves a checkpoint from which resuming is exact, and ends.
+"""SIGTERM and Ctrl-C: a fit finishes its step, writes a checkpoint that resumes exactly, and exits.
 
-Lightning's own answers lose the epoch: after Ctrl-C nothing is saved, and SIGTERM is not obeyed in ``test`` and
-``predict``. Among several processes its answer to SIGTERM waits for the others in the middle of whatever they are doing
-(docs/clusters.md).
+Lightning's own handlers lose the epoch: after Ctrl-C nothing is saved, and ``test`` and ``predict`` ignore SIGTERM. With
+several processes its SIGTERM handler waits for the other ranks in the middle of whatever they are doing (docs/clusters.md).
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption(Callback):
-    """Obeys SIGTERM and Ctrl-C, in all processes after the same step, and keeps checkpoints exact.
+    """Stops a run at SIGTERM and Ctrl-C, in all processes after the same step, with a checkpoint that resumes exactly.
 
     The exit status is 128 and the number of the signal: 143 for SIGTERM, 130 for Ctrl-C. A second signal ends the run at
     once, without a checkpoint; so does the first one where there is no training to be saved.
 
     Attributes:
-        received: The signal that the step is being finished for; 0: none.
+        received: The signal that has come; 0: none.
     """
 
     def __init__(self) -> None:
@@ -37,30 +36,30 @@ class Interruption(Callback):
         self._unvalidated = False  # the checkpoint being written is from before a validation that is due
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over from Lightning, which has just taken them itself; it gives them back in the end."""
+        """Replace Lightning's signal handlers, which it has just installed; it restores the original ones at the end."""
         self.received = signal.SIGTERM if trainer.received_sigterm else 0
-        self._answer(self._finish_step)
+        self._install(self._finish_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Put validations right: Lightning sets them anew in each epoch, and one that is gone on with has no start."""
+        """Correct the validation interval: Lightning sets it in each epoch, and a resumed one has no start hook."""
         validate_after_steps(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Outside of a fit, a signal ends the run."""
         if trainer.state.fn != TrainerFn.FITTING:
-            self._answer(leave)
+            self._install(leave)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A signal ends the run, also one that came when a fit before had no step left to finish."""
         if number := _any_process(self.received, trainer):
             leave(number)
-        self._answer(leave)
+        self._install(leave)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A signal ends the run."""
-        self._answer(leave)
+        self._install(leave)
 
-    def _answer(self, handler: Any) -> None:
+    def _install(self, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, handler)
@@ -71,16 +70,16 @@ class Interruption(Callback):
         self.received = number
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Leave, if a signal has come and the step is complete: gradients that are being accumulated are not saved."""
+        """Stop if a signal has come and the step is complete: gradients that are being accumulated are not saved."""
         if not trainer.fit_loop.epoch_loop._should_accumulate():
-            self._stop_if_told(trainer, unvalidated=validation_is_due(trainer))
+            self._stop_if_signalled(trainer, unvalidated=validation_is_due(trainer))
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Leave, if a signal has come while a fit is validating: the validation is made again after the resume."""
+        """Stop if a signal has come while a fit is validating: the resumed run validates again."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._stop_if_told(trainer, unvalidated=True)
+            self._stop_if_signalled(trainer, unvalidated=True)
 
-    def _stop_if_told(self, trainer: Trainer, unvalidated: bool) -> None:
+    def _stop_if_signalled(self, trainer: Trainer, unvalidated: bool) -> None:
         number = _any_process(self.received, trainer)
         if not number:
             return
@@ -88,7 +87,7 @@ class Interruption(Callback):
         place = "nothing was saved: checkpoints are switched off"
         if isinstance(saver, ModelCheckpoint) and not getattr(trainer, "fast_dev_run", False):
             self._unvalidated = unvalidated
-            saver.save_last, saver.save_weights_only = True, False  # whatever was asked for: this one is to go on from
+            saver.save_last, saver.save_weights_only = True, False  # whatever the options: the run resumes from this one
             saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
             self._unvalidated = False
             place = f"go on with --ckpt_path {saver.last_model_path}"
@@ -97,7 +96,7 @@ class Interruption(Callback):
         raise SystemExit(128 + number)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write down that a validation is due, where one is."""
+        """Record that a validation is due, if one is."""
         loops = checkpoint.get("loops", {}).get("fit_loop")
         if loops is None or trainer.state.fn != TrainerFn.FITTING:
             return

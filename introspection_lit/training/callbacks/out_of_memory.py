@@ -20,7 +20,7 @@ from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.loading import load_config
 from introspection_lit.models.memory_estimate import PARTS, Load, estimate
 from introspection_lit.steering.clean_caches import GIB
-from introspection_lit.training.batch_size import AUTO, free_memory, needed
+from introspection_lit.training.batch_size import AUTO, free_memory, step_load
 from introspection_lit.training.callbacks.memory_advice import Stage, changes, situation
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import module_of, run_of
@@ -153,7 +153,7 @@ def estimated(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
         load = Load(0, 0, 0, str(trainer.precision), strategy, trainer.world_size)  # type: ignore[arg-type]
         sizes = {"weights": estimate(shape, module.base, module.lora, load).weights}
     else:
-        shape, load = needed(run, run.batch_size if step else run.options.eval_batch_size)
+        shape, load = step_load(run, run.batch_size if step else run.options.eval_batch_size)
         if batch is not None:
             width = batch.context_ids.shape[1]
             load = replace(load, batch=len(batch.trials), context=width, question=question_tokens(batch))

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: a run does not end because its curves cannot be written."""
+"""TensorBoard's event files: a write error ends the curves, not the run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 
-class Forgiving:
-    """A file for events that warns once when it cannot be written, and then takes everything and writes nothing.
+class BestEffortWriter:
+    """Wraps an event file: warns at the first write error, and discards everything after it.
 
     TensorBoard writes in a thread. After an error that thread dies, with what has not been written; the error comes up
-    again at whatever is logged next, and once more when the run is being ended because of it. What lies behind a record
-    that is cut off could not be read: so nothing is written after the first error.
+    again at the next logged value, and once more when that ends the run. Records after a truncated one could not be read,
+    so nothing is written after the first error.
 
     Args:
         file: TensorBoard's.
@@ -56,16 +56,16 @@ class Forgiving:
 
 
 class CurvesMayFail(Callback):
-    """Makes the event files of a run forgiving; Lightning opens them right before the set-up."""
+    """Turns write errors of TensorBoard's event files into a warning; Lightning opens the files right before the set-up."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for TensorBoard among the loggers."""
         for logger in trainer.loggers:
-            forgive(getattr(logger, "experiment", None))
+            wrap_event_file(getattr(logger, "experiment", None))
 
 
-def forgive(experiment: Any) -> None:
-    """Make the event file of a TensorBoard ``SummaryWriter`` forgiving; nothing happens to anything else.
+def wrap_event_file(experiment: Any) -> None:
+    """Wrap the event file of a TensorBoard ``SummaryWriter`` in a :class:`BestEffortWriter`; other loggers are left alone.
 
     Args:
         experiment: Of a logger.
@@ -76,5 +76,5 @@ def forgive(experiment: Any) -> None:
         file, name = records._writer, events._file_name
     except AttributeError:
         return
-    if not isinstance(file, Forgiving):
-        records._writer = Forgiving(file, name)
+    if not isinstance(file, BestEffortWriter):
+        records._writer = BestEffortWriter(file, name)

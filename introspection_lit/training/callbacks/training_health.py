@@ -1,4 +1,4 @@
-"""Watches a training that goes on but has gone wrong: mass that collapses, false alarms that run away."""
+"""Warns of training that runs but has gone wrong: answer probability that collapses, false alarms that run away."""
 
 from __future__ import annotations
 
