@@ -19,24 +19,26 @@ from introspection_lit.utils.paths import inside_folder
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which after a resume still knows the best checkpoint so far, and keeps the last one.
+    """Lightning's callback; after a resume it still knows the best checkpoint so far, and it always keeps the last one.
 
     A resumed run has a folder of its own, and Lightning 2.6 then forgets the score (not the path): the first validation
-    after the resume would count as the best, whatever came before. And it writes ``last.ckpt`` only where a best one is
-    written too: a run that is stopped would go on from its best epoch, not from its last. Here a resumed run copies the
-    best checkpoints so far from the folder that it goes on from, which stays as it was; and no checkpoint is removed before
-    the last one that knows of its successor is there. With ``every_n_train_steps``, Lightning would save the best by the
-    score of an earlier validation, or none at all: here it is the last checkpoint that is saved so often, at the end of
-    steps, and the best one after validations as ever.
+    after the resume would count as the best. It also writes ``last.ckpt`` only together with a best one, so that a stopped
+    run would resume from its best epoch instead of its last. Here a resumed run copies the best checkpoints so far from the
+    folder of the run before, which stays unchanged, and removes a checkpoint only after the last one that names its
+    successor is written. With ``every_n_train_steps``, Lightning would save the best by the score of an earlier
+    validation, or none: here ``last.ckpt`` is saved at that interval, at the ends of steps, and the best after validations.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        amiss = {"train_time_interval": self._train_time_interval is not None, "save_on_exception": self.save_on_exception}
+        inexact = {
+            "train_time_interval": self._train_time_interval is not None,
+            "save_on_exception": self.save_on_exception,
+        }
         if problems := [
             f"checkpoint.{option}: would save between the batches of a step, from where nothing goes on as it was. Use "
             "checkpoint.every_n_train_steps; SIGTERM and Ctrl-C leave a checkpoint anyway."
-            for option, given in amiss.items()
+            for option, given in inexact.items()
             if given
         ]:
             raise ConfigurationError(problems)
@@ -51,19 +53,19 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Where a checkpoint has the best ones so far: by what they are compared by, not by how often they are saved."""
+        """The key of this callback's state in a checkpoint; it depends on the monitor, not on how often is saved."""
         usual = {"every_n_train_steps": 0, "every_n_epochs": 1, "train_time_interval": None}
         return self._generate_state_key(monitor=self.monitor, mode=self.mode, **usual)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the folder of the run, and that of the run it goes on from."""
+        """Find the folder of the run, and of the run that it resumes."""
         super().setup(trainer, pl_module, stage)
         path = run_of(trainer).checkpoint
         self.resumed_from = Path(path).parent if path and stage == "fit" else None
         self.writes = trainer.is_global_zero
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **options: Any) -> None:
-        """Save what is to be saved every so many steps; which is the best, only a validation says."""
+        """Save at ``every_n_train_steps``; only a validation decides which checkpoint is the best."""
         steps = self._every_n_train_steps
         if not steps or trainer.global_step % steps or trainer.fit_loop.epoch_loop._should_accumulate():
             return
@@ -81,14 +83,14 @@ class BestCheckpoint(ModelCheckpoint):
         self._remove_outdated(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep it where validations come at other times than the ends of epochs."""
+        """Keep the last checkpoint where validations come at other times than the ends of epochs."""
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._keep_last(trainer)
         self._remove_outdated(trainer)
 
     def _saves_after_this(self, trainer: Trainer) -> bool:
-        """Whether a batch is followed by a validation whose result is saved, and the last checkpoint with it."""
+        """Whether a validation follows this batch, after which the last checkpoint is saved anyway."""
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         return validation_is_due(trainer) and (last or not self._should_save_on_train_epoch_end(trainer))
 
@@ -97,7 +99,7 @@ class BestCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Remember to remove a file; a process that is killed before it has written the last one still needs it."""
+        """Remove the file later: a process killed before the last checkpoint is written still needs it."""
         self.outdated.append(filepath)
 
     def _remove_outdated(self, trainer: Trainer) -> None:

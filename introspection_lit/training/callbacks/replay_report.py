@@ -1,4 +1,4 @@
-"""Replaying: chosen trials of a run again, each alone, to see where their numbers stop being numbers."""
+"""Replay: scores single trials of a run alone and reports where their values become NaN or infinite."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def loss_and_gradients(run: RunContext, trial: Trial) -> tuple[Tensor, dict[str,
 
 
 class Place(NamedTuple):
-    """What was seen in one place of a pass.
+    """The values at one place of a pass.
 
     Attributes:
-        name: Where.
-        finite: Every number is one.
-        largest: The largest absolute value; nan if one is.
-        dtype: Of the numbers.
+        name: The place.
+        finite: No value is NaN or infinite.
+        largest: The largest absolute value; NaN if one is NaN.
+        dtype: Of the values.
     """
 
     name: str
@@ -75,12 +75,11 @@ class Place(NamedTuple):
 class Trace:
     """Hooks that look at the residual stream before and after every decoder layer.
 
-    Steering is added to a layer's output by a hook that runs after these, so what it adds shows in what goes into the next
-    layer.
+    Steering is added to a layer's output by a hook that runs after these: it shows in the input of the next layer.
 
     Attributes:
-        places: What was seen, in order, by the name of the pass.
-        current: The pass that is running; None: nobody looks.
+        places: The places in order, by the name of the pass.
+        current: The pass that is running; None: nothing is recorded.
     """
 
     places: dict[str, list[Place]] = field(default_factory=dict)
@@ -88,7 +87,7 @@ class Trace:
 
     @contextmanager
     def on(self, layers: Sequence[nn.Module]) -> Iterator[Trace]:
-        """Hang the hooks while the block runs; they are gone afterwards, whatever happens inside."""
+        """Register the hooks while the block runs."""
         handles = []
         try:
             for number, layer in enumerate(layers):
@@ -121,7 +120,7 @@ class Trace:
         self.places.setdefault(self.current, []).append(Place(name, finite, largest, values.dtype))
 
     def summary(self, name: str) -> str:
-        """Where a pass stops being finite first, in words; or that all of it is."""
+        """A line of text: the first place of a pass with NaN or infinite values, or that there is none."""
         places = self.places.get(name, [])
         first = next((number for number, place in enumerate(places) if not place.finite), len(places))
         before = max(places[:first], key=lambda place: place.largest, default=None)
@@ -138,27 +137,27 @@ PREFILL, DETECTION = "prefill", "detection pass"
 
 
 class ReplayReport(Callback):
-    """While trials are replayed: prints where the numbers of each stop being finite first."""
+    """While trials are replayed: prints the first place of each with NaN or infinite values."""
 
     def __init__(self) -> None:
         self.trace = Trace()
         self.hooks = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hang the hooks, if trials are replayed."""
+        """Register the hooks if trials are replayed."""
         run = run_of(trainer)
         if run.options.replay is not None:
             self.trace = Trace(current=PREFILL)
             self.hooks.enter_context(self.trace.on(run.module.layers))
 
     def on_predict_batch_start(self, trainer: Trainer, *args: Any, **options: Any) -> None:
-        """The prefill is done."""
+        """The prefill is done: record the question pass."""
         self.trace.current = DETECTION
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrialBatch, *args: Any, **options: Any
     ) -> None:
-        """Print what was seen, and make ready for the next trial."""
+        """Print the report on the trial, and reset for the next one."""
         run = run_of(trainer)
         if run.options.replay is None:
             return
@@ -176,16 +175,16 @@ class ReplayReport(Callback):
         self.trace.places, self.trace.current = {}, PREFILL
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self.hooks.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self.hooks.close()
 
 
 def gradient_summary(run: RunContext, trial: Trial) -> str:
-    """What a trial alone would teach: its loss and whether the gradient is finite, in words."""
+    """A line of text: the loss of a trial alone, and whether its gradient is finite."""
     with torch.inference_mode(False):
         loss, gradients = loss_and_gradients(run, trial)
     broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
