@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from introspection_lit.utils.errors import RunError
+from introspection_lit.utils.errors import ConfigurationError, RunError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -23,13 +24,11 @@ FAILED = -1
 
 
 def smallest_of_all(find: Callable[[], int]) -> int:
-    """Find a size in every process; the smallest counts.
-
-    A process that fails tells the others before it ends: they would wait for it.
+    """Collective: the smallest of the sizes that all ranks find. If the search fails on one rank, all ranks fail.
 
     Raises:
-        RunError: Another process has failed.
-        Exception: What this process's own search has raised.
+        RunError: The search of another rank has failed.
+        Exception: Raised by this rank's own search.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return find()
@@ -56,27 +55,64 @@ def gather_objects(own: T) -> list[T]:
     return objects
 
 
+def broadcast_object(value: Any) -> Any:
+    """Collective: the first rank's picklable object, on every rank."""
+    objects = [value]
+    dist.broadcast_object_list(objects, src=0)
+    return objects[0]
+
+
+def fail_together(action: Callable[[], T]) -> T:
+    """Collective: run an action on every rank; if it fails on one, all ranks fail instead of waiting for each other.
+
+    Args:
+        action: Must not contain a collective operation.
+
+    Raises:
+        ConfigurationError: It failed on some rank; all problems of all ranks. An error that is no ``ValueError`` is raised
+            unchanged on the rank where it came up.
+    """
+    problems: list[str] = []
+    cause: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:
+        cause = error
+        if isinstance(error, ConfigurationError):
+            problems = error.problems
+        elif isinstance(error, ValueError):
+            problems = [str(error)]
+        else:
+            problems = [f"process {dist.get_rank()} failed: {type(error).__name__}: {error}"]
+    reports = gather_objects(problems)
+    if cause is not None and not isinstance(cause, ValueError):
+        raise cause
+    if distinct := list(dict.fromkeys(chain(*reports))):
+        raise ConfigurationError(distinct) from cause
+    return result
+
+
 def is_sharded(trainer: Trainer) -> bool:
-    """True if no process has a whole model: then all of them must make the same forward passes."""
+    """True if no rank holds the whole model: then all ranks must run the same forward passes."""
     return isinstance(trainer.strategy, FSDPStrategy)
 
 
 def one_loads_for_all(trainer: Trainer) -> bool:
-    """True if the first process loads the model and the others get their shards from it."""
+    """True if the first rank loads the model and sends the other ranks their shards."""
     return is_sharded(trainer) and trainer.world_size > 1
 
 
 def through_wrapper(trainer: Trainer, function: Callable[[], T]) -> T:
-    """Run something that calls the module, inside the forward of what the strategy has wrapped around the module.
+    """Run a function that calls the module inside the forward of the strategy's wrapper around the module.
 
     FSDP gathers weights outside the decoder layers in the outermost forward only. Lightning does the same for its steps.
 
     Args:
         trainer: With its strategy set up.
-        function: What to run.
+        function: The function.
 
     Returns:
-        What the function returns; what it raises is raised.
+        The function's result.
     """
     wrapper, module = cast("nn.Module", trainer.model), trainer.lightning_module
     if not is_sharded(trainer):
@@ -101,9 +137,7 @@ def through_wrapper(trainer: Trainer, function: Callable[[], T]) -> T:
 
 
 def leave_base_alone(module: LightningModule) -> None:
-    """Let DDP send and watch nothing but the adapter.
-
-    It would send the whole frozen model at the start, and its buffers again before every forward pass.
+    """Limit DDP to the adapter: it would send the frozen model at the start, and its buffers before every forward pass.
 
     Args:
         module: Before it is wrapped.

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from introspection_lit.training.checks import precision_problems
-from introspection_lit.training.fsdp_shards import adapter_matrices, dtype_problems, own_part, plain_name, whole
+from introspection_lit.training.fsdp_shards import adapter_matrices, dtype_problems, gather_shards, own_part, plain_name
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class ShardedStrategy(FSDPStrategy):
     """FSDP (FULL_SHARD) of a frozen base model and its LoRA adapter, on GPUs, or on the CPU with gloo.
 
     Every decoder layer is a unit, and so is every matrix of the adapter: a unit has weights of one dtype, and packed
-    weights and float32 adapters differ. Checkpoints are those of one process: the adapter, whole, under the same names, and
-    the optimiser's state in the same order, so that either can go on from the other's.
+    weights and float32 adapters differ. Checkpoints are those of one process: the whole adapter under the
+    same names, and the optimiser's state in the same order, so that one process can resume from FSDP and the other way round.
     """
 
     strategy_name = "introspection_fsdp"
@@ -162,7 +162,7 @@ class ShardedStrategy(FSDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The whole adapter, on every process; the base model is not gathered."""
-        return {name: whole(shard, self.shapes[name]) for name, shard in self._shards().items()}
+        return {name: gather_shards(shard, self.shapes[name]) for name, shard in self._shards().items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state, on every process, as in one process."""
@@ -175,7 +175,9 @@ class ShardedStrategy(FSDPStrategy):
         for number, dimensions in kinds.items():
             own = state["state"].get(number, {})
             parts = {kind: own.get(kind, empty) for kind in dimensions}
-            gathered[number] = {k: whole(part, shapes[number]) if dimensions[k] else part for k, part in parts.items()}
+            gathered[number] = {
+                k: gather_shards(part, shapes[number]) if dimensions[k] else part for k, part in parts.items()
+            }
         return {**state, "state": gathered}
 
     def _shapes_in(self, optimizer: Optimizer) -> list[torch.Size]:
@@ -209,7 +211,7 @@ StrategyRegistry.register(
 
 
 def adapter_shapes(module: LightningModule) -> Mapping[str, torch.Size]:
-    """The shapes of the adapter's tensors, whole, by the names that they have in one process."""
+    """The unsharded shapes of the adapter's tensors, by their names in one process."""
     strategy = module.trainer.strategy
     if isinstance(strategy, ShardedStrategy) and strategy.shapes:
         return strategy.shapes

@@ -22,7 +22,7 @@ from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import freeze, load_model, quantization_config
 from introspection_lit.models.random_models import is_random, random_config
 from introspection_lit.models.sources import resolve
-from introspection_lit.utils.errors import ConfigurationError
+from introspection_lit.training.distributed import broadcast_object, fail_together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ Form = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor
 
 
 class Outline(NamedTuple):
-    """What the other processes must know of the first one's model; plain values.
+    """The shapes and dtypes of the first process's model, for the other processes; plain values.
 
     Attributes:
         tensors: Shape and dtype of each parameter and buffer, by name.
@@ -47,13 +47,13 @@ class Outline(NamedTuple):
 
 
 def load_shared(base: BaseModel, rank: int, device: torch.device) -> PreTrainedModel:
-    """Load the frozen base model in the first process, and its outline in all others. Every process must call this.
+    """Load the frozen base model in the first process, and its outline in all others. Collective: every rank must call it.
 
-    What FSDP does not send, because it is no parameter, is sent here: the quantisation state of each 4-bit layer. It is
-    whole on the device of every process: a byte for 64 weights, .5 GB for 32B.
+    The quantisation state of each 4-bit layer is no parameter, so FSDP does not send it: it is sent here, whole, to the
+    device of every process (a byte for 64 weights, .5 GB for 32B).
 
     Args:
-        base: What to load; unquantised, or NF4 with a floating storage dtype, which is what FSDP can shard.
+        base: The base model; unquantised, or NF4 with a floating storage dtype, which FSDP can shard.
         rank: This process; 0 is the first.
         device: Where this process computes, and what the process group's tensors lie on.
 
@@ -64,9 +64,9 @@ def load_shared(base: BaseModel, rank: int, device: torch.device) -> PreTrainedM
     Raises:
         ConfigurationError: In every process: the model cannot be loaded in one of them, or is not the same in all.
     """
-    model = in_agreement(lambda: load_model(base) if rank == 0 else _without_weights(base))
-    outline = _from_first(_outline(model) if rank == 0 else None)
-    in_agreement(lambda: _follow(model, outline.tensors, list(outline.states)) if rank > 0 else None)
+    model = fail_together(lambda: load_model(base) if rank == 0 else _without_weights(base))
+    outline = broadcast_object(_outline(model) if rank == 0 else None)
+    fail_together(lambda: _follow(model, outline.tensors, list(outline.states)) if rank > 0 else None)
     for name, forms in outline.states.items():
         layer: Any = model.get_submodule(name)
         _share_quantisation(layer, forms, rank, device, packed=outline.tensors[f"{name}.weight"])
@@ -165,14 +165,13 @@ def _share_quantisation(layer: Any, forms: dict[str, Form], rank: int, device: t
 
 
 def materialise(module: nn.Module, device: torch.device) -> None:
-    """Give a module's own parameters and buffers room on a device; FSDP's ``param_init_fn``.
+    """Allocate a module's own parameters and buffers on a device, uninitialised; FSDP's ``param_init_fn``.
 
     The tensors stay the same objects: tied weights stay tied, and packed 4-bit weights keep their class and state.
 
     Args:
-        module: Its tensors on the meta device are given room, with whatever is there in memory; others are left alone, and
-            so are those of its children.
-        device: Where to.
+        module: Its own tensors on the meta device are allocated; all others, and those of its children, are left alone.
+        device: The device.
     """
     for tensor in chain(module.parameters(recurse=False), module.buffers(recurse=False)):
         if tensor.is_meta:
@@ -183,7 +182,7 @@ def materialise(module: nn.Module, device: torch.device) -> None:
 
 
 def shared_bank(make: Callable[[], VectorBank], rank: int) -> VectorBank:
-    """Make a vector bank in the first process, which alone has weights before FSDP, and give it to all.
+    """Make a vector bank in the first process, which alone has weights before FSDP, and send it to all.
 
     Args:
         make: Makes it; called in the first process only.
@@ -192,87 +191,49 @@ def shared_bank(make: Callable[[], VectorBank], rank: int) -> VectorBank:
     Raises:
         ConfigurationError: In every process: it could not be made.
     """
-    bank = in_agreement(lambda: make() if rank == 0 else None)
-    return _from_first(bank)
+    bank = fail_together(lambda: make() if rank == 0 else None)
+    return broadcast_object(bank)
 
 
 @contextmanager
 def one_layer_at_a_time(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Let a model that lies on the CPU run on a device that has no room for all of it.
+    """Run a model that is on the CPU on a device that cannot hold all of it.
 
-    Each decoder layer is copied there when its turn comes and dropped when it is done; what is not in a layer (embedding,
-    norm, head) is there as long as the block runs. For a few forward passes without gradient.
+    Each decoder layer is copied to the device for its forward and dropped after it; tensors outside the layers (embedding,
+    norm, head) stay there while the block runs. For a few forward passes without gradient.
 
     Args:
-        model: The model; after the block it is where it was.
+        model: The model; after the block it is back on the CPU.
         layers: Its decoder layers.
-        device: Where it runs.
+        device: The device that computes.
     """
     inside = {id(tensor) for layer in layers for _, tensor in _named_tensors(layer)}
-    away: list[tuple[Tensor, Tensor]] = []
+    copied: list[tuple[Tensor, Tensor]] = []
 
-    def leave(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def copy_to_device(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
         moved = [(tensor, tensor.data) for tensor in tensors]
         for tensor, home in moved:
             tensor.data = torch.empty(home.shape, dtype=home.dtype, device=device).copy_(home)
         return moved
 
-    def come_home(moved: list[tuple[Tensor, Tensor]]) -> None:
+    def restore(moved: list[tuple[Tensor, Tensor]]) -> None:
         while moved:
             tensor, home = moved.pop()
             tensor.data = home
 
     handles = []
     for layer in layers:
-        handles.append(layer.register_forward_pre_hook(lambda module, _: away.extend(leave(_tensors(module)))))
-        handles.append(layer.register_forward_hook(lambda *_: come_home(away), always_call=True))
-    outside = leave(tensor for _, tensor in _named_tensors(model) if id(tensor) not in inside)
+        handles.append(layer.register_forward_pre_hook(lambda module, _: copied.extend(copy_to_device(_tensors(module)))))
+        handles.append(layer.register_forward_hook(lambda *_: restore(copied), always_call=True))
+    outside = copy_to_device(tensor for _, tensor in _named_tensors(model) if id(tensor) not in inside)
     try:
         yield
     finally:
-        come_home(outside)
-        come_home(away)  # an interrupt calls no hook
+        restore(outside)
+        restore(copied)  # an interrupt calls no hook
         for handle in handles:
             handle.remove()
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [tensor for _, tensor in _named_tensors(module)]
-
-
-def in_agreement(make: Callable[[], T]) -> T:
-    """Do something in every process; where it fails in one, all of them fail instead of waiting for each other.
-
-    Args:
-        make: What to do; no process may wait for another inside.
-
-    Raises:
-        ConfigurationError: It failed in some process; all problems of all processes. What is neither this nor a
-            ``ValueError`` is raised as it is in the process where it came up.
-    """
-    problems: list[str] = []
-    cause: Exception | None = None
-    try:
-        result = make()
-    except Exception as error:
-        cause = error
-        if isinstance(error, ConfigurationError):
-            problems = error.problems
-        elif isinstance(error, ValueError):
-            problems = [str(error)]
-        else:
-            problems = [f"process {dist.get_rank()} failed: {type(error).__name__}: {error}"]
-    reports: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, problems)
-    if cause is not None and not isinstance(cause, ValueError):
-        raise cause
-    if found := list(dict.fromkeys(chain(*reports))):
-        raise ConfigurationError(found) from cause
-    return result
-
-
-def _from_first(value: Any) -> Any:
-    """Send a plain value of the first process to all."""
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]

@@ -1,4 +1,4 @@
-"""FSDP's units and shards: what is a unit, and how a tensor that is one comes apart and together."""
+"""FSDP's units and shards: which modules are units, and how a tensor that is a unit is split and gathered."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ WRAPPED = "_fsdp_wrapped_module."
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter or module has where nothing is sharded."""
+    """The name of a parameter or module without FSDP's wrapper."""
     return name.replace(WRAPPED, "")
 
 
 def adapter_matrices(model: nn.Module) -> list[nn.Module]:
-    """The linear modules that LoRA's A and B are."""
+    """The linear modules of LoRA's matrices A and B."""
     return [child for name, child in model.named_modules() if name.split(".")[-2:-1] in (["lora_A"], ["lora_B"])]
 
 
-def whole(shard: Tensor, shape: torch.Size) -> Tensor:
-    """Put a tensor that is a unit of its own together from the shards of all processes; all must call this.
+def gather_shards(shard: Tensor, shape: torch.Size) -> Tensor:
+    """Collective: gather a tensor that is an FSDP unit of its own from the shards of all ranks.
 
     Args:
         shard: This process's part, flat: FSDP cuts a unit into as many equal pieces as there are processes, and the last
             ones may be shorter or empty.
-        shape: Of the whole.
+        shape: Of the gathered tensor.
 
     Returns:
         The tensor, on the CPU.
@@ -42,7 +42,7 @@ def whole(shard: Tensor, shape: torch.Size) -> Tensor:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is a unit of its own, flat; the other way round of :func:`whole`."""
+    """This process's part of a tensor that is a unit of its own, flat; the inverse of :func:`gather_shards`."""
     parts, rank = tensor.flatten().chunk(dist.get_world_size()), dist.get_rank()
     return parts[rank] if rank < len(parts) else tensor.new_empty(0)
 

@@ -25,7 +25,8 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.training.fsdp_loading import in_agreement, load_shared, materialise, one_layer_at_a_time, shared_bank
+from introspection_lit.training.distributed import fail_together
+from introspection_lit.training.fsdp_loading import load_shared, materialise, one_layer_at_a_time, shared_bank
 from introspection_lit.utils.errors import ConfigurationError
 
 pytestmark = pytest.mark.slow
@@ -113,7 +114,7 @@ def fail(what: str, rank: int, folders: dict[str, str]) -> str:
         elif what == "another model":
             load_shared(BaseModel(folders["gemma" if rank else "qwen2-wide"]), rank, CPU)
         elif what == "a bug":
-            in_agreement(lambda: {}["nothing"] if rank == 0 else None)
+            fail_together(lambda: {}["nothing"] if rank == 0 else None)
         else:
             shared_bank(no_bank, rank)
     except Exception as error:
