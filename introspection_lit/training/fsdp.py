@@ -88,7 +88,7 @@ class ShardedStrategy(FSDPStrategy):
 
     Every decoder layer is a unit, and so is every matrix of the adapter: a unit has weights of one dtype, and packed
     weights and float32 adapters differ. Checkpoints are those of one process: the whole adapter under the
-    same names, and the optimiser's state in the same order, so that one process can resume from FSDP and the other way round.
+    same names, and the optimiser's state in the same order, so that a run resumes with or without FSDP.
     """
 
     strategy_name = "introspection_fsdp"

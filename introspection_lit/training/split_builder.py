@@ -101,7 +101,7 @@ class SplitBuilder:
 
         Args:
             config: The model's configuration: its window must hold the longest question.
-            share_question_prefix: Read what all questions begin with once for each cache (:class:`~introspection_lit.trials.split.Split`).
+            share_question_prefix: Read the common start of the questions once for each cache.
 
         Raises:
             ConfigurationError: The grid asks for more than there is, or a question cannot be asked.
