@@ -262,7 +262,7 @@ SETTINGS: dict[str, Any] = {
     "lora_ga_config": {"cache_file": "evil.pt"},
     "arrow_config": {"task_adapter_names": ["evil"]},
     "layer_replication": [[0, 3], [1, 6]],
-    "alora_invocation_tokens": ["x"],
+    "alora_invocation_tokens": "x",
     "bias": "all",
     "task_type": "SEQ_CLS",
     "base_model_name_or_path": ["x"],

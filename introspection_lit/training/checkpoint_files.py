@@ -16,25 +16,22 @@ from torch import Tensor
 
 from introspection_lit.utils.checksums import CHECKSUM, mismatch
 from introspection_lit.utils.errors import ConfigurationError, RunError
-from introspection_lit.utils.files import atomic_file
+from introspection_lit.utils.files import write_file
 from introspection_lit.utils.resource_limits import room_for
 from introspection_lit.utils.tensor_hash import content_hash
 
-# What the weights of a training that has diverged are called, in the run's folder of checkpoints; not to be gone on from.
-DIVERGED = "diverged.ckpt"
-# Nested values of a checkpoint, each tensor one. Ours have some thousand.
-MAX_VALUES = 10**7
+DIVERGED = "diverged.ckpt"  # weights of a training that has diverged; training cannot go on from them
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How Lightning's trainer keeps checkpoints here.
+    """Writes and reads the checkpoints of Lightning's trainer.
 
-    Differs from Lightning's: a checkpoint is written beside its place and is on the disk before it takes it (Lightning goes
-    through the folder for temporary files, which may be another disk); it has a seal; nothing is ever unpickled.
+    Differs from Lightning's: a checkpoint is written beside its place (Lightning goes through the folder for temporary
+    files, which may be another disk); it has a checksum; nothing is ever unpickled.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint, complete or not at all.
+        """Write a checkpoint atomically.
 
         Args:
             checkpoint: Tensors, plain values, and dictionaries and lists of them.
@@ -49,24 +46,21 @@ class CheckpointFiles(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path, content = Path(path), io.BytesIO()
-        torch.save(checkpoint, content)  # torch's own writer of files hides why it could not write
+        torch.save(checkpoint, content)  # torch's own writer of files hides the system's error
         try:
-            with atomic_file(path) as unfinished:
-                unfinished.write_bytes(content.getbuffer())
+            write_file(path, content.getbuffer())
         except RunError as error:
-            there = (file for file in path.parent.glob("*.ckpt") if file.name != DIVERGED)
-            good = max(there, key=lambda file: file.stat().st_mtime, default=None)
-            advice = f"Go on from the newest checkpoint with ckpt_path: {good}" if good else "There is no checkpoint yet."
+            earlier = (file for file in path.parent.glob("*.ckpt") if file.name != DIVERGED)
+            newest = max(earlier, key=lambda file: file.stat().st_mtime, default=None)
+            advice = (
+                f"Go on from the newest checkpoint with ckpt_path: {newest}" if newest else "There is no checkpoint yet."
+            )
             raise RunError([f"{problem} {advice}" for problem in error.problems]) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read and check a checkpoint; tensors are on the CPU, and nothing is unpickled, whatever is asked for.
-
-        Raises:
-            ConfigurationError: See :func:`read_checkpoint`.
-        """
+        """Read and check a checkpoint, see :func:`read_with_checksum`; tensors are on the CPU, whatever is asked for."""
         return read_checkpoint(path)
 
 
@@ -108,10 +102,8 @@ def read_with_checksum(path: str | Path) -> tuple[dict[str, Any], bool]:
         raise ConfigurationError(["ckpt_path: the file is a checkpoint, but not one of introspection_lit."])
     checksum = checkpoint.pop(CHECKSUM, None)
     try:
-        if _count_values(checkpoint, {}) > MAX_VALUES:
-            raise ValueError("too many values")
         with room_for(path):
-            sound = _archive_is_sound(path) if checksum is None else checksum == content_hash(checkpoint)
+            sound = checksum in (None, content_hash(checkpoint)) and (checksum is not None or _archive_is_sound(path))
     except (RuntimeError, TypeError, ValueError, MemoryError):  # RecursionError is a RuntimeError
         sound = False  # no checkpoint of ours has such content
     if not sound:
@@ -120,17 +112,6 @@ def read_with_checksum(path: str | Path) -> tuple[dict[str, Any], bool]:
     if problems := lora_problems(checkpoint):
         raise ConfigurationError([f"ckpt_path: {path}: {problem}." for problem in problems])
     return checkpoint, checksum is not None
-
-
-def _count_values(value: Any, counted: dict[int, int]) -> int:
-    """Count nested values; one that is there several times counts each time, since a few lists can be billions."""
-    if not isinstance(value, dict | list | tuple):
-        return 1
-    if id(value) not in counted:
-        counted[id(value)] = 1  # of one that is inside itself
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        counted[id(value)] += sum(_count_values(part, counted) for part in parts)
-    return counted[id(value)]
 
 
 def _archive_is_sound(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Paths as they were typed: what the system cannot take for one is said in our words."""
+"""Paths from the command line and from files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from introspection_lit.utils.errors import ConfigurationError
 
 
 def parse_path(option: str, text: str) -> Path:
-    """Read a path; whether anything lies there is not asked, only whether it can be asked.
+    """Read a path; the file need not exist.
 
     Args:
-        option: Where it was given, as it was typed.
-        text: The path; ``~`` is somebody's home folder.
+        option: The option that gives it, as it was typed.
+        text: The path; ``~`` is a home folder.
 
     Raises:
-        ConfigurationError: It is too long, holds a null character, or begins with the home folder of nobody.
+        ConfigurationError: It is too long, holds a null character, or begins with the home folder of an unknown user.
     """
     try:
         path = Path(text).expanduser()
@@ -31,20 +31,18 @@ def parse_path(option: str, text: str) -> Path:
 
 
 def inside_folder(paths: Iterable[str | Path], folder: str | Path) -> list[Path]:
-    """Those of some paths that are inside a folder, links followed; whether there is anything does not matter.
+    """The paths that lie inside a folder once links are followed; they need not exist, and may be any text of a file.
 
-    Args:
-        paths: Some may be anything that a file says.
-        folder: The folder. A snapshot in the hub's cache has its files in the cache's ``blobs``.
+    In the hub's cache the files of a snapshot lie in the cache's ``blobs``.
     """
     home = Path(folder).resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    kept = []
+    inside = []
     for path in paths:
         try:
             resolved = Path(path).resolve()
         except (OSError, ValueError, RuntimeError, TypeError):  # a null character, a circle of links
             continue
         if any(resolved.is_relative_to(each) for each in homes):
-            kept.append(Path(path))
-    return kept
+            inside.append(Path(path))
+    return inside

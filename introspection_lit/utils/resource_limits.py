@@ -1,4 +1,4 @@
-"""Limits of time and memory for what a stranger's file makes us compute: its chat template, its patterns of names."""
+"""Limits of time and memory for work that an untrusted file asks for: its chat template, its patterns, its content."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 SECONDS = 20.0
-# What a block may take beyond what the process has.
-BYTES = 2 << 30
-# What reading a file may take: as often its size, and so much beside it.
+BYTES = 2 << 30  # what a block may take beyond what the process has
+# Reading a file may take this many times its size, this many bytes beside it, and this many seconds.
 TIMES, BESIDE, READING = 3, 1 << 28, 3600.0
 
 
@@ -25,12 +24,12 @@ class BeyondLimitError(Exception):
 def limited(seconds: float | None = None, memory: int | None = None) -> Iterator[None]:
     """Stop a block that takes too long, or more memory than it may.
 
-    Where that cannot be done there is no limit: on Windows, in another thread than the main one, and inside a single call
-    of a library that is not Python (the tokenizer's own patterns are such a case). Memory is only limited on Linux.
+    There is no limit on Windows, in other threads than the main one, and inside a single call of a library that is not
+    Python (such as the tokenizer's own patterns). Memory is only limited on Linux.
 
     Args:
-        seconds: How long; default: ``SECONDS``.
-        memory: How many bytes; None: not limited.
+        seconds: Default: ``SECONDS``.
+        memory: Bytes; None: not limited.
 
     Raises:
         BeyondLimitError: It took longer.
@@ -48,19 +47,11 @@ def limited(seconds: float | None = None, memory: int | None = None) -> Iterator
     # Again and again: the first may be caught by the code that is to be stopped.
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:
-        with _room(memory):
+        with _memory_limit(memory):
             yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-@lru_cache(maxsize=1)
-def _start_threads() -> None:
-    """Let torch start its threads, whose stacks take memory: one that cannot be started later would end the process."""
-    import torch
-
-    torch.ones(torch.get_num_threads() << 16).sum()
 
 
 def room_for(path: Path) -> AbstractContextManager[None]:
@@ -72,8 +63,16 @@ def room_for(path: Path) -> AbstractContextManager[None]:
     return limited(READING, TIMES * path.stat().st_size + BESIDE)
 
 
+@lru_cache(maxsize=1)
+def _start_threads() -> None:
+    """Let torch start its threads, whose stacks take memory: one that cannot be started later would end the process."""
+    import torch
+
+    torch.ones(torch.get_num_threads() << 16).sum()
+
+
 @contextmanager
-def _room(memory: int | None) -> Iterator[None]:
+def _memory_limit(memory: int | None) -> Iterator[None]:
     pages = Path("/proc/self/statm")
     if memory is None or not pages.is_file():
         yield
@@ -83,8 +82,8 @@ def _room(memory: int | None) -> Iterator[None]:
     _start_threads()
     taken = int(pages.read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    ends = [end for end in (soft, hard) if end != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([taken + memory, *ends]), hard))
+    limits = [limit for limit in (taken + memory, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.trials.loaders import SplitBatches
-from introspection_lit.utils.config_files import Misread, refuse_ambiguous_yaml, values
+from introspection_lit.utils.config_files import Misread, count_values, refuse_ambiguous_yaml
 from introspection_lit.utils.errors import ConfigurationError
 
 pytestmark = pytest.mark.thorough
@@ -249,9 +249,9 @@ def test_keys_that_come_twice_are_found(document: str) -> None:
     tree = yaml.compose(document, Loader=yaml.SafeLoader)
     if twice(as_json):
         with pytest.raises(Misread, match="comes twice"):
-            values(tree, {})
+            count_values(tree, {})
     else:
-        assert values(tree, {}) >= 1
+        assert count_values(tree, {}) >= 1
 
 
 # Ten to the power of ten values in eleven lines.
