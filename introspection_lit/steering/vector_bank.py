@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from introspection_lit.utils import schema
 from introspection_lit.utils.checksums import CHECKSUM, mismatch
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import write_file
@@ -28,9 +29,10 @@ OPTIONAL_SPLITS = ("concept_pca", "imported")
 # Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
-KNOWN = {"base_model", "revision", "seed", "layer"}  # what the metadata says beyond names, norms and seals
-# A name is printed in tables and messages, and written to manifests and results.
-LONGEST_NAME = 200
+KNOWN = {"base_model", "revision", "seed", "layer"}  # the fields of the metadata beside those of the file's header
+HEADER = {"format", "names", "residual_norms", "fingerprint"}
+NAMES = schema.required(schema.named(schema.required(schema.TEXTS)))
+LONGEST_NAME = 200  # a name is printed in tables and messages, and written to manifests and results
 REMEDY = "Make one for this model with scripts/generate_vectors.py, or leave data.bank out to have one made for the run."
 
 
@@ -67,7 +69,7 @@ class VectorBank:
         return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in self.directions[split].contiguous()]
 
     def save(self, path: Path) -> None:
-        """Write the bank as one safetensors file, complete or not at all."""
+        """Write the bank as one safetensors file, atomically."""
         tensors = {f"directions.{split}": rows.contiguous() for split, rows in self.directions.items()}
         tensors |= {f"lengths.{split}": rows.contiguous() for split, rows in self.lengths.items()}
         tensors["residual_norms"] = self.residual_norms.contiguous()
@@ -77,7 +79,6 @@ class VectorBank:
         header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
         header["fingerprint"] = self.fingerprint
         header[CHECKSUM] = content_hash([dict(sorted(header.items())), tensors])
-        # As bytes first: safetensors' own writer of files hides why it could not write.
         write_file(path, save(dict(tensors), metadata=header))
 
     @classmethod
@@ -93,28 +94,23 @@ class VectorBank:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            seal = metadata.pop(CHECKSUM, None)  # older banks have none
-            sound = seal in (None, content_hash([dict(sorted(metadata.items())), tensors]))
-            if metadata.pop("format", None) != FORMAT:
+            checksum = metadata.pop(CHECKSUM, None)  # older banks have none
+            if metadata.get("format") != FORMAT:
                 raise ValueError(f"its metadata does not say {FORMAT!r}")
-            if not sound:
+            if checksum not in (None, content_hash([dict(sorted(metadata.items())), tensors])):
                 raise ValueError(mismatch(f"{CHECKSUM!r} from its metadata"))
-            metadata.pop("fingerprint", None)
-            norms = tensors.pop("residual_norms")
-            metadata.pop("residual_norms", None)
-            lengths = {name: tensors.pop(name) for name in list(tensors) if name.startswith("lengths.")}
+            names, norms = json.loads(metadata["names"]), tensors.pop("residual_norms")
+            if wrong := schema.problems(NAMES, names, "names"):
+                raise ValueError(f"its names are not lists of texts, by split: {wrong[0]}")
+            lengths = {name[8:]: tensors.pop(name) for name in list(tensors) if name.startswith("lengths.")}
             directions = {name.removeprefix("directions."): rows for name, rows in tensors.items()}
-            lengths = {name.removeprefix("lengths."): rows for name, rows in lengths.items()}
-            names = json.loads(metadata.pop("names"))
-            listed = list(names.values()) if isinstance(names, dict) else [None]
-            if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in listed):
-                raise ValueError("its names are not lists of texts, by split")
+            metadata = {name: value for name, value in metadata.items() if name not in HEADER}
             return cls(directions, names, norms, metadata, lengths)
-        except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        except (SafetensorError, ValueError, KeyError, OSError, RuntimeError) as error:
             raise ConfigurationError([f"data.bank: {path} is not a vector bank: {str(error)[:300]}. {REMEDY}"]) from error
 
     def misfits(self, base_model: str, revision: str, hidden: int, n_layers: int) -> list[str]:
-        """Say why the bank does not fit a model, if it does not, or is not usable at all.
+        """Say why the bank does not fit a model, or cannot be used at all.
 
         Args:
             base_model: The model about to be steered.
@@ -125,19 +121,18 @@ class VectorBank:
         problems = []
         if tuple(self.residual_norms.shape) != (n_layers,):
             problems.append(f"made for {self.residual_norms.numel()} layers; {base_model} has {n_layers}")
-        elif (
-            self.residual_norms.dtype != torch.float32
-            or not (self.residual_norms.isfinite() & (self.residual_norms > 0)).all()
-        ):
+        elif not _is_float32(self.residual_norms) or (self.residual_norms <= 0).any():
             problems.append("its residual norms are not all positive float32 numbers")
         for split, lengths in self.lengths.items():
             if lengths.shape != self.directions.get(split, torch.empty(0, 0)).shape[:2]:
                 problems.append(f"the lengths of {shown(split)!r} are not those of its directions")
-            elif lengths.dtype != torch.float32 or not (lengths.isfinite() & (lengths >= 0)).all():
+            elif not _is_float32(lengths) or (lengths < 0).any():
                 problems.append(f"the lengths of {shown(split)!r} are not all float32 numbers of 0 or more")
-        if extra := {*self.directions, *self.names} - {*RANDOM_SPLITS, "concept", *OPTIONAL_SPLITS}:
+        splits = {*self.directions, *self.names}
+        needed = (*RANDOM_SPLITS, "concept", *(split for split in OPTIONAL_SPLITS if split in splits))
+        if extra := splits.difference(needed):
             problems.append(f"it has splits that are not known: {sorted(map(shown, extra))[:5]}")
-        for split in (*RANDOM_SPLITS, "concept", *(s for s in OPTIONAL_SPLITS if s in {*self.directions, *self.names})):
+        for split in needed:
             rows, names = self.directions.get(split, torch.empty(0)), self.names.get(split, [])
             n = len(rows) if rows.dim() else 0
             shapes = [(n, n_layers, hidden)] + [(n, hidden)] * (split in RANDOM_SPLITS)
@@ -158,7 +153,7 @@ class VectorBank:
             elif twice := repeated(rows):
                 first, again = (shown(names[number]) for number in twice)
                 problems.append(f"{first!r} and {again!r} of {split!r} are the same direction, up to its sign")
-        if unknown := set(self.metadata) - KNOWN:  # a seal whose name is damaged is no seal, and would be passed over
+        if unknown := set(self.metadata) - KNOWN:  # a checksum whose name is damaged would be skipped
             problems.append(f"its metadata has fields that are not known: {sorted(map(shown, unknown))[:5]}")
         made_for = tuple(str(self.metadata.get(name, ""))[:200] for name in ("base_model", "revision"))
         if made_for != (base_model, revision):
@@ -194,13 +189,16 @@ class VectorBank:
         return torch.einsum("ilh,jlh->ij", concepts, concepts) / concepts.shape[1]
 
 
+def _is_float32(values: Tensor) -> bool:
+    """Whether all are finite float32 numbers."""
+    return values.dtype == torch.float32 and bool(values.isfinite().all())
+
+
 def _unit(rows: Tensor, or_zero: bool) -> bool:
     """Whether all rows have length 1 (or, if allowed, some layers of each direction 0)."""
     norms = rows.norm(dim=-1)
-    fine = (norms - 1).abs() < 1e-3
-    if or_zero:
-        return bool(((norms == 0) | fine).all() and fine.any(dim=-1).all())
-    return bool(fine.all())
+    unit = (norms - 1).abs() < 1e-3
+    return bool((unit | (norms == 0)).all() and unit.any(dim=-1).all()) if or_zero else bool(unit.all())
 
 
 def repeated(rows: Tensor) -> tuple[int, int] | None:

@@ -107,7 +107,7 @@ def read_with_checksum(path: str | Path) -> tuple[dict[str, Any], bool]:
     except (RuntimeError, TypeError, ValueError, MemoryError):  # RecursionError is a RuntimeError
         sound = False  # no checkpoint of ours has such content
     if not sound:
-        advice = mismatch(f"its entry {CHECKSUM!r}")
+        advice = mismatch(f"its entry {CHECKSUM!r}") if checksum is not None else "it is damaged, or not one of ours"
         raise ConfigurationError([f"ckpt_path: {path} does not hold what was written: {advice}."])
     if problems := lora_problems(checkpoint):
         raise ConfigurationError([f"ckpt_path: {path}: {problem}." for problem in problems])

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from introspection_lit.contexts.context import fingerprint
@@ -28,45 +27,34 @@ if TYPE_CHECKING:
 
 
 FORMAT = "introspection_lit/manifest/1"
-# Every so many trials the place in the file is remembered, to find the others from there.
-STRIDE = 1024
-# After so many repeats in a row nothing new is expected.
-MANY = 20_000
-# So many pairs are read ahead at once; more than a pool of batches has.
-WINDOW = 4096
-REMEDY = "Put it back as it was and resume from the last checkpoint, or start again with the manifest as it is now."
-# No line of ours is longer; what is given in messages is cut off long before.
-LONGEST_LINE, MOST_SHOWN = 1_000_000, 160
-# What stands for the seal while it is computed: as long as the seal itself.
-UNSEALED = "0" * 64
+MAX_REPEATS = 20_000  # after so many repeats in a row nothing new is expected
+NO_CHECKSUM = "0" * 64  # in the place of the checksum while it is computed
 FIELDS = ("number", "steered", "context", "kind", "begins", "question", "vector", "band", "strength")
 
 
-class Seen:
-    """A set on disk: says whether something was added before, in constant memory."""
+class SeenTrials:
+    """A set on disk, in constant memory."""
 
     def __init__(self) -> None:
         self.database = sqlite3.connect("")  # a temporary file that sqlite removes
         self.database.execute("PRAGMA journal_mode = OFF")
         self.database.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID")
 
-    def __enter__(self) -> Seen:
+    def __enter__(self) -> SeenTrials:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.database.close()
 
     def add(self, *what: object) -> bool:
-        """Add something; False if it was there."""
+        """Add an item; False if it was there."""
         digest = hashlib.sha256(json.dumps(what).encode()).digest()[:16]
         cursor = self.database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,))
         return cursor.rowcount == 1
 
 
 def manifest_row(number: int, trial: Trial, split: Split, bank: VectorBank) -> dict[str, Any]:
-    """A trial as a line of a manifest: everything in words, so that it can be read without the rest."""
+    """A trial as a line of a manifest, readable by itself: texts and names instead of numbers."""
     context = split.contexts[trial.context]
     return {
         "number": number,
@@ -92,14 +80,14 @@ def distinct_pairs(plan: PairedPlan, wanted: int) -> Iterator[tuple[Trial, Trial
         ConfigurationError: There are not that many.
     """
     given = repeated = pair = 0
-    with Seen() as seen:
+    with SeenTrials() as seen:
         while given < wanted:
             clean, steered = plan.trial(2 * pair), plan.trial(2 * pair + 1)
             pair += 1
             if seen.add(steered.context, steered.question, steered.vector, steered.band, steered.strength):
                 given, repeated = given + 1, 0
                 yield clean, steered
-            elif (repeated := repeated + 1) > MANY:
+            elif (repeated := repeated + 1) > MAX_REPEATS:
                 raise ConfigurationError(
                     [
                         f"--n-examples: {2 * wanted} trials asked for, but after {2 * given} nothing new comes: there are "
@@ -119,7 +107,7 @@ def write_manifest(
 
     Args:
         path: Where to.
-        header: Its first line; ``format`` and a seal are added.
+        header: Its first line; ``format`` and a checksum are added.
         rows: The trials.
         check: Reads what was written and says what is wrong with it.
 
@@ -128,14 +116,14 @@ def write_manifest(
     """
     with atomic_file(path) as unfinished:
         with unfinished.open("wb") as file:
-            first = json.dumps({"format": FORMAT, CHECKSUM: UNSEALED, **header}, ensure_ascii=False) + "\n"
+            first = json.dumps({"format": FORMAT, CHECKSUM: NO_CHECKSUM, **header}, ensure_ascii=False) + "\n"
             digest = hashlib.sha256(first.encode())
             file.write(first.encode())
             for row in rows:
                 line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
                 digest.update(line)
                 file.write(line)
-            file.seek(first.encode().index(UNSEALED.encode()))
+            file.seek(first.encode().index(NO_CHECKSUM.encode()))
             file.write(digest.hexdigest().encode())
         if problems := check(unfinished):
             raise ConfigurationError(problems)
@@ -151,14 +139,13 @@ def manifest_settings(split: Split, bank: VectorBank, base_model: str, revision:
         revision: Its revision; empty for the default.
         seed: The experiment's seed.
     """
-    phrasing = asdict(split.phrasing)
     return {
         "base_model": base_model,
         "revision": revision,
         "seed": seed,
         "training_contexts": fingerprint(*sorted(context.key for context in split.contexts)),
         "questions": list(split.questions),
-        **phrasing,
+        **asdict(split.phrasing),
         "answers": list(split.phrasing.answers),
         "bank": bank.fingerprint,
         "train_vectors": split.plan.vectors,
@@ -169,21 +156,16 @@ def manifest_settings(split: Split, bank: VectorBank, base_model: str, revision:
 
 
 def setting_problems(header: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Say where a manifest was made for something else than what is about to be trained."""
+    """List the settings in which a manifest differs from the training that is about to begin."""
     return [
-        f"data.manifest: made with {name} {_short(header.get(name))}, the configuration has {_short(value)}. Leave the "
+        f"data.manifest: made with {name} {shorten(header.get(name))}, the configuration has {shorten(value)}. Leave the "
         "setting as it was, or run scripts/generate_training_data.py again with this one."
         for name, value in expected.items()
         if header.get(name) != value or isinstance(header.get(name), bool) != isinstance(value, bool)
     ]
 
 
-def _short(value: object, most: int = MOST_SHOWN) -> str:
-    """A value of a file as a message can show it, however long it is."""
+def shorten(value: object) -> str:
+    """A value of a file for a message, at most 160 characters of it."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _found(numbers: Mapping[str, int], name: object) -> int | None:
-    """The number of a name; None if it is none, or no text at all."""
-    return numbers.get(name) if isinstance(name, str) else None
+    return text if len(text) <= 160 else f"{text[:160]}..."

@@ -5,24 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.trials.manifest import (
-    FIELDS,
-    FORMAT,
-    LONGEST_LINE,
-    REMEDY,
-    STRIDE,
-    UNSEALED,
-    WINDOW,
-    Seen,
-    _found,
-    _short,
-)
+from introspection_lit.trials.manifest import FIELDS, FORMAT, NO_CHECKSUM, SeenTrials, shorten
 from introspection_lit.trials.plans import PairedPlan, equal_part, round_order
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.checksums import CHECKSUM, mismatch
@@ -31,6 +20,11 @@ from introspection_lit.utils.errors import ConfigurationError, RunError
 
 if TYPE_CHECKING:
     from introspection_lit.trials.split import Split
+
+STRIDE = 1024  # the place of every so many trials in the file is remembered, to find the others from there
+WINDOW = 4096  # pairs that are read ahead at once; more than a pool of batches has
+LONGEST_LINE = 1_000_000  # bytes
+REMEDY = "Put it back as it was and resume from the last checkpoint, or start again with the manifest as it is now."
 
 
 class Manifest:
@@ -67,14 +61,14 @@ class Manifest:
             header = json.loads(line, object_pairs_hook=unique_fields)
         except (ValueError, RecursionError):
             header = None
+        wrong = None
         if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("n"), int):
-            raise ConfigurationError(
-                [f"data.manifest: {self.path} is not a manifest: its first line is not a header with format {FORMAT!r}."]
-            )
-        if header["n"] < 2 or header["n"] % 2:
-            number = _short(header["n"])
-            raise ConfigurationError([f"data.manifest: {self.path} says that it has {number} trials; expected pairs."])
-        return header
+            wrong = f"is not a manifest: its first line is not a header with format {FORMAT!r}"
+        elif header["n"] < 2 or header["n"] % 2:
+            wrong = f"says that it has {shorten(header['n'])} trials; expected pairs"
+        if header is None or wrong:
+            raise ConfigurationError([f"data.manifest: {self.path} {wrong}."])
+        return dict(header)
 
     def lines(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
         """The trials from number ``start`` on, as they are in the file, with their numbers.
@@ -143,41 +137,35 @@ class ManifestPlan(PairedPlan):
 
     def problems(self) -> list[str]:
         """Read the whole file and say what is wrong with it: the first ten problems."""
-        found: list[str] = []
-        digest = hashlib.sha256()
-        seal = self.manifest.header.get(CHECKSUM)  # older manifests have none
-        plain = isinstance(seal, str) and len(seal) == len(UNSEALED) and seal.isascii()
-        first = self.manifest.first
-        found_seal = hashlib.sha256(first.replace(str(seal).encode(), UNSEALED.encode(), 1) if plain else first)
-        expected = 0
-        clean: Trial | None = None
-        with Seen() as seen:
+        wrong: list[str] = []
+        checksum, first = self.manifest.header.get(CHECKSUM), self.manifest.first  # older manifests have none
+        if isinstance(checksum, str) and len(checksum) == len(NO_CHECKSUM) and checksum.isascii():
+            first = first.replace(checksum.encode(), NO_CHECKSUM.encode(), 1)
+        whole_file, trials = hashlib.sha256(first), hashlib.sha256()
+        count, clean = 0, None
+        with SeenTrials() as seen:
             for number, line in self.manifest.lines():
-                expected = number + 1
-                digest.update(line)
-                found_seal.update(line)
+                count = number + 1
+                trials.update(line)
+                whole_file.update(line)
                 try:
                     trial = self._trial(number, line)
-                except ValueError as error:
-                    found.append(f"line {number + 2}: {error}")
-                    clean = None
-                else:
-                    if number % 2 == 0:
-                        clean = trial
-                    elif clean is not None and (clean.context, clean.question) != (trial.context, trial.question):
-                        found.append(
-                            f"line {number + 2}: its context or question is not that of the clean trial before it."
-                        )
+                    if clean and trial.steered and (clean.context, clean.question) != (trial.context, trial.question):
+                        raise ValueError("its context or question is not that of the clean trial before it.")
                     if trial.steered and not seen.add(*trial[2:]):
-                        found.append(f"line {number + 2}: the same steered trial as an earlier one.")
-                if len(found) >= 10 or expected > self.manifest.total:
+                        raise ValueError("the same steered trial as an earlier one.")
+                    clean = trial
+                except ValueError as error:
+                    wrong.append(f"line {number + 2}: {error}")
+                    clean = None
+                if len(wrong) >= 10 or count > self.manifest.total:
                     break
-        self.fingerprint = digest.hexdigest()[:16]
-        if expected != self.manifest.total and len(found) < 10:
-            found.append(f"it has {expected} trials or more, its header says {self.manifest.total}: it may be cut off.")
-        if not found and seal is not None and seal != found_seal.hexdigest():
-            found.append(mismatch(f"{CHECKSUM!r} from its first line") + ".")
-        return [f"data.manifest: {self.manifest.path}: {problem}" for problem in found]
+        self.fingerprint = trials.hexdigest()[:16]
+        if count != self.manifest.total and len(wrong) < 10:
+            wrong.append(f"it has {count} trials or more, its header says {self.manifest.total}: it may be cut off.")
+        if not wrong and checksum not in (None, whole_file.hexdigest()):
+            wrong.append(mismatch(f"{CHECKSUM!r} from its first line") + ".")
+        return [f"data.manifest: {self.manifest.path}: {problem}" for problem in wrong]
 
     def _trial(self, number: int, line: bytes) -> Trial:
         """Read a line.
@@ -193,34 +181,28 @@ class ManifestPlan(PairedPlan):
             raise ValueError(f"expected an object with the fields {', '.join(FIELDS)}.")
         if type(row["number"]) is not int or row["number"] != number or row["steered"] is not bool(number % 2):
             raise ValueError(f"expected number {number}, {'steered' if number % 2 else 'clean'}: trials come in pairs.")
-        context, question = _found(self._context, row["context"]), _found(self._question, row["question"])
+        context = _number_of(row["context"], self._context)
         if context is None:
-            raise ValueError(
-                f"the context {_short(row['context'])} ({_short(row['begins'])}) is none of the training split's."
-            )
-        if context in self._own:
-            question = 0 if row["question"] == self._own[context] else None
+            message = f"the context {shorten(row['context'])} ({shorten(row['begins'])}) is none of the training split's."
+            raise ValueError(message)
+        question = _number_of(row["question"], {self._own[context]: 0} if context in self._own else self._question)
         if question is None:
-            raise ValueError(f"the question {_short(row['question'])} is none of data.questions, or not the context's own.")
+            asked = shorten(row["question"])
+            raise ValueError(f"the question {asked} is none of data.questions, or not the context's own.")
+        vector, band, strength = _number_of(row["vector"], self._vector), row["band"], row["strength"]
         if not row["steered"]:
             if any(row[name] is not None for name in ("vector", "band", "strength")):
                 raise ValueError("a clean trial with a vector, a band or a strength. Expected null for each.")
             return Trial(self.split, number, context, question, steered=False)
-        vector, band, strength = _found(self._vector, row["vector"]), row["band"], row["strength"]
         if vector is None:
-            raise ValueError(f"the vector {_short(row['vector'])} is none of the training split's.")
-        whole_numbers = isinstance(band, list) and all(type(layer) is int for layer in band)
-        if not whole_numbers or tuple(band) not in self.bands:
-            raise ValueError(
-                f"the band {_short(band)} is none of data.bands ({', '.join(str(list(known)) for known in self.bands)})."
-            )
+            raise ValueError(f"the vector {shorten(row['vector'])} is none of the training split's.")
+        layers = isinstance(band, list) and all(type(layer) is int for layer in band)
+        if not layers or tuple(band) not in self.bands:
+            known = ", ".join(str(list(each)) for each in self.bands)
+            raise ValueError(f"the band {shorten(band)} is none of data.bands ({known}).")
         low, high = self.strengths
-        if (
-            not isinstance(strength, float | int)
-            or isinstance(strength, bool)
-            or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9)
-        ):
-            raise ValueError(f"the strength {_short(row['strength'])} is not in data.strengths, {low:g} to {high:g}.")
+        if type(strength) not in (float, int) or not low * (1 - 1e-9) <= strength <= high * (1 + 1e-9):
+            raise ValueError(f"the strength {shorten(strength)} is not in data.strengths, {low:g} to {high:g}.")
         return Trial(self.split, number, context, question, True, vector, (band[0], band[1]), float(strength))
 
     def _pair(self, pair: int) -> tuple[Trial, Trial]:
@@ -271,3 +253,8 @@ class ManifestPlan(PairedPlan):
     def context_of(self, pair: int) -> int:
         """The context that both trials of a pair have."""
         return self._pair(pair)[0].context
+
+
+def _number_of(name: object, numbers: Mapping[str, int]) -> int | None:
+    """The number of a name; None if it is unknown, or no text at all."""
+    return numbers.get(name) if isinstance(name, str) else None

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from manifest_example import BANDS, CONTEXTS, QUESTIONS, manifest_of, training_split
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.trials.manifest import STRIDE, manifest_settings, setting_problems
-from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
+from introspection_lit.trials.manifest import manifest_settings, setting_problems
+from introspection_lit.trials.manifest_plan import STRIDE, Manifest, ManifestPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError, RunError
 

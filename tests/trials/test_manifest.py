@@ -12,8 +12,8 @@ from manifest_example import manifest_of, training_split
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.trials.manifest import STRIDE, Seen, distinct_pairs, manifest_settings, setting_problems
-from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
+from introspection_lit.trials.manifest import SeenTrials, distinct_pairs, manifest_settings, setting_problems
+from introspection_lit.trials.manifest_plan import STRIDE, Manifest, ManifestPlan
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.checksums import CHECKSUM
@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_manifest(train: Split, bank: VectorBank, 
 
 def test_seen_remembers() -> None:
     """A set on disk."""
-    with Seen() as seen:
+    with SeenTrials() as seen:
         assert seen.add(1, "a")
         assert seen.add(1, "b")
         assert not seen.add(1, "a")
