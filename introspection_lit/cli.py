@@ -49,7 +49,7 @@ class IntrospectionCLI(LightningCLI):
 
     Args:
         args: The command line; default: ``sys.argv``.
-        options: Whatever else LightningCLI takes, by name.
+        options: Further arguments of LightningCLI.
     """
 
     def __init__(self, *, args: list[str] | dict[str, Any] | None = None, **options: Any) -> None:
@@ -84,15 +84,16 @@ class IntrospectionCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Let the command line win over hyper-parameters in a checkpoint.
 
-        LightningCLI does it the other way round (Lightning issue 20801), and reads the file before it is checked. Ours
-        have none; what must agree is compared by :func:`~introspection_lit.training.checkpoint_checks.checkpoint_problems`.
+        LightningCLI does the opposite (Lightning issue 20801), and reads the file before it is checked. Our checkpoints
+        have no hyper-parameters; settings that must agree are compared by
+        :func:`~introspection_lit.training.checkpoint_checks.checkpoint_problems`.
         """
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the command line and the configurations that it names.
 
         Raises:
-            ConfigurationError: A configuration is no text, or a name no file's.
+            ConfigurationError: A configuration is not text, or its name cannot be a file's.
         """
         refuse_ambiguous_yaml()
         try:
@@ -105,7 +106,7 @@ class IntrospectionCLI(LightningCLI):
             raise ConfigurationError(["--config: its name holds a null character. Expected a file."]) from error
 
     def _set_seed(self) -> None:
-        """Check what no class has checked yet, before anything is made of it."""
+        """Check the options that no class has checked, before classes are instantiated."""
         problems = seed_problems(self._get(self.config, "seed_everything"))
         problems += checkpoint_name_problems(self._get(self.config, "ckpt_path"))
         groups = {"trainer": Trainer, "model": IntrospectionModule, "data": DataOptions}
@@ -132,24 +133,24 @@ class IntrospectionCLI(LightningCLI):
             raise ConfigurationError([f"trainer: {error}"]) from error
 
     def before_instantiate_classes(self) -> None:
-        """Leave the progress bar out where it is switched off."""
+        """Remove the progress bar if it is switched off."""
         if self._get(self.config, "trainer.enable_progress_bar") is False:
             callbacks = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
 
     def after_instantiate_classes(self) -> None:
-        """Tell the data module which checkpoint will be loaded, so that it is checked before the model is loaded."""
+        """Pass the checkpoint's path to the data module, which checks it before the model is loaded."""
         self.datamodule.run.checkpoint = self._get(self.config, "ckpt_path")
         strategy = self.trainer.strategy
-        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # nobody has asked for another
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default: the user named no other
             strategy.checkpoint_io = CheckpointFiles()
         self._check_folders()
 
     def _check_folders(self) -> None:
-        """Check that the run's files can be written, before Lightning's logger tries to.
+        """Check that the run's folders are writable, before Lightning's logger writes.
 
         Raises:
-            ConfigurationError: They cannot.
+            ConfigurationError: They are not.
         """
         trainer = self.trainer
         if self.subcommand is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -164,7 +165,7 @@ class IntrospectionCLI(LightningCLI):
             raise ConfigurationError(problems)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, if asked to."""
+        """Test the best checkpoint if ``--test_after_fit``."""
         saver = self.trainer.checkpoint_callback
         # Without a checkpoint (a dev run, or one that ended before its first validation) there is nothing to test.
         if not self._get(self.config, "test_after_fit"):
@@ -175,26 +176,26 @@ class IntrospectionCLI(LightningCLI):
             rank_zero_warn("test_after_fit: nothing was tested, since no validation has saved a checkpoint.")
 
     def before_test(self) -> None:
-        """Print one table, ours: Lightning's repeats every metric for every loader."""
+        """Switch Lightning's table off: it repeats every metric for every loader, and ResultsWriter prints one."""
         self.config_init["test"]["verbose"] = False
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_not_advertisement(record: logging.LogRecord) -> bool:
     """False of Lightning's advertisement for another package."""
     return "litlogger" not in record.getMessage()
 
 
 def quieten() -> None:
-    """Silence what other packages say at every start and no user can act on."""
+    """Silence warnings of other packages that come at every start and that users cannot act on."""
     for message in (
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning 2.6 with torch 2.13
         ".*is_gradient_checkpointing.*",  # peft 0.21 with transformers 5.23
         ".*does not have many workers.*",  # batches are made from tokens in memory: workers would be slower
         ".*LightningCLI's args parameter is intended.*",  # the scripts have a command line of their own
-        ".*It is recommended to use `self.log.*sync_dist=True.*",  # our metrics have been gathered by then
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # our metrics are already gathered over processes
     ):
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_advertisement)
     # transformers' bars for loading weights write over the trainer's.
     transformers.utils.logging.disable_progress_bar()
 
@@ -227,7 +228,7 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except SystemExit as error:
-        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
+        if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into status 1
             raise SystemExit(130) from None
         raise
 

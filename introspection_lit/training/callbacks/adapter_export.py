@@ -65,9 +65,9 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
     The folder appears complete or not at all; an older one of the same name is replaced.
 
     Args:
-        folder: Where to.
-        module: The module that was trained.
-        run: The data module it was trained on.
+        folder: The folder to write.
+        module: The trained module.
+        run: The run that trained it.
         checkpoint: The checkpoint whose adapter is exported, as loaded from disk.
     """
     band_numbers = [list(band) for band in run.splits["train"].plan.bands]
@@ -110,7 +110,7 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         }
         (unfinished / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
         adapter = copy.copy(module.model.peft_config[name])
-        # Its name, not the folder in this machine's cache that it was loaded from.
+        # The model's name, not the folder in this machine's cache that it was loaded from.
         adapter.base_model_name_or_path, adapter.revision = module.base.name, module.base.revision
         adapter.inference_mode = True
         adapter.save_pretrained(str(unfinished))

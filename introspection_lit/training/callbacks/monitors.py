@@ -47,7 +47,7 @@ class LearningRate(LearningRateMonitor):
         super().__init__("step")
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Watch the optimiser, if anybody listens."""
+        """Watch the optimiser if there is a logger."""
         if trainer.loggers:
             super().on_train_start(trainer, *args, **kwargs)
 
@@ -56,7 +56,7 @@ class LogOddsFigure(Callback):
     """Puts the histograms of clean and steered log-odds into TensorBoard at each validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what the validation has gathered, at the threshold that it has set."""
+        """Draw the validation trials and the threshold that they have set."""
         module = module_of(pl_module)
         gathered = module.metrics_of("validation").trials
         if gathered and isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking:

@@ -1,4 +1,4 @@
-"""Callbacks: what a run shows while it lasts and leaves behind when it ends."""
+"""Callbacks that write a run's files: configuration, results, report, predictions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ResultsWriter(Callback):
     """After ``test``: prints a table and writes ``results.json`` and ``log_odds.png`` into the run's folder.
 
     Attributes:
-        name: What the files of the next test are called, if not ``results``.
+        name: File name of the next test's results, without suffix.
         prints: Print the table.
     """
 
@@ -153,7 +153,7 @@ class PredictionWriter(Callback):
         run = run_of(trainer)
         assert self.file is not None
         for row, trial in enumerate(batch.trials):
-            if batch.total is not None and trial.number >= batch.total:  # it only filled up the last batch
+            if batch.total is not None and trial.number >= batch.total:  # it only pads the last batch
                 continue
             scored = {name: values[row].item() for name, values in outputs.items()}
             if not math.isfinite(scored["log_odds"] + scored["mass"]):  # of a replayed trial; JSON has no such numbers
@@ -162,8 +162,8 @@ class PredictionWriter(Callback):
                 self.file.write(json.dumps(run.describe(trial) | scored, ensure_ascii=False) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written behind, Ctrl-C included."""
-        with suppress(OSError, RunError):  # what cannot be written is what stopped the run
+        """Remove the unfinished file, after Ctrl-C too."""
+        with suppress(OSError, RunError):  # the error that stopped the run may be the disk's
             self.writing.__exit__(type(exception), exception, exception.__traceback__)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
