@@ -1,14 +1,14 @@
-"""Step 2: what the untrained model answers, clean and steered.
+"""Step 2: measure the answers of the untrained model to clean and steered contexts.
 
     python baseline_benchmark.py --n-vectors 50                 # every concept and 50 random directions
-    python baseline_benchmark.py --n-vectors 50 --with-info     # with the info prompt too, and one as long
+    python baseline_benchmark.py --n-vectors 50 --with-info     # also with the info prompt and a neutral one of its length
     python baseline_benchmark.py --model smollm2-135m --sweep   # over bands and strengths
-    python baseline_benchmark.py --conversations mine.json      # somebody's published prompts, from your own copy
+    python baseline_benchmark.py --conversations mine.json      # contexts from your own file, such as published prompts
 
-Every direction is added in every context; the question is asked of each cache, and so are factual control questions: if
-steering moves these as far, it pushes every answer toward yes. For Qwen2.5-Coder-32B the layers are 21..42 and the strength
-is 20, as in the literature; for other models the middle third and a relative strength of 1. Prints tables, and writes
-baseline.json, baseline.jsonl (every trial) and baseline.png.
+Every direction is added in every context; the detection question and factual control questions are asked about each cache.
+If steering shifts the control questions as far, it pushes every answer toward yes. For Qwen2.5-Coder-32B the layers are
+21..42 and the strength is 20, as published; for other models the middle third and a relative strength of 1. Prints tables,
+and writes baseline.json, baseline.jsonl (every trial) and baseline.png.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from introspection_lit.utils.files import atomic_file, save_figure, write_file
 from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
-# Bands and unit of the strength: as published for the 32B, the same third and a relative dose for others.
+# Bands and unit of the strength: as published for the 32B model, the middle third and a relative strength for others.
 PUBLISHED = {pipeline.DEFAULT_MODEL: ([[21, 42]], "absolute")}
 OTHERS = (["middle"], "relative")
 STRENGTHS = {"absolute": [20.0], "relative": [1.0]}
@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
-    parser = pipeline.parser(__doc__, ROOT)
+    parser = pipeline.make_parser(__doc__, ROOT)
     parser.add_argument(
         "--n-vectors", type=option_types.positive, default=50, help="random directions; concepts are all run (default: 50)"
     )
@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def grid_arguments(options: argparse.Namespace) -> list[str]:
-    """The grid that the options ask for, as arguments of the command line."""
+    """The grid of the options, as arguments for the command line."""
     bands, unit = PUBLISHED.get(options.model, OTHERS)
     unit = options.unit or unit
     strengths = STRENGTHS[unit]
@@ -76,8 +76,8 @@ def grid_arguments(options: argparse.Namespace) -> list[str]:
     return pipeline.as_arguments({"data.grid": grid, "data.strength_unit": unit})
 
 
-def name_of(options: argparse.Namespace) -> str:
-    """What the files of a run are called, so that runs of another kind stay."""
+def file_name(options: argparse.Namespace) -> str:
+    """The name of a run's files, which contains its special options, so that other runs are not overwritten."""
     if options.name:
         if not re.fullmatch(r"\w[\w.-]*", options.name) or options.name in ("train", "vectors", "ladder"):
             raise ConfigurationError([f"--name: got {options.name!r}. Expected letters, digits, dots and dashes; no path."])
@@ -89,34 +89,37 @@ def name_of(options: argparse.Namespace) -> str:
         re.sub(r"[^\w-]", "_", "-".join(options.answers or ())): options.answers,
         "adapter": options.adapter,
     }
-    return "-".join(["baseline", *(name for name, wanted in special.items() if wanted)])
+    return "-".join(["baseline", *(name for name, value in special.items() if value)])
 
 
 def benchmark(steps: pipeline.Steps) -> None:
-    """Run the grid, compare, and say what came out."""
+    """Run the grid, compare steered with clean trials, print tables and write the files."""
     from introspection_lit.cli import main as run
     from introspection_lit.training.run_context import run_folder  # takes seconds to import: not for --help
 
-    options, name = steps.options, name_of(steps.options)
+    options, name = steps.options, file_name(steps.options)
     bank = ["--data.bank", str(steps.bank)] if steps.bank.is_file() or options.vectors else []
     if not bank:
         print("no vector bank yet: one is made for this run (generate_vectors.py makes one to keep)")
-    if any(word.startswith(("--data.strength_unit", "--data.grid")) for word in steps.chosen):
+    if any(word.startswith(("--data.strength_unit", "--data.grid")) for word in steps.user_options):
         raise ConfigurationError(["--data.strength_unit, --data.grid: use --unit, --strengths, --bands and --n-contexts."])
-    adapter = [*pipeline.as_trained(options.adapter, steps), *pipeline.as_arguments({"model.adapter": options.adapter})]
+    adapter = [
+        *pipeline.training_options(options.adapter, steps),
+        *pipeline.as_arguments({"model.adapter": options.adapter}),
+    ]
     arguments = steps.command([*bank, "--data.eval_batch_size", "40"], [*adapter, *grid_arguments(options)])
-    print(pipeline.same_as("predict", arguments))
+    print(pipeline.equivalent_command("predict", arguments))
     cli = run(["predict", *arguments])
-    written = run_folder(cli.trainer)
+    folder = run_folder(cli.trainer)
     cli.trainer.strategy.barrier()  # every process writes rows of its own
     if not cli.trainer.is_global_zero:
         return
-    rows = sorted(written.glob("predictions*.jsonl"))
-    compared = baseline.compare(baseline.read_rows(rows))
-    summary = baseline.summarise(compared)
-    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule.run)}
-    results = {**described, "grid": asdict(cli.datamodule.options.grid), "summary": summary, "directions": compared}
-    text, figure = json.dumps(results, indent=1, allow_nan=False), baseline_figures.figure(compared, summary)
+    rows = sorted(folder.glob("predictions*.jsonl"))
+    compared = baseline.compare_directions(baseline.read_rows(rows))
+    summary = baseline.average_directions(compared)
+    origin = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **grid_protocol(cli.datamodule.run)}
+    results = {**origin, "grid": asdict(cli.datamodule.options.grid), "summary": summary, "directions": compared}
+    text, figure = json.dumps(results, indent=1, allow_nan=False), baseline_figures.draw_baseline(compared, summary)
     with atomic_file(steps.folder / f"{name}.jsonl") as copied:
         copied.write_bytes(b"".join(path.read_bytes() for path in rows))
     write_file(steps.folder / f"{name}.json", text + "\n")

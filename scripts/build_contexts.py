@@ -1,11 +1,11 @@
-"""Builds a larger set of contexts: the built-in ones unchanged, and hundreds of each kind that adapters never see.
+"""Build a larger set of contexts: the built-in ones unchanged, and hundreds more of each kind that is never trained on.
 
     python scripts/build_contexts.py --out contexts-large.jsonl --per-kind 320 --seed 0       # some 30 s, no network
 
-Of each unseen kind there are then at least --per-kind contexts of at most --limit tokens. Nothing is added to the kinds
-that are trained or validated on. docs/contexts.md says what the texts are made from. Next to the file, NAME.json says with
-which versions it was made and what its sha256 is. `data.contexts: large` makes the set of these defaults by itself, in the
-cache; this script is for others, and for keeping one.
+Each unseen kind then has at least --per-kind contexts of at most --limit tokens. Kinds of training and validation do not
+change. docs/contexts.md describes the sources of the texts. NAME.json beside the file records the versions and the file's
+sha256. `data.contexts: large` makes the set with these defaults by itself, in the cache; this script is for other settings
+and for keeping a file.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.files import write_file
 
 
-def table(builtin: list[Context], added: list[Context], lengths: Lengths) -> Table:
-    """What there is of each kind that was filled."""
-    made = Table(title=f"{len(builtin) + len(added)} contexts, {len(added)} of them added", padding=0)
+def kind_table(builtin: list[Context], added: list[Context], lengths: Lengths) -> Table:
+    """A table of the kinds with added contexts: counts, distinct texts, lengths and repetition."""
+    kinds = Table(title=f"{len(builtin) + len(added)} contexts, {len(added)} of them added", padding=0)
     columns = ("kind", "built-in", "added", "usable", "users", "replies", "tokens", "5-grams", "alike")
     for column in columns:
-        made.add_column(column, no_wrap=True, justify="left" if column == "kind" else "right")
+        kinds.add_column(column, no_wrap=True, justify="left" if column == "kind" else "right")
     for kind in dict.fromkeys(context.kind for context in added):
         old, new = ([c for c in contexts if c.kind == kind] for contexts in (builtin, added))
         users, replies = ({c.turns[turn].content for c in old + new} for turn in (0, 1))
         repeated, alike = repetition(old + new)
         numbers = (len(old), len(new), sum(map(lengths.usable, old + new)), len(users), len(replies))
         medians = [str(round(statistics.median(map(lengths, some)))) if some else "-" for some in (old, new)]
-        made.add_row(kind, *map(str, numbers), " / ".join(medians), f"{repeated:.2f}", f"{alike:.2f}")
-    made.caption = "tokens: medians, built-in / added; 5-grams: share that recurs; alike: near-duplicates of each"
-    return made
+        kinds.add_row(kind, *map(str, numbers), " / ".join(medians), f"{repeated:.2f}", f"{alike:.2f}")
+    kinds.caption = "tokens: medians, built-in / added; 5-grams: share that recurs; alike: near-duplicates of each"
+    return kinds
 
 
 def main(args: list[str] | None = None) -> None:
@@ -79,12 +79,12 @@ def main(args: list[str] | None = None) -> None:
         if options.model_written:
             console.print(f"writing {options.model_written} replies")
             model = load_model(base).eval()
-            taken = {fingerprint(context.user) for context in (*builtin, *added)}
+            used = {fingerprint(context.user) for context in (*builtin, *added)}
             own = list(
                 model_written(
                     model,
                     lengths.tokenizer,
-                    lambda context: lengths.usable(context) and fingerprint(context.user) not in taken,
+                    lambda context: lengths.usable(context) and fingerprint(context.user) not in used,
                     options.model_written,
                     options.seed,
                 )
@@ -98,14 +98,14 @@ def main(args: list[str] | None = None) -> None:
         write_file(options.out, text)
         companion = options.out.with_suffix(".json")
         settings = {name: getattr(options, name) for name in ("seed", "per_kind", "limit", "model")}
-        described = facts(options.out.name, text, settings, builtin, added)
-        write_file(companion, json.dumps(described, indent=2) + "\n")
+        description = facts(options.out.name, text, settings, builtin, added)
+        write_file(companion, json.dumps(description, indent=2) + "\n")
     except (ValueError, OSError, RunError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from error
-    console.print(table(builtin, added, lengths))
-    named = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
-    console.print(f"{options.out}: sha256 {described['sha256']}\nseed {options.seed}; {named}; see {companion}")
+    console.print(kind_table(builtin, added, lengths))
+    versions = ", ".join(f"{name} {number}" for name, number in description["versions"].items())
+    console.print(f"{options.out}: sha256 {description['sha256']}\nseed {options.seed}; {versions}; see {companion}")
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
-"""Looks a set of contexts over before it is trained on.
+"""Print statistics of a set of contexts before training on it.
 
     python scripts/check_contexts.py                                  # the built-in set
     python scripts/check_contexts.py large                            # what the full experiment on SmolLM2 uses
     python scripts/check_contexts.py mine.jsonl --model Qwen/Qwen2.5-7B-Instruct --limit 128
 
-Prints, for each kind, how many contexts there are, how long they are in tokens of the model (turn 1, template included),
-and how many are short enough; then the user messages that kinds share, of which only one kind keeps each.
+Prints, for each kind, the number of contexts, their lengths in tokens of the model (turn 1, template included), and how
+many are short enough; then the number of user messages that several kinds share (only one kind keeps each).
 """
 
 from __future__ import annotations

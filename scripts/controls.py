@@ -9,7 +9,6 @@ after Ctrl-C. Writes RUN/controls.json, and the run's report again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from introspection_lit import report
 from introspection_lit.evaluation.controls import Row, control_row
 from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
-from introspection_lit.tools.several_seeds import Training, settled
+from introspection_lit.tools.fit_runs import Training, fit_parser, reserved_option_problems, run_missing
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.config_files import read_plain_yaml, untrusted_parts
 from introspection_lit.utils.console import PlainConsole
@@ -32,12 +31,12 @@ from introspection_lit.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("random labels", "no steering")
-# What makes a control a control of its run.
-OURS = (
+# Options that the script sets, so that a control differs from its run in nothing else.
+RESERVED = (
     *("--config", "--seed_everything", "--data.seed", "--data.control", "--data.test_trials"),
     *("--test_after_fit", "--ckpt_path", "--trainer.logger", "--checkpoint.dirpath"),
 )
-# How many trials are tested where the run has no held-out ones.
+# Test trials of a control if the run has no held-out ones.
 TRIALS = 256
 
 
@@ -50,23 +49,18 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if a training failed, 2 if the command cannot work, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any other option is one of `python -m introspection_lit fit`.",
-        allow_abbrev=False,
-    )
+    parser = fit_parser(__doc__)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the folder of a fit that was tested")
     parser.add_argument("--epochs", type=option_types.positive, help="passes over the trials (default: as in the run)")
     options, more = parser.parse_known_args(args)
     failed: list[str] = []
-    pipeline.guarded(lambda: failed.extend(control(options.run.expanduser(), options.epochs, more)))
+    pipeline.guarded(lambda: failed.extend(run_controls(options.run.expanduser(), options.epochs, more)))
     if failed:
         raise SystemExit(1)
 
 
-def control(run: Path, epochs: int | None, more: Sequence[str]) -> list[str]:
-    """Train what is missing, and put the results beside those of the run.
+def run_controls(run: Path, epochs: int | None, more: Sequence[str]) -> list[str]:
+    """Train the controls that are missing, and write their results beside those of the run.
 
     Args:
         run: The run's folder.
@@ -77,35 +71,28 @@ def control(run: Path, epochs: int | None, more: Sequence[str]) -> list[str]:
         The controls that failed.
 
     Raises:
-        ConfigurationError: The run is no tested fit, or an option is the script's.
+        ConfigurationError: The run is not a tested fit, or an option is reserved.
     """
-    shared = [*as_in(run), *pipeline.as_arguments({"trainer.max_epochs": epochs}), *more]
-    if problems := settled(more, OURS):
+    shared = [*options_of_run(run), *pipeline.as_arguments({"trainer.max_epochs": epochs}), *more]
+    if problems := reserved_option_problems(more, RESERVED):
         raise ConfigurationError(problems)
-    trainings = {name: training(run, name, shared) for name in NAMES}
-    missing = [name for name, made in trainings.items() if not made.done()]
-    for name, made in trainings.items():
-        print(f"{name}: {made.command if name in missing else f'there already, {made.folder}'}", flush=True)
-        if name in missing and (status := made.run()):
-            print(f"{name}: failed with exit status {status}", flush=True)
-    failed = [name for name, made in trainings.items() if not made.done()]
-    if failed:
+    trainings = {name: training_of(run, name, shared) for name in NAMES}
+    if failed := run_missing(trainings):
         print(f"failed, or left nothing tested: {', '.join(failed)}. The same command tries again.")
         return failed
-    rows = [tested(name, made, untrained_in(run)) for name, made in trainings.items()]
+    rows = [evaluate_control(name, training, untrained_auroc(run)) for name, training in trainings.items()]
     origin = provenance()
-    found = {"commit": origin["commit"], "command": origin["command"], "rows": rows}
-    write_json(run / "controls.json", found)
-    PlainConsole().print(table(rows))
+    write_json(run / "controls.json", {"commit": origin["commit"], "command": origin["command"], "rows": rows})
+    PlainConsole().print(result_table(rows))
     print(f"details: {run / 'controls.json'}, {report.write_report(run)}")
     return []
 
 
-def as_in(run: Path) -> list[str]:
-    """The options of a run, with one test set, and without what is the run's alone.
+def options_of_run(run: Path) -> list[str]:
+    """The options of a run, with one test set, and without its checkpoint paths.
 
     Raises:
-        ConfigurationError: There is no configuration of a fit, or nothing was tested.
+        ConfigurationError: The folder has no configuration of a fit, or no results.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -135,42 +122,42 @@ def as_in(run: Path) -> list[str]:
         "--data.test_trials",
         json.dumps({"heldout": (data.get("test_trials") or {}).get("heldout", TRIALS)}),
         *("--test_after_fit", "true", "--evidence.enabled", "false"),
-        *("--ckpt_path", "null", "--checkpoint.dirpath", "null"),  # of a run that was resumed, or kept them elsewhere
+        *("--ckpt_path", "null", "--checkpoint.dirpath", "null"),  # the run may have set them
     ]
 
 
-def training(run: Path, name: str, shared: Sequence[str]) -> Training:
+def training_of(run: Path, name: str, shared: Sequence[str]) -> Training:
     """The training of a control."""
     slug = name.replace(" ", "-")
     overlay = os.path.relpath(ROOT / "configs" / "controls" / f"{slug}.yaml")
     return Training(run / "controls" / slug, [*shared[:2], "--config", overlay, *shared[2:]])
 
 
-def untrained_in(run: Path) -> float | None:
-    """The AUROC of the untrained model on the run's held-out trials, if it was asked."""
+def untrained_auroc(run: Path) -> float | None:
+    """The AUROC of the untrained model on the run's held-out trials; None if it was not measured."""
     from introspection_lit.training.callbacks.evidence import UNTRAINED  # takes seconds to import: not for --help
 
     references = (read_results(run / "results.json").get("evidence") or {}).get("references") or []
-    areas = [found["auroc"] for found in references if (found["observer"], found["set"]) == (UNTRAINED, "heldout")]
-    return areas[0] if areas else None
+    aurocs = [row["auroc"] for row in references if (row["observer"], row["set"]) == (UNTRAINED, "heldout")]
+    return aurocs[0] if aurocs else None
 
 
-def tested(name: str, made: Training, untrained: float | None) -> Row:
-    """What a control shows."""
-    heldout: dict[str, Any] = read_results(made.results)["sets"]["heldout"]
+def evaluate_control(name: str, training: Training, untrained: float | None) -> Row:
+    """The row of a control, from its results on held-out vectors; see :func:`control_row`."""
+    heldout: dict[str, Any] = read_results(training.results)["sets"]["heldout"]
     numbers = {key: heldout[key] for key in ("auroc", "tpr", "fpr")}
-    return control_row(name, numbers, None, run=str(made.folder), untrained=untrained)
+    return control_row(name, numbers, None, run=str(training.folder), untrained=untrained)
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Lay controls out as a table that fits 80 columns."""
-    made = Table(title="Controls, on held-out vectors", padding=(0, 1))
+def result_table(rows: Sequence[Row]) -> Table:
+    """Lay out the controls as a table that fits 80 columns."""
+    table = Table(title="Controls, on held-out vectors", padding=(0, 1))
     for column in ("control", "expected", "AUROC", "TPR", "FPR", "held"):
-        made.add_column(column, no_wrap=column != "expected")
-    for found in rows:
-        numbers = (f"{found[key]:.3f}" for key in ("auroc", "tpr", "fpr"))
-        made.add_row(found["name"], found["expected"], *numbers, "yes" if found["held"] else "no")
-    return made
+        table.add_column(column, no_wrap=column != "expected")
+    for row in rows:
+        numbers = (f"{row[key]:.3f}" for key in ("auroc", "tpr", "fpr"))
+        table.add_row(row["name"], row["expected"], *numbers, "yes" if row["held"] else "no")
+    return table
 
 
 if __name__ == "__main__":

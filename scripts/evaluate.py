@@ -1,13 +1,13 @@
-"""Step 5: how far up the ladder of generalisation the adapter climbs, beside the untrained model; `test` three times.
+"""Step 5: evaluate the adapter and the untrained model on every rung of the generalisation ladder; runs `test` three times.
 
     python evaluate.py --adapter ../checkpoints/best --n-train-vectors 100
     python evaluate.py --adapter someone/their-adapter --question "Were you steered? Say {yes} or {no}." --threshold 0.5
 
-The rungs are training vectors, held-out random vectors, concepts, and kinds of text never trained on. The untrained model
-is asked plainly and with the info prompt; it and adapters without a threshold of their own decide at log-odds 0. Any PEFT
-adapter for the model will do, a folder or a hub id. If it has our introspection.json it is asked as it was trained, and
-what it was trained on is kept out of the test; else nobody can know, and the script says so. Needs the bank of step 1.
-Writes ladder.json and ladder.png.
+The rungs are training vectors, held-out random vectors, concepts, and kinds of text that are not in training. The untrained
+model is tested with and without the info prompt; it and adapters without a threshold of their own use log-odds 0 as
+threshold. --adapter takes any PEFT adapter for the model, a folder or a hub id. With an introspection.json it is tested
+with its training options, and its training contexts are kept out of the test; without one they are unknown, and the script
+says so. Needs the bank of step 1. Writes ladder.json and ladder.png.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
-    parser = pipeline.parser(__doc__, ROOT)
+    parser = pipeline.make_parser(__doc__, ROOT)
     parser.add_argument("--adapter", help="PEFT folder or hub id; without it only the untrained model is tested")
     parser.add_argument(
         "--n-train-vectors", type=option_types.positive, help="how many training vectors of the bank (default: all)"
     )
-    parser.add_argument("--threshold", type=option_types.finite, help="on the log-odds (default: the adapter's own, or 0)")
+    parser.add_argument(
+        "--threshold", type=option_types.finite_number, help="on the log-odds (default: the adapter's own, or 0)"
+    )
     pipeline.guarded(lambda: evaluate(pipeline.parse(parser, args, "evaluate")))
 
 
 def evaluate(steps: pipeline.Steps) -> None:
-    """Climb the ladder and say which rung fails."""
+    """Test all variants, print tables and a verdict, and write the files."""
     from introspection_lit.cli import attach
     from introspection_lit.tools import ladder  # takes seconds to import: not for --help
 
@@ -52,21 +54,21 @@ def evaluate(steps: pipeline.Steps) -> None:
         "model.threshold": options.threshold,
         "data.train_vectors": options.n_train_vectors,
     }
-    settled = [*pipeline.as_trained(options.adapter, steps), *pipeline.as_arguments(settings)]
-    arguments = steps.command(["--data.bank", str(steps.bank)], settled)
-    print(pipeline.same_as("test", arguments))
+    fixed = [*pipeline.training_options(options.adapter, steps), *pipeline.as_arguments(settings)]
+    arguments = steps.command(["--data.bank", str(steps.bank)], fixed)
+    print(pipeline.equivalent_command("test", arguments))
     cli = attach(arguments)
-    ways = {way.name: rows for way, rows in ladder.climb(cli, options.adapter is not None)}
+    ways = {variant.name: rows for variant, rows in ladder.evaluate_variants(cli, options.adapter is not None)}
     if not cli.trainer.is_global_zero:
         return
     ways = {name: ways[name] for name in ("untrained", "with info", "adapter") if name in ways}
     verdicts = [rungs.ladder_verdict(name, rows) for name, rows in ways.items()]
-    described = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule.run)}
-    results = {**described, "verdicts": verdicts, "ways": ways}
+    origin = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule.run)}
+    results = {**origin, "verdicts": verdicts, "ways": ways}
     write_file(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    save_figure(folder / "ladder.png", ladder.figure(ways))
+    save_figure(folder / "ladder.png", ladder.draw_ladder(ways))
     console = PlainConsole()
-    console.print(ladder.table(ways))
+    console.print(ladder.rung_table(ways))
     console.print(ladder.answer_table(ways))
     limits = f"AUROC >= {rungs.LOWEST_AUROC}, TPR >= {rungs.LOWEST_TPR}, FPR <= {rungs.HIGHEST_FPR}"
     console.print(f"✗: the rung does not hold, which takes {limits}")

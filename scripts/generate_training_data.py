@@ -1,11 +1,11 @@
-"""Step 3: writes the training trials out as a manifest, one JSON line each, half of them steered.
+"""Step 3: write the training trials to a manifest, one JSON line each, half of them steered.
 
     python generate_training_data.py --n-examples 10000 --n-train-vectors 100
     python generate_training_data.py --model smollm2-135m --n-examples 640
 
 The first line is a header: seed, sizes of the splits, hash of the bank, code version. The trials are those that training
-would draw by itself with this seed; exact repeats are left out. The file is written as a stream, and read as one by
-finetune.py, so a million trials need no more memory than a hundred. Needs the bank of step 1; loads no model.
+would draw with this seed, without exact repeats. The file is written and read (by finetune.py) as a stream, so a million
+trials need no more memory than a hundred. Needs the bank of step 1; loads no model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
-    parser = pipeline.parser(__doc__, ROOT)
+    parser = pipeline.make_parser(__doc__, ROOT)
     parser.add_argument(
         "--n-examples", type=option_types.positive, default=10_000, help="trials, an even number (default: %(default)s)"
     )
@@ -41,11 +41,11 @@ def main(args: Sequence[str] | None = None) -> None:
         "--n-train-vectors", type=option_types.positive, help="how many training vectors of the bank (default: all)"
     )
     parser.add_argument("--output", type=Path, help="the manifest (default: train.jsonl in the folder)")
-    pipeline.guarded(lambda: write(pipeline.parse(parser, args, "data")))
+    pipeline.guarded(lambda: write_trials(pipeline.parse(parser, args, "data")))
 
 
-def write(steps: pipeline.Steps) -> None:
-    """Draw the trials, write them, and read them back to check them."""
+def write_trials(steps: pipeline.Steps) -> None:
+    """Draw the trials, write them, and check the file by reading it."""
     from introspection_lit.cli import attach  # takes seconds to import: not for --help
     from introspection_lit.training.experiment_setup import prepare
 

@@ -1,11 +1,11 @@
-"""Step 1: makes the vector bank of a model: random directions, concepts, and directions from files.
+"""Step 1: make the vector bank of a model: random directions, concepts, and directions from files.
 
     python generate_vectors.py --n-random 200                    # 100 to train on and 100 held out, plus concepts
     python generate_vectors.py --model smollm2-135m --import their_vectors.gguf --export-as .gguf
 
-Random directions come from a separate stream for each split; 50 more are made for validation, which sets the threshold.
+Each split of random directions has a random stream of its own; 50 more are made for validation, which sets the threshold.
 Concepts are extracted in two ways: as mean differences, centred over the concepts, and as first principal components of
-contrastive pairs, layer by layer. Prints lengths and cosines, and writes vectors.safetensors, vectors.json and vectors.png.
+contrastive pairs, for each layer. Prints lengths and cosines, and writes vectors.safetensors, vectors.json and vectors.png.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The command line, without the program's name; default: ``sys.argv``.
     """
-    parser = pipeline.parser(__doc__, ROOT)
+    parser = pipeline.make_parser(__doc__, ROOT)
     parser.add_argument(
         "--n-random", type=option_types.positive, default=200, help="half to train on, half held out (default: %(default)s)"
     )
@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def generate(steps: pipeline.Steps) -> None:
-    """Make the bank, save it, and say what is in it."""
+    """Make the bank, save it, and print tables of its directions."""
     from introspection_lit.cli import attach  # takes seconds to import: not for --help
 
     options, folder = steps.options, steps.folder
@@ -61,8 +61,8 @@ def generate(steps: pipeline.Steps) -> None:
         "concepts": options.concepts,
         "test_trials": {"concept_pca": 2},
     }
-    wanted = pipeline.as_arguments({f"data.{name}": value for name, value in settings.items()})
-    cli = attach(steps.command(settled=[*wanted, "--trainer.logger", "false"]))
+    arguments = pipeline.as_arguments({f"data.{name}": value for name, value in settings.items()})
+    cli = attach(steps.command(fixed=[*arguments, "--trainer.logger", "false"]))
     try:
         config = load_config(cli.model.base)
     except ValueError as error:
@@ -86,22 +86,22 @@ def generate(steps: pipeline.Steps) -> None:
     if bank.leaks():
         raise ConfigurationError([f"--import: {leak}: what is tested would be trained on." for leak in bank.leaks()])
     bank.save(steps.bank)
-    described = {**provenance(), **bank.metadata, **vector_report.report(bank)}
-    write_file(folder / "vectors.json", json.dumps(described, indent=1) + "\n")
-    save_figure(folder / "vectors.png", vector_report.figure(bank))
+    description = {**provenance(), **bank.metadata, **vector_report.describe_bank(bank)}
+    write_file(folder / "vectors.json", json.dumps(description, indent=1) + "\n")
+    save_figure(folder / "vectors.png", vector_report.draw_bank(bank))
     if options.export_as:
         for name, direction in zip(bank.names["concept"], bank.directions["concept"], strict=True):
             plain = re.sub(r"[^\w-]+", "-", name)
             path = folder / "exported" / f"{plain}{options.export_as}"
             vector_files.write_direction(path, direction, config.model_type)
     console = PlainConsole()
-    for table in vector_report.tables(described):
+    for table in vector_report.bank_tables(description):
         console.print(table)
     console.print(
         "length: of the concept's mean difference, middle layer, as a share of the residual norm. cos: to the nearest "
         "other concept. other: to the same concept by the other method. random: largest |cos| to a random direction."
     )
-    norms, off = described["residual_norms"], max(split["off_unit"] for split in described["splits"].values())
+    norms, off = description["residual_norms"], max(split["off_unit"] for split in description["splits"].values())
     console.print(f"residual norms: {min(norms):.0f} to {max(norms):.0f}; every direction has length 1 to within {off:.0e}")
     console.print(f"bank: {steps.bank}", soft_wrap=True)
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from introspection_lit import report
 from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
-from introspection_lit.tools.several_seeds import Training, settled, shared_vectors, tables, together
+from introspection_lit.tools.fit_runs import Training, fit_parser, reserved_option_problems, run_missing
+from introspection_lit.tools.several_seeds import seed_tables, seeds_with_repeated_bank, summarise_seeds
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
 
-# What makes the runs differ, and where they land.
-OURS = ("--seed_everything", "--data.seed", "--test_after_fit", "--trainer.logger", "--ckpt_path")
+# Options that the script sets for each run.
+RESERVED = ("--seed_everything", "--data.seed", "--test_after_fit", "--trainer.logger", "--ckpt_path")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -34,12 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if a seed failed, 2 if the command cannot work, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any other option is one of `python -m introspection_lit fit`.",
-        allow_abbrev=False,
-    )
+    parser = fit_parser(__doc__)
     parser.add_argument("--config", action="append", required=True, metavar="YAML", help="the experiment; may be repeated")
     parser.add_argument("--seeds", type=option_types.positive, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--first", type=option_types.seed, default=0, help="the first one (default: %(default)s)")
@@ -52,20 +48,20 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def repeat(options: argparse.Namespace, more: Sequence[str]) -> list[int]:
-    """Run what is missing, and put the results together.
+    """Run the seeds that are missing, and summarise all results.
 
     Args:
-        options: The script's own.
-        more: Those of ``fit``.
+        options: Options of the script.
+        more: Options of ``fit``.
 
     Returns:
         The seeds that failed.
 
     Raises:
-        ConfigurationError: A configuration is not there, an option is the script's, or a folder holds another run.
+        ConfigurationError: A configuration does not exist, an option is reserved, or a folder holds another run.
     """
     problems = [f"--config {config}: no such file." for config in options.config if not Path(config).is_file()]
-    problems += settled(more, OURS)
+    problems += reserved_option_problems(more, RESERVED)
     if problems:
         raise ConfigurationError(problems)
     folder = options.folder or Path("lightning_logs") / "seeds" / Path(options.config[-1]).stem
@@ -77,29 +73,24 @@ def repeat(options: argparse.Namespace, more: Sequence[str]) -> list[int]:
         )
         for seed in range(options.first, options.first + options.seeds)
     }
-    missing = [seed for seed, training in trainings.items() if not training.done()]
-    for seed, training in trainings.items():
-        print(f"seed {seed}: {training.command if seed in missing else f'there already, {training.folder}'}", flush=True)
-        if seed in missing and (status := training.run()):
-            print(f"seed {seed}: failed with exit status {status}", flush=True)
-    done = {seed: training for seed, training in trainings.items() if training.done()}
+    failed = run_missing(trainings, "seed ")
+    done = {seed: training for seed, training in trainings.items() if seed not in failed}
     if done:
-        put_together(" + ".join(options.config), done, folder.expanduser())
-    failed = [seed for seed in trainings if seed not in done]
+        write_summary(" + ".join(options.config), done, folder.expanduser())
     if failed:
         print(f"failed, or left nothing tested: seed {', '.join(map(str, failed))}. The same command tries them again.")
     return failed
 
 
-def put_together(experiment: str, done: dict[int, Training], folder: Path) -> None:
-    """Write what the seeds say together, and show it."""
+def write_summary(experiment: str, done: dict[int, Training], folder: Path) -> None:
+    """Write ``seeds.json`` and the comparing report, and print the tables."""
     results = {seed: read_results(training.results) for seed, training in done.items()}
-    found = together(experiment, {seed: (str(done[seed].folder), run) for seed, run in results.items()})
-    write_json(folder / "seeds.json", found)
+    summary = summarise_seeds(experiment, {seed: (str(done[seed].folder), run) for seed, run in results.items()})
+    write_json(folder / "seeds.json", summary)
     console = PlainConsole()
-    for table in tables(found):
+    for table in seed_tables(summary):
         console.print(table)
-    if repeated := shared_vectors(results):
+    if repeated := seeds_with_repeated_bank(results):
         print(f"the vectors of seed {', '.join(map(str, repeated))} are those of an earlier one: data.bank is the same.")
     print(f"details: {folder / 'seeds.json'}")
     if len(done) > 1:

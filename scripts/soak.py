@@ -39,9 +39,12 @@ def main(args: Sequence[str] | None = None) -> None:
         epilog="Any other option is one of `python -m introspection_lit`, such as --data.batch_size 8.",
         allow_abbrev=False,
     )
-    parser.add_argument("--minutes", type=option_types.finite, default=60.0, help="how long (default: %(default)s)")
+    parser.add_argument("--minutes", type=option_types.finite_number, default=60.0, help="how long (default: %(default)s)")
     parser.add_argument(
-        "--every", type=option_types.finite, default=5.0, help="seconds between samples, at least (default: %(default)s)"
+        "--every",
+        type=option_types.finite_number,
+        default=5.0,
+        help="seconds between samples, at least (default: %(default)s)",
     )
     parser.add_argument("--model", default="random:tiny", help="hub id, folder, or random:NAME (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("soak"), help="folder for soak.json and soak.png (default: soak)")

@@ -148,12 +148,12 @@ def test_guide_to_the_pipeline_shows_its_results() -> None:
     guide = GUIDE.read_text(encoding="utf-8")
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in PIPELINE.glob("*.json")}
     assert set(results) == {"vectors", "baseline", "baseline-info", "ladder"}
-    assert printed(*vector_report.tables(results["vectors"])) in guide
+    assert printed(*vector_report.bank_tables(results["vectors"])) in guide
     for name in ("baseline", "baseline-info"):
         directions, summary = results[name]["directions"], results[name]["summary"]
         assert printed(baseline.direction_table(directions, summary), baseline.control_table(summary)) in guide
     ways = results["ladder"]["ways"]
-    assert printed(ladder.table(ways), ladder.answer_table(ways)) in guide
+    assert printed(ladder.rung_table(ways), ladder.answer_table(ways)) in guide
     assert all(line in guide for line in results["ladder"]["verdicts"])
     assert results["ladder"]["verdicts"] == [rungs.ladder_verdict(name, rows) for name, rows in ways.items()]
     assert {result["commit"] for result in results.values()} == {results["ladder"]["commit"]}

@@ -387,13 +387,13 @@ def test_the_users_own_file_wins(tmp_path: Path) -> None:
         (["--config", str(tmp_path / "mine.yaml")], True),
         (["--seed", "3"], False),
     ):
-        parser = pipeline.parser("", ROOT)
+        parser = pipeline.make_parser("", ROOT)
         steps = pipeline.parse(parser, ["--model", "a", "--folder", str(tmp_path), *words], "evaluate")
         if given:
-            assert pipeline.settings_of(theirs, tmp_path / "train.jsonl", steps) == ["--data.info=none"]
+            assert pipeline.recorded_options(theirs, tmp_path / "train.jsonl", steps) == ["--data.info=none"]
         else:
             with pytest.raises(ConfigurationError, match="--conversations FILE"):
-                pipeline.settings_of(theirs, tmp_path / "train.jsonl", steps)
+                pipeline.recorded_options(theirs, tmp_path / "train.jsonl", steps)
 
 
 @pytest.mark.parametrize("revision", ["refs/pr/7", "../main", "--config=x", "a b", ""])

@@ -1,7 +1,7 @@
-"""The baseline: what a model answers clean and steered, direction by direction, with control questions alongside.
+"""The baseline: answers of a model to clean and steered contexts by direction, for detection and control questions.
 
-Reads the rows that ``predict`` wrote for a grid (see :mod:`~introspection_lit.grid`) and compares every steered trial with
-the clean one of the same context and question.
+Reads the rows that ``predict`` wrote for a grid (:mod:`~introspection_lit.trials.grid`) and compares every steered trial
+with the clean one of the same context and question.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RANDOM = "random"
 
 
 class Answer(NamedTuple):
-    """What came out of one trial.
+    """The scores of one trial.
 
     Attributes:
         log_odds: logit(yes) - logit(no), in nats.
@@ -46,17 +46,17 @@ class Answer(NamedTuple):
 
 
 def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of ``predictions.jsonl``, or of the files of several processes."""
+    """Read the rows of ``predictions.jsonl``, or of the files of several processes."""
     for path in paths:
         with path.open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
 
-def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compare steered with clean.
+def compare_directions(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare the steered trials of every direction with the clean ones.
 
     Args:
-        rows: Of a grid.
+        rows: Trials of a grid.
 
     Returns:
         A row for each condition (``info``), ``question`` (detection, clear yes, clear no), ``band``, ``strength`` and
@@ -69,19 +69,19 @@ def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         info = info_of(row["split"])
         answer = Answer(row["log_odds"], row["mass"])
-        asked = (info, row["role"], row["question_text"], row["context"])
+        trial = (info, row["role"], row["question_text"], row["context"])
         if row["steered"]:
             vectors = RANDOM if row["vectors"] in ("train", "heldout") else row["vectors"]
             cell = (info, row["role"], tuple(row["band"]), row["strength"], vectors, row["vector_name"])
-            steered[cell][asked] = answer
+            steered[cell][trial] = answer
         else:
-            clean[asked] = answer
+            clean[trial] = answer
     compared = []
     for (info, role, band, strength, vectors, vector), answers in steered.items():
         by_question = defaultdict(list)
-        for asked, answer in answers.items():
-            by_question[asked[2]].append((clean[asked], answer))
-        named = {
+        for trial, answer in answers.items():
+            by_question[trial[2]].append((clean[trial], answer))
+        labels = {
             "info": info,
             "question": role,
             "band": list(band),
@@ -89,37 +89,37 @@ def compare(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "vectors": vectors,
             "vector": vector,
         }
-        compared.append(named | _compared(list(by_question.values())))
+        compared.append(labels | _shifts(list(by_question.values())))
     return compared
 
 
 MEANS = ("p_yes", "p_no", "log_odds", "mass")
 
 
-def _compared(by_question: Sequence[Sequence[tuple[Answer, Answer]]]) -> dict[str, float | int]:
-    """Numbers of one direction, from pairs of a clean and a steered answer, question by question."""
+def _shifts(by_question: Sequence[Sequence[tuple[Answer, Answer]]]) -> dict[str, float | int]:
+    """Means, shifts and AUROC of one direction, from pairs of a clean and a steered answer for each question."""
     pairs = [pair for pairs in by_question for pair in pairs]
     row: dict[str, float | int] = {}
     for name in MEANS:
         first, second = (float(np.mean([getattr(pair[side], name) for pair in pairs])) for side in (0, 1))
         row |= {f"{name}_clean": first, f"{name}_steered": second, f"{name}_shift": second - first}
-    # Between questions log-odds differ for reasons of their own: the curve is one for each.
-    areas = []
+    # Log-odds differ between questions also without steering: one AUROC for each.
+    aurocs = []
     for group in by_question:
         scores = torch.tensor([pair[side].log_odds for side in (0, 1) for pair in group], dtype=torch.float64)
-        areas.append(auroc(scores, torch.arange(2 * len(group)) >= len(group)))
-    return row | {"auroc": float(np.mean(areas)), "n": len(pairs)}
+        aurocs.append(auroc(scores, torch.arange(2 * len(group)) >= len(group)))
+    return row | {"auroc": float(np.mean(aurocs)), "n": len(pairs)}
 
 
-def summarise(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Average over the directions of a kind.
+def average_directions(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over the directions of each type of vectors.
 
     Args:
-        compared: From :func:`compare`.
+        compared: From :func:`compare_directions`.
 
     Returns:
-        A row for each condition, question, band, strength and kind of vector: the means of all numbers over ``directions``
-        directions, and ``auroc_lowest`` and ``auroc_highest`` among them.
+        A row for each condition, question, band, strength and type of vectors: the means of all numbers over
+        ``directions`` directions, and the lowest and highest AUROC (``auroc_lowest``, ``auroc_highest``).
     """
     groups = defaultdict(list)
     for row in compared:
@@ -128,30 +128,30 @@ def summarise(compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (info, question, band, strength, vectors), rows in groups.items():
         numbers = [key for key, value in rows[0].items() if isinstance(value, float) and key != "strength"]
         means = {key: float(np.mean([row[key] for row in rows])) for key in numbers}
-        areas = [row["auroc"] for row in rows]
-        named = {"info": info, "question": question, "band": list(band), "strength": strength, "vectors": vectors}
-        extremes = {"auroc_lowest": min(areas), "auroc_highest": max(areas), "directions": len(rows)}
-        summary.append(named | means | extremes)
+        aurocs = [row["auroc"] for row in rows]
+        labels = {"info": info, "question": question, "band": list(band), "strength": strength, "vectors": vectors}
+        extremes = {"auroc_lowest": min(aurocs), "auroc_highest": max(aurocs), "directions": len(rows)}
+        summary.append(labels | means | extremes)
     return summary
 
 
-def percent(share: float) -> str:
-    """A probability in percent with as many digits as say something."""
+def format_probability(share: float) -> str:
+    """A probability in percent with three significant digits."""
     return f"{100 * share:.3g} %" if share < 0.9995 else "100 %"
 
 
-def change(row: dict[str, Any], name: str) -> str:
-    """A probability clean and steered, in percent."""
+def format_change(row: dict[str, Any], name: str) -> str:
+    """A probability, clean → steered, in percent."""
     return f"{100 * row[f'{name}_clean']:.3g} → {100 * row[f'{name}_steered']:.3g}"
 
 
 def direction_table(compared: Sequence[dict[str, Any]], summary: Sequence[dict[str, Any]]) -> Table:
-    """The detection question, clean to steered, for every concept and on average over each kind of direction.
+    """A table of the detection question, clean → steered, for every concept and averaged over each type of vectors.
 
-    Conditions stand side by side if there are several; of several bands or strengths only the averages are shown.
+    Several conditions get a column each; with several bands or strengths only the averages are shown.
     """
     infos = list(dict.fromkeys(row["info"] for row in summary))
-    several = len({place_of(row)[1:] for row in summary}) > 1
+    several = len({cell_of(row)[1:] for row in summary}) > 1
     alone = [row | {"label": row["vector"]} for row in compared if row["vectors"] == "concept" and not several]
     together = [row | {"label": f"{row['vectors']}, mean of {row['directions']}"} for row in summary]
     lines: dict[tuple[str, ...], dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -169,18 +169,18 @@ def direction_table(compared: Sequence[dict[str, Any]], summary: Sequence[dict[s
         for info in infos:
             table.add_column(f"info: {Path(info).name}\nP(yes)  AUROC", justify="right", no_wrap=True)
     for labels, rows in lines.items():
-        cells = [f"{change(rows[info], 'p_yes')} {rows[info]['auroc']:.2f}" for info in infos]
+        cells = [f"{format_change(rows[info], 'p_yes')} {rows[info]['auroc']:.2f}" for info in infos]
         if len(infos) == 1:
             row = rows[infos[0]]
             shift, area, share = f"{row['log_odds_shift']:+.2f}", f"{row['auroc']:.2f}", f"{row['mass_steered']:.2f}"
-            cells = [change(row, "p_yes"), change(row, "p_no"), shift, area, share]
+            cells = [format_change(row, "p_yes"), format_change(row, "p_no"), shift, area, share]
         table.add_row(*labels, *cells)
     return table
 
 
 def control_table(summary: Sequence[dict[str, Any]]) -> Table:
-    """How far the log-odds of each question move: if those of the control questions move alike, it is a push toward yes."""
-    cells = {(*place_of(row), row["vectors"], row["question"]): row for row in summary}
+    """A table of the shifts of the log-odds by question; equal shifts of control questions mean a push toward yes."""
+    cells = {(*cell_of(row), row["vectors"], row["question"]): row for row in summary}
     keys = list(dict.fromkeys(key[:-1] for key in cells))
     shown = [column for column in range(3) if len({key[column] for key in keys}) > 1]
     table = Table(title="Log-odds: clean, and shift by steering", padding=(0, 1))
@@ -196,6 +196,6 @@ def control_table(summary: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def place_of(row: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
+def cell_of(row: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
     """The condition, band and strength of a row."""
     return row["info"], tuple(row["band"]), row["strength"]

@@ -1,4 +1,4 @@
-"""What the scripts' options must look like: each function reads what was typed, or says what was expected."""
+"""Types of the scripts' options for argparse: each function parses a text or raises with what was expected."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ def positive(text: str) -> int:
     """A whole number above zero, for a script's options.
 
     Raises:
-        argparse.ArgumentTypeError: It is not.
+        argparse.ArgumentTypeError: The text is something else.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}. Expected a whole number, at least 1.")
     return int(text)
 
 
-def finite(text: str) -> float:
-    """A number, for a script's options.
+def finite_number(text: str) -> float:
+    """A finite number, for a script's options.
 
     Raises:
-        argparse.ArgumentTypeError: It is not, or not finite.
+        argparse.ArgumentTypeError: It is not a number, or NaN or infinite.
     """
     try:
         number = float(text)
@@ -37,7 +37,7 @@ def seed(text: str) -> int:
     """A seed, for a script's options.
 
     Raises:
-        argparse.ArgumentTypeError: It is not.
+        argparse.ArgumentTypeError: The text is something else.
     """
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"got {text!r}. Expected a whole number from 0 to 4294967295.")
@@ -48,9 +48,9 @@ def bands(text: str) -> list[str | list[int]]:
     """Bands, as a JSON list of names and of [first, last].
 
     Raises:
-        argparse.ArgumentTypeError: It is not.
+        argparse.ArgumentTypeError: The text is something else.
     """
-    values = _listed(text)
+    values = _json_list(text)
     if not values or not all(isinstance(band, str) or _is_pair(band) for band in values):
         hint = f" Did you mean '[{text}]'?" if _is_pair(values) else ""
         raise argparse.ArgumentTypeError(f"got {text!r}. Expected a list such as '[\"middle\", [21, 42]]'.{hint}")
@@ -61,16 +61,16 @@ def strengths(text: str) -> list[float]:
     """Strengths, as a JSON list of numbers above 0.
 
     Raises:
-        argparse.ArgumentTypeError: It is not.
+        argparse.ArgumentTypeError: The text is something else.
     """
-    values = _listed(text)
+    values = _json_list(text)
     if not values or not all(type(strength) in (int, float) and strength > 0 for strength in values):
         raise argparse.ArgumentTypeError(f"got {text!r}. Expected a list of numbers above 0, such as '[10, 20]'.")
     return [float(strength) for strength in values]
 
 
-def _listed(text: str) -> list:
-    """What a JSON list holds; empty if it is none."""
+def _json_list(text: str) -> list:
+    """The items of a JSON list; empty if the text is not one."""
     try:
         values = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What there is to know about a vector bank before it is used: lengths, and who resembles whom."""
+"""Describes a vector bank: lengths of its directions, and cosines between and within its splits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from introspection_lit.report.formatting import escape_dollars
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
 
 
-def report(bank: VectorBank) -> dict[str, Any]:
-    """Describe a bank.
+def describe_bank(bank: VectorBank) -> dict[str, Any]:
+    """Compute norms and cosines of a bank.
 
     Args:
-        bank: With directions of length 1.
+        bank: Its directions have length 1.
 
     Returns:
         ``residual_norms`` by layer; for each split ``n``, its largest deviation from length 1 (``off_unit``) and largest
         |cosine| between two of its directions (``within``) and to each random split (``to``); and for each direction that
-        is no random one its length before scaling relative to the residual norm (``length``, middle layer), its nearest
-        neighbour in the split, its cosine to the same concept extracted the other way and its largest |cosine| to the
-        random directions. Cosines are averaged over layers where both sides have one for each.
+        is not random its length before scaling relative to the residual norm (``length``, middle layer), its nearest
+        neighbour in the split, its cosine to the same concept by the other extraction method and its largest |cosine| to
+        the random directions. Cosines are averaged over layers if both sides have a direction for each layer.
     """
     middle = len(bank.residual_norms) // 2
     splits = {}
@@ -67,7 +67,7 @@ def report(bank: VectorBank) -> dict[str, Any]:
 
 
 def cosines(first: Tensor, second: Tensor) -> Tensor:
-    """Cosines between directions, ``(n, m)``; of directions by layer the mean over the layers that have one."""
+    """Cosines between directions, ``(n, m)``; for directions by layer the mean over layers where both are nonzero."""
     if first.dim() == 2 and second.dim() == 2:
         return first @ second.T
     both = ((first.norm(dim=-1)[:, None] > 0) & (second.norm(dim=-1)[None] > 0)).sum(dim=-1).clamp(min=1)
@@ -82,19 +82,19 @@ def _largest_off_diagonal(square: Tensor) -> float | None:
     return float(square.fill_diagonal_(0).abs().max()) if len(square) > 1 else None
 
 
-def tables(described: dict[str, Any]) -> list[Table]:
-    """Lay a report out as tables that fit 80 columns: the splits, and the directions that are not random."""
+def bank_tables(description: dict[str, Any]) -> list[Table]:
+    """Lay out :func:`describe_bank` as tables that fit 80 columns: the splits, and the directions that are not random."""
     splits = Table(title="Directions", padding=(0, 1))
     for column in ("split", "n", "|cos| within", *(f"to {split}" for split in RANDOM_SPLITS)):
         splits.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
-    for name, row in described["splits"].items():
+    for name, row in description["splits"].items():
         within = "" if row["within"] is None else f"{row['within']:.3f}"
         others = [f"{row['to'][split]:.3f}" if split in row["to"] else "" for split in RANDOM_SPLITS]
         splits.add_row(name, str(row["n"]), within, *others)
     concepts = Table(title="Concepts", padding=(0, 1))
     for column in ("direction", "from", "length", "nearest", "cos", "other", "random"):
         concepts.add_column(column, justify="left" if column in ("direction", "from", "nearest") else "right", no_wrap=True)
-    for row in described["directions"]:
+    for row in description["directions"]:
         if row["vectors"] == "concept_pca":  # the column "other way" says how alike the two are
             continue
         numbers = [
@@ -104,11 +104,11 @@ def tables(described: dict[str, Any]) -> list[Table]:
     return [splits, concepts]
 
 
-def figure(bank: VectorBank) -> Figure:
+def draw_bank(bank: VectorBank) -> Figure:
     """Draw the residual norms by layer and the cosines between concepts."""
     names = bank.names["concept"]
-    drawn = Figure(figsize=(11, 4.8), layout="constrained")
-    left, right = drawn.subplots(1, 2, width_ratios=(1, 1.35))
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
     layers = range(len(bank.residual_norms))
     left.plot(layers, bank.residual_norms, color="black", label="residual stream (median)")
     if "concept" in bank.lengths:
@@ -127,5 +127,5 @@ def figure(bank: VectorBank) -> Figure:
     right.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     right.set_yticks(range(len(names)), names, fontsize=7)
     right.set_title("cosines between concepts, mean over layers", fontsize=9)
-    drawn.colorbar(image, ax=right, shrink=0.8)
-    return drawn
+    figure.colorbar(image, ax=right, shrink=0.8)
+    return figure

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from introspection_lit.cli import main as command_line
-from introspection_lit.tools import several_seeds
+from introspection_lit.tools import fit_runs
 
 
 def in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -33,5 +33,5 @@ def in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
 
         kill = terminate
 
-    patch.setattr(several_seeds, "subprocess", SimpleNamespace(Popen=Process, TimeoutExpired=TimeoutError))
+    patch.setattr(fit_runs, "subprocess", SimpleNamespace(Popen=Process, TimeoutExpired=TimeoutError))
     return started

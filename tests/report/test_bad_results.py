@@ -16,7 +16,7 @@ from results_example import example, example_seeds
 
 from introspection_lit import report
 from introspection_lit.report.result_files import read_results
-from introspection_lit.tools.several_seeds import tables, together
+from introspection_lit.tools.several_seeds import seed_tables, summarise_seeds
 from introspection_lit.utils.checksums import with_checksum
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -119,13 +119,13 @@ def test_several_seeds_with_something_wrong(first: Any, tmp_path: Path) -> None:
     """Put together, numbers of every seed are finite or missing; else it is refused, with the name of the file."""
     files = [save(tmp_path, content, f"{number}.json") for number, content in enumerate((first, SHORT))]
     try:
-        found = together("x", {number: (str(file), read_results(file)) for number, file in enumerate(files)})
+        found = summarise_seeds("x", {number: (str(file), read_results(file)) for number, file in enumerate(files)})
     except REFUSED as error:
         event("refused")
         assert any(str(file) in str(error) for file in files)  # noqa: PT017 - either way is right
         return
     json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
-    tables(found)
+    seed_tables(found)
 
 
 @given(content=mutated(SEEDS))
@@ -196,7 +196,7 @@ def test_nan_is_missing_for_several_seeds(tmp_path: Path) -> None:
         sets = {"doses": {"auroc": auroc, "tpr": 1.0, "fpr": 0.0}}
         save(tmp_path, {"sets": sets}, f"{number}.json")
     runs = {number: ("x", read_results(tmp_path / f"{number}.json")) for number in range(2)}
-    found = together("x", runs)
+    found = summarise_seeds("x", runs)
     assert found["sets"]["doses"]["auroc"]["mean"] is None
     assert found["sets"]["doses"]["auroc"]["worst_seed"] == 1
     assert found["sets"]["doses"]["tpr"]["mean"] == 1

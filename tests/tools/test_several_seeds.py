@@ -21,21 +21,21 @@ from rich.console import Console
 from run_scripts import script
 from seeds_in_process import in_process
 
-from introspection_lit.tools import several_seeds
-from introspection_lit.tools.several_seeds import METRICS, Training, spread, together
+from introspection_lit.tools import fit_runs, several_seeds
+from introspection_lit.tools.several_seeds import METRICS, seed_statistics, summarise_seeds
 
 
 def test_spread_by_hand() -> None:
     """1, 2 and 3: mean 2, sd 1 over n - 1; which is worst depends on what is better."""
-    assert spread({4: 1.0, 5: 3.0, 6: 2.0}, highest_is_worst=False) == {
+    assert seed_statistics({4: 1.0, 5: 3.0, 6: 2.0}, highest_is_worst=False) == {
         "mean": 2.0,
         "sd": 1.0,
         "worst": 1.0,
         "worst_seed": 4,
         "values": [1.0, 3.0, 2.0],
     }
-    assert spread({4: 1.0, 5: 3.0, 6: 3.0}, highest_is_worst=True)["worst_seed"] == 5  # the first of equal ones
-    assert spread({7: 0.5}, highest_is_worst=True) == {
+    assert seed_statistics({4: 1.0, 5: 3.0, 6: 3.0}, highest_is_worst=True)["worst_seed"] == 5  # the first of equal ones
+    assert seed_statistics({7: 0.5}, highest_is_worst=True) == {
         "mean": 0.5,
         "sd": None,
         "worst": 0.5,
@@ -46,7 +46,7 @@ def test_spread_by_hand() -> None:
 
 def test_what_was_never_reached_is_worst() -> None:
     """A mean of the seeds that reached it would flatter."""
-    found = spread({0: 0.04, 1: None, 2: 0.08}, highest_is_worst=True)
+    found = seed_statistics({0: 0.04, 1: None, 2: 0.08}, highest_is_worst=True)
     assert found == {"mean": None, "sd": None, "worst": None, "worst_seed": 1, "values": [0.04, None, 0.08]}
 
 
@@ -70,7 +70,7 @@ def results(fpr: float, tpr: float, strength: float | None, change: float, bank:
 def test_worst_is_what_one_would_not_like_to_have() -> None:
     """The highest FPR, strength and side effect, the lowest of everything else; seen kinds do not count as unseen ones."""
     runs = {0: ("a", results(0.1, 0.9, 0.04, 0.0)), 3: ("b", results(0.2, 1.0, 0.06, -0.125, "b"))}
-    found = together("x.yaml", runs)
+    found = summarise_seeds("x.yaml", runs)
     assert (found["experiment"], found["seeds"], found["runs"]) == ("x.yaml", [0, 3], ["a", "b"])
     heldout = found["sets"]["heldout"]
     assert (heldout["fpr"]["worst"], heldout["fpr"]["worst_seed"]) == (0.2, 3)
@@ -88,7 +88,7 @@ def test_results_without_evidence_have_fewer_numbers() -> None:
     """Older runs and those that gather none; a test set that a run lacks is left out."""
     first, second = results(0.1, 0.9, None, 0.0) | {"evidence": None}, results(0.1, 0.9, None, 0.0) | {"evidence": {}}
     del second["sets"]["newkinds"]
-    found = together("x.yaml", {0: ("a", first), 1: ("b", second)})
+    found = summarise_seeds("x.yaml", {0: ("a", first), 1: ("b", second)})
     assert list(found["sets"]) == ["heldout"]
     assert (found["detection_strength"], found["worst_unseen_kind"], found["side_effects"]) == ({}, None, None)
 
@@ -100,7 +100,7 @@ def test_tables_fit_80_columns() -> None:
         run["sets"] = dict.fromkeys(("newquestions", "doses_concept"), run["sets"]["heldout"])
         run["evidence"]["detection_strength"] = {"concept": {"strength": None}}
     console = Console(width=80, record=True, file=io.StringIO())
-    for table in several_seeds.tables(together("x.yaml", runs)):
+    for table in several_seeds.seed_tables(summarise_seeds("x.yaml", runs)):
         console.print(table)
     shown = console.export_text()
     assert "…" not in shown
@@ -111,7 +111,7 @@ def test_tables_fit_80_columns() -> None:
 def test_shared_vectors_are_noticed() -> None:
     """A bank that was given is the same for every seed."""
     runs = {0: results(0, 0, 0, 0, "a"), 1: results(0, 0, 0, 0, "b"), 2: results(0, 0, 0, 0, "a")}
-    assert several_seeds.shared_vectors(runs) == [2]
+    assert several_seeds.seeds_with_repeated_bank(runs) == [2]
 
 
 # ---- real trainings ----
@@ -242,9 +242,9 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     interpreter = tmp_path / "python"
     interpreter.write_text(PRETENDER.format(python=sys.executable))
     interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(several_seeds, "subprocess", subprocess)  # real processes, whatever a fixture has put there
+    monkeypatch.setattr(fit_runs, "subprocess", subprocess)  # real processes, whatever a fixture has put there
     monkeypatch.setattr(sys, "executable", str(interpreter))
-    monkeypatch.setattr(several_seeds, "GRACE", 0.2)
+    monkeypatch.setattr(fit_runs, "GRACE", 0.2)
     monkeypatch.chdir(tmp_path)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # parallel test runners ignore it
 
@@ -326,10 +326,10 @@ def test_bad_commands(
 
 def test_a_results_file_that_is_none(tmp_path: Path) -> None:
     """Cut off, or something else: it is named."""
-    made = Training(tmp_path / "seed-0", [])
+    made = fit_runs.Training(tmp_path / "seed-0", [])
     assert not made.done()
     made.folder.mkdir()
     for text in ('{"sets": {', "[]", '{"sets": 3}'):
         made.results.write_text(text)
-        with pytest.raises(several_seeds.ConfigurationError, match=r"results\.json: "):
+        with pytest.raises(fit_runs.ConfigurationError, match=r"results\.json: "):
             made.done()

@@ -18,7 +18,7 @@ from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
-from introspection_lit.tools.baseline import Answer, compare, summarise
+from introspection_lit.tools.baseline import Answer, average_directions, compare_directions
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.trials.grid import Grid, GridPlan
 from introspection_lit.trials.split import Split
@@ -97,7 +97,7 @@ def test_comparison_by_hand() -> None:
         row(True, 0, 0.0, 0.5, "bread"),
         row(True, 1, 1.0, 1.0, "bread"),
     ]
-    (bread,) = compare(rows)
+    (bread,) = compare_directions(rows)
     assert (bread["vector"], bread["band"], bread["n"]) == ("bread", [2, 4], 2)
     assert bread["p_yes_clean"] == pytest.approx((0.25 + 0.5) / 2)
     assert bread["p_yes_steered"] == pytest.approx((0.25 + 0.7310586) / 2)
@@ -105,7 +105,7 @@ def test_comparison_by_hand() -> None:
     assert bread["log_odds_shift"] == pytest.approx(0.5)
     assert bread["auroc"] == pytest.approx(0.75)  # one tie, one win, against either
     cats = [row(True, 0, -1.0, 0.5, "cats"), row(True, 1, -1.0, 1.0, "cats")]
-    (mean,) = summarise(compare([*rows, *cats]))
+    (mean,) = average_directions(compare_directions([*rows, *cats]))
     assert (mean["directions"], mean["auroc_lowest"], mean["auroc_highest"]) == (2, 0.0, 0.75)
     assert mean["log_odds_shift"] == pytest.approx(-0.25)
 
