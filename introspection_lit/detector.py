@@ -167,8 +167,8 @@ class Detector:
         model = found.attempt(load_model, spec, device)
         layers = found.attempt(find_decoder_layers, model, spec.decoder_layers) if model is not None else None
         _raise(found)
-        assert model is not None and layers is not None and tokenizer is not None  # noqa: PT018
-        bank = _bank_beside(adapter, config.hidden_size, len(layers)) if config is not None else None
+        assert config and tokenizer and model and layers  # noqa: PT018 - a missing one is a problem, and raised by now
+        bank = _bank_beside(adapter, config.hidden_size, len(layers))
         return cls(load_adapter(model, adapter, spec), tokenizer, layers, **_wording(adapter), bank=bank)
 
     def ask(self, user: str | Sequence[Mapping[str, str]], assistant: str = "", steering: Steering | None = None) -> Answer:
@@ -197,7 +197,7 @@ class Detector:
             conversations: Each a user message, a (message, reply) pair, a list of messages with ``role`` and ``content``,
                 or a :class:`~introspection_lit.contexts.context.Context`, of which only the turns are read.
             steering: One for all conversations, or one (or None) for each.
-            batch_size: Conversations at a time; it does not matter to the answers.
+            batch_size: Conversations at a time; the answers are the same but for rounding.
 
         Returns:
             The answers, in the order of the conversations.
@@ -259,7 +259,7 @@ class Detector:
 
 
 def _renamed(problem: str) -> str:
-    """A problem with the names that things have in Python."""
+    """A problem of an option, named as in Python."""
     for option, name in NAMES.items():
         if problem.startswith(option):
             return name + problem.removeprefix(option)
@@ -272,20 +272,20 @@ def _raise(found: Problems) -> None:
 
 
 def _base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:
-    """The base model to load: what the adapter was made for, unless something else is given."""
-    if isinstance(base, BaseModel):
-        return base
+    """The base model to load: the one that the adapter was made for, unless another one is given."""
     recorded = adapter.description
+    if recorded is None and base is None:
+        raise ConfigurationError(
+            [f"base: got none, and {adapter.name} has no {DESCRIPTION} that names its model. Give its name or folder."]
+        )
     if recorded is None:
-        if base is None:
-            raise ConfigurationError(
-                [f"base: got none, and {adapter.name} has no {DESCRIPTION} that names its model. Give its name or folder."]
-            )
-        return BaseModel(base)
+        return base if isinstance(base, BaseModel) else BaseModel(str(base))
     validate_settings({"model.base.revision": recorded.get("revision")}, str(adapter.folder / DESCRIPTION))
     if wrong := schema.problems(RECORDED, recorded):
         problem = f"{adapter.folder / DESCRIPTION} is damaged, or not ours: {'; '.join(wrong)}. Remove it, or export again."
         raise ConfigurationError([problem])
+    if isinstance(base, BaseModel):
+        return base
     made_for = BaseModel(
         recorded["base_model"], recorded.get("revision"), recorded["dtype"], quantization=recorded["quantization"]
     )
@@ -293,15 +293,14 @@ def _base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:
 
 
 def _wording(adapter: Adapter) -> dict[str, Any]:
-    """What is asked, and how, as in the adapter's training; by default as ever."""
+    """Question, phrasing and threshold of the adapter's training, as arguments; none without a record of it."""
     recorded = adapter.description
     if recorded is None:
         return {}
     phrasing = recorded["trained_on"]["phrasing"]
-    known = {name: phrasing[name] for name in PHRASING}
     return {
         "question": next(iter(recorded["question"]), None),
-        "phrasing": Phrasing(**known | {"answers": tuple(phrasing["answers"])}),
+        "phrasing": Phrasing(**{name: phrasing[name] for name in PHRASING} | {"answers": tuple(phrasing["answers"])}),
         "threshold": float(recorded["threshold"]),
         "prefill_adapter": recorded["trained_on"]["prefill_adapter"],
     }

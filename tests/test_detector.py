@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from introspection_lit.cli import main
 from introspection_lit.contexts.context import Context
@@ -150,6 +152,18 @@ def test_base_from_another_place(run: Path, detector: Detector, tiny: Path, tmp_
     assert moved.bank is not None
 
 
+def test_adapter_of_a_model_without_system_prompts(tiny_folder: Any, tmp_path: Path) -> None:
+    """Roles that must take turns, as Gemma's: with a reply, with an empty one, and steered."""
+    folder = str(tiny_folder("gemma"))
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(str(tmp_path))
+    with pytest.warns(UserWarning, match="default question"):
+        detector = Detector.from_pretrained(tmp_path, folder, "cpu")
+    steering = Steering(torch.ones(32), 3.0, "late", "absolute")
+    answers = [detector.ask(TALK[0]), detector.ask(*TALK), detector.ask(*TALK, steering)]
+    assert len({answer.log_odds for answer in answers}) == 3
+
+
 def test_unreadable_bank_is_not_used(run: Path, tmp_path: Path) -> None:
     """The detector works without one."""
     shutil.copytree(run / "adapter", tmp_path / "adapter")
@@ -171,8 +185,9 @@ def test_damaged_adapters_are_refused(run: Path, tiny_folder: Any, tmp_path: Pat
         Detector.from_pretrained(folder)
     weights.write_bytes(content)
     described.write_text(json.dumps(description | {"dtype": "load"}))
-    with pytest.raises(ConfigurationError, match="dtype is 'load', expected one of 'float32'"):
-        Detector.from_pretrained(folder)
+    for base in (None, BaseModel(description["base_model"])):
+        with pytest.raises(ConfigurationError, match="dtype is 'load', expected one of 'float32'"):
+            Detector.from_pretrained(folder, base)
     described.write_text(json.dumps(description | {"threshold": 9.0}))
     with pytest.raises(ConfigurationError, match=r"introspection\.json"):
         Detector.from_pretrained(folder)
