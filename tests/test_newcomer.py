@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from introspection_lit.export import DESCRIPTION
 
-from introspection_lit.model import BaseModel, resolve
+from introspection_lit.models.adapters import DESCRIPTION
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.sources import resolve
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
