@@ -50,6 +50,11 @@ class Context:
         return "\n".join(turn.content for turn in self.turns if turn.role == "user")
 
     @property
+    def question(self) -> str | None:
+        """The question of the conversation's own; None if the experiment's question is asked."""
+        return next((turn.content for turn in reversed(self.question_turns) if turn.role == "user"), None)
+
+    @property
     def key(self) -> str:
         """A fingerprint of the text, blind to case and white space: equal keys are the same context."""
         if not self.question_turns and [turn.role for turn in self.turns] == ["user", "assistant"]:

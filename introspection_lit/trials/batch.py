@@ -1,4 +1,4 @@
-"""A batch of trials as padded tensors."""
+"""A batch of trials as padded tensors, and later with its KV cache."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from introspection_lit.trials.trial import Trial
 
 @dataclass
 class TrialBatch:
-    """A batch on its way from the data loader through the prefill to the step.
+    """A batch on its way from the data loader through the prefill to the training or test step.
+
+    A row is a trial. Rows with the same context and intervention share a cache.
 
     Attributes:
-        trials: What each row is.
-        context_ids: Left-padded, ``(caches, context)``: one for each context and intervention.
-        context_mask: 1 at tokens, ``(caches, context)``.
-        contexts: The number of each cache's context in the split.
-        cache_of: Which of the caches each row reads, ``(batch,)``; None: each row has its own, in order.
-        lead_ids: Tokens with which every question of the batch begins, ``(lead,)``, if caches are shared: they are read
-            once for each cache. None: there are none.
-        question_ids: Right-padded, ``(batch, question)``, without the lead.
-        question_mask: 1 at tokens, ``(batch, question)``.
+        trials: The trial of each row.
+        context_ids: Left-padded tokens, ``(caches, context)``.
+        context_mask: 1 at tokens, 0 at padding, ``(caches, context)``.
+        contexts: Index of each cache's context in the split.
+        cache_of: Index of the cache that each row reads, ``(batch,)``; None: row ``i`` reads cache ``i``.
+        question_prefix_ids: Tokens that all questions begin with, ``(prefix,)``, if caches are shared: read once for each
+            cache. None: questions are read in full by every row.
+        question_ids: Right-padded tokens without that prefix, ``(batch, question)``.
+        question_mask: 1 at tokens, 0 at padding, ``(batch, question)``.
         intervention: What is added to the residual stream of each cache.
         labels: True where steered, ``(batch,)``.
-        inputs: A number for each distinct context and question, ``(batch,)`` int64.
-        numbers: The number of each trial in its split, ``(batch,)`` int64.
-        kinds: A number for each kind of context, ``(batch,)`` int64.
-        answer_ids: Tokens of yes and no, ``(2,)``.
-        total: Trials in the set: rows with this number or a higher one only fill up the last batches. None: no end.
-        cache: The KV cache of the contexts, once the prefill has run.
+        inputs: Hash of context and question, ``(batch,)`` int64: equal for rows with the same input.
+        numbers: Number of each trial in its split, ``(batch,)`` int64.
+        kinds: Hash of the context's kind, ``(batch,)`` int64.
+        answer_ids: Token ids of yes ("steered") and no, ``(2,)``.
+        total: Trials in the split; rows with this number or a higher one are padding. None: unlimited.
+        cache: The KV cache of the contexts; None before the prefill.
     """
 
     trials: list[Trial]
@@ -56,11 +58,11 @@ class TrialBatch:
 
     @property
     def split(self) -> str:
-        """The split that all its trials belong to."""
+        """Name of the split; all trials of a batch belong to one."""
         return self.trials[0].split
 
     def to(self, device: torch.device, **options: Any) -> TrialBatch:
-        """Move every tensor, in place; Lightning calls this before the prefill."""
+        """Move every tensor to a device, in place; Lightning calls this before the prefill."""
         for owner in (self, self.intervention):
             for name, value in vars(owner).items():
                 if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""The grid: every direction in every context, band and strength, asked every question. What a benchmark runs through."""
+"""The grid of a benchmark: all combinations of context, direction, band, strength and question."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS
 from introspection_lit.trials.plans import Plan, equal_part
 from introspection_lit.trials.trial import Trial
 
-# Under what name a question is reported.
+# Roles of questions in reports.
 DETECTION, CLEAR_YES, CLEAR_NO = "detection", "clear yes", "clear no"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What ``predict`` runs through when it is given, instead of the test sets.
+    """The option ``data.grid``: ``predict`` scores this grid instead of the test sets.
 
     Attributes:
-        vectors: Splits of the bank whose directions are run.
-        random_vectors: How many of the random ones; of the others all.
-        contexts: How many contexts, evenly from all kinds: of a file of conversations, or of the split ``heldout``. By
-            default 8, or all of the conversations.
-        info: Conditions: what is said before the question (see ``data.info``).
-        bands: As ``data.bands``; each is run.
-        strengths: Each is run, in ``data.strength_unit``.
+        vectors: Splits of the vector bank whose directions are used.
+        random_vectors: Number of directions of each random split; of the other splits all are used.
+        contexts: Number of contexts, evenly from all kinds, of a conversation file or of the split ``heldout``. By default
+            8, or all conversations of the file.
+        info: Conditions, each a value of ``data.info`` (the text before the question).
+        bands: Bands of layers, as in ``data.bands``.
+        strengths: Strengths, in ``data.strength_unit``.
         true_questions: Control questions whose answer is the word for "true", with ``{yes}`` and ``{no}`` for the words.
         false_questions: Control questions whose answer is the other word.
     """
@@ -41,7 +41,7 @@ class Grid:
     false_questions: list[str] = field(default_factory=lambda: list(FALSE_QUESTIONS))
 
     def problems(self) -> list[str]:
-        """What is wrong with its numbers and names."""
+        """Check counts, strengths and names; a sentence for each problem."""
         problems = []
         if (
             (self.contexts is not None and self.contexts < 1)
@@ -59,24 +59,24 @@ class Grid:
         return problems + [f"data.grid.vectors: {name!r} is none of {', '.join(known)}." for name in unknown]
 
     def roles(self, questions: int) -> list[str]:
-        """What each question of a split is, given how many detection questions come first."""
+        """The role of each question, where the first ``questions`` ask about steering."""
         controls = [CLEAR_YES] * len(self.true_questions) + [CLEAR_NO] * len(self.false_questions)
         return [DETECTION] * questions + controls
 
 
 @dataclass(frozen=True)
 class GridPlan(Plan):
-    """Trial n of a grid: contexts outermost, then clean and every intervention, then the questions.
+    """The trials of a grid: contexts in the outer loop, then clean and every intervention, then the questions.
 
     Neighbours share a context and an intervention, so that one prefill serves all questions.
 
     Attributes:
-        split: Its name.
-        contexts: How many contexts.
-        questions: How many questions.
-        vectors: How many directions.
-        bands: Each of them.
-        each_strength: Each of them.
+        split: Name of the split.
+        contexts: Number of contexts.
+        questions: Number of questions.
+        vectors: Number of directions.
+        bands: Bands of layers, (first, last) inclusive.
+        each_strength: All strengths.
     """
 
     split: str
@@ -88,21 +88,21 @@ class GridPlan(Plan):
 
     @property
     def strengths(self) -> tuple[float, float]:  # type: ignore[override]
-        """The lowest and the highest."""
+        """Lowest and highest strength."""
         return min(self.each_strength), max(self.each_strength)
 
     @property
     def interventions(self) -> int:
-        """How many ways to steer there are."""
+        """Number of combinations of direction, band and strength."""
         return self.vectors * len(self.bands) * len(self.each_strength)
 
     @property
     def total(self) -> int:
-        """How many trials there are."""
+        """Number of trials."""
         return self.contexts * (1 + self.interventions) * self.questions
 
     def trial(self, number: int) -> Trial:
-        """Make trial ``number``; beyond the last one it starts again."""
+        """Make trial ``number``; numbers beyond the last trial start again at the first."""
         rest, question = divmod(number % self.total, self.questions)
         context, intervention = divmod(rest, 1 + self.interventions)
         if intervention == 0:
@@ -121,10 +121,10 @@ class GridPlan(Plan):
 
 
 def split_name(info: str, vectors: str) -> str:
-    """The name of a split of a grid."""
+    """The name of the grid's split for one condition (``info``) and one split of the bank."""
     return f"grid/{info}/{vectors}"
 
 
 def info_of(split: str) -> str:
-    """The condition of a split of a grid; it may be a path."""
+    """The condition (``info``) in the name of a grid's split; it may be a path with slashes."""
     return split.split("/", 1)[1].rpartition("/")[0]

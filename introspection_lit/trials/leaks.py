@@ -1,4 +1,4 @@
-"""Leaks: what a test must not share with training, within a configuration and across a checkpoint."""
+"""Leak checks: tests must not share texts or directions with training, nor with the training of a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ HINT = "Test with the data.* settings of the training, data.seed above all (conf
 
 
 def bank_leak_problems(bank: VectorBank) -> list[str]:
-    """The leaks between the splits of a bank, as problems of the configuration."""
+    """Check that the splits of a bank share no direction."""
     return [f"data.bank: {leak}: what is tested has been trained on." for leak in bank.leaks()]
 
 
 def direction_keys(split: Split, bank: VectorBank) -> list[str]:
-    """Fingerprints of the directions that a split's trials have."""
+    """Fingerprints of the directions that the trials of a split use."""
     return bank.keys(split.source.vectors)[: split.plan.vectors]
 
 
 def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapter: bool) -> dict[str, Any]:
-    """Say what training and validation have seen, for the checkpoint.
+    """Record the data of training and validation, for the checkpoint.
 
     Args:
-        splits: By name; ``train`` and ``validation`` are recorded.
-        bank: Their directions.
-        prefill_adapter: Whether the adapter was on while caches were written.
+        splits: Splits by name; ``train`` and ``validation`` are recorded.
+        bank: The directions.
+        prefill_adapter: Whether the adapter is on while caches are written.
 
     Returns:
         Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
         ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
         equal data.
     """
-    seen = [splits[name] for name in ("train", "validation")]
+    used = [splits[name] for name in ("train", "validation")]
     return {
-        "messages": sorted({fingerprint(context.user) for split in seen for context in split.contexts}),
-        "kinds": sorted({context.kind for split in seen for context in split.contexts}),
-        "vectors": sorted(key for split in seen for key in direction_keys(split, bank)),
-        "questions": sorted({fingerprint(question) for split in seen for question in split.question_texts()}),
+        "messages": sorted({fingerprint(context.user) for split in used for context in split.contexts}),
+        "kinds": sorted({context.kind for split in used for context in split.contexts}),
+        "vectors": sorted(key for split in used for key in direction_keys(split, bank)),
+        "questions": sorted({fingerprint(question) for split in used for question in split.question_texts()}),
         "prefill_adapter": prefill_adapter,
         "phrasing": asdict(splits["train"].phrasing) | {"answers": list(splits["train"].phrasing.answers)},
         "bands": [list(band) for band in splits["train"].plan.bands],
@@ -56,12 +56,12 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
 
 
 def training_differences(record: Mapping[str, Any], split: Split, prefill_adapter: bool) -> list[str]:
-    """List what a test does differently from training though nothing leaks; it may be meant, so these are warnings.
+    """List the settings of a test that differ from training without being leaks; these are warnings.
 
     Args:
-        record: What :func:`training_record` said when the checkpoint was made.
-        split: One of the splits of this configuration.
-        prefill_adapter: Whether the adapter is on while caches are written now.
+        record: The :func:`training_record` of the checkpoint.
+        split: A split of the current configuration.
+        prefill_adapter: Whether the adapter is on while caches are written, in the current configuration.
     """
     now = {
         "prefill_adapter": prefill_adapter,
@@ -78,16 +78,16 @@ def training_differences(record: Mapping[str, Any], split: Split, prefill_adapte
 
 
 def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split], bank: VectorBank) -> list[str]:
-    """List what the test sets share with the training of a checkpoint and must not.
+    """Check that the test sets share nothing with the training of a checkpoint.
 
     Args:
-        record: What :func:`training_record` said when the checkpoint was made.
-        tests: The test sets by name.
-        bank: Their directions.
+        record: The :func:`training_record` of the checkpoint.
+        tests: Test sets by name.
+        bank: The directions.
 
     Returns:
-        Problems: user messages, kinds (of ``newkinds``), directions or held-out questions that were trained on;
-        and directions of ``seen`` that were not.
+        A sentence for each problem: user messages, kinds (of ``newkinds``), directions or held-out questions that were
+        trained on, and directions of ``seen`` that were not.
     """
     problems = []
     for name, split in tests.items():
@@ -95,53 +95,53 @@ def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split]
         messages = [context.user for context in split.contexts if fingerprint(context.user) in record["messages"]]
         kinds = sorted({context.kind for context in split.contexts} & set(record["kinds"]))
         trained = vectors & set(record["vectors"])
-        asked = {fingerprint(question) for question in split.questions} & set(record["questions"])
-        found = []
+        questions = {fingerprint(question) for question in split.questions} & set(record["questions"])
+        leaks = []
         if messages:
-            found.append(f"{len(messages)} contexts were trained on (such as {messages[0][:50]!r})")
+            leaks.append(f"{len(messages)} contexts were trained on (such as {messages[0][:50]!r})")
         if source.contexts == "newkinds" and kinds:
-            found.append(f"the kinds {kinds} were trained on")
+            leaks.append(f"the kinds {kinds} were trained on")
         if source.vectors == "train" and trained != vectors:
-            found.append("some of its vectors were not trained on")
+            leaks.append("some of its vectors were not trained on")
         if source.vectors != "train" and trained:
-            found.append("some of its vectors were trained on")
-        if source.questions != "train" and asked:
-            found.append("some of its questions were trained on")
-        problems += [f"ckpt_path: test set {name!r}: {problem}. {HINT}" for problem in found]
+            leaks.append("some of its vectors were trained on")
+        if source.questions != "train" and questions:
+            leaks.append("some of its questions were trained on")
+        problems += [f"ckpt_path: test set {name!r}: {problem}. {HINT}" for problem in leaks]
     return problems
 
 
 def audit(splits: Mapping[str, Split], bank: VectorBank) -> dict[str, Any]:
-    """Measure what the splits of an experiment share, for the report.
+    """Measure the overlap between the splits of an experiment, for the report.
 
     Args:
-        splits: By name, ``train`` and ``validation`` among them.
-        bank: Their directions.
+        splits: Splits by name, ``train`` and ``validation`` among them.
+        bank: The directions.
 
     Returns:
-        ``vectors``: the largest |cos| between each two kinds of direction of which one is trained or validated on;
-        ``shared_messages``: user messages that the test shares with training or validation; ``unseen_kinds_in_training``:
-        kinds of ``newkinds`` that are trained or validated on; ``shared_questions``: held-out questions that are
-        trained on. All but the first are 0 or empty, or the run would have been refused.
+        ``vectors``: the largest |cos| between the directions of ``train`` or ``validation`` and those of each other split;
+        ``shared_messages``: number of user messages that tests share with training or validation;
+        ``unseen_kinds_in_training``: kinds of ``newkinds`` that training or validation use; ``shared_questions``: number of
+        held-out questions that are trained on. All but the first are 0 or empty, because a run with leaks does not start.
     """
-    trained = {split: rows.flatten(0, -2) for split, rows in bank.directions.items()}
+    directions = {split: rows.flatten(0, -2) for split, rows in bank.directions.items()}
     cosines = {
-        f"{first} / {second}": round(float((trained[first] @ trained[second].T).abs().max()), 4)
+        f"{first} / {second}": round(float((directions[first] @ directions[second].T).abs().max()), 4)
         for first in ("train", "validation")
-        for second in trained
-        if second not in ("train", first) and len(trained[first]) and len(trained[second])
+        for second in directions
+        if second not in ("train", first) and len(directions[first]) and len(directions[second])
     }
-    before = [splits[name] for name in ("train", "validation")]
+    used = [splits[name] for name in ("train", "validation")]
     tests = {name: split for name, split in splits.items() if name not in ("train", "validation")}
-    seen = {fingerprint(context.user) for split in before for context in split.contexts}
-    kinds = {context.kind for split in before for context in split.contexts}
-    asked = {fingerprint(question) for question in splits["train"].question_texts()}
+    used_messages = {fingerprint(context.user) for split in used for context in split.contexts}
+    used_kinds = {context.kind for split in used for context in split.contexts}
+    trained_on = {fingerprint(question) for question in splits["train"].question_texts()}
     messages = {fingerprint(context.user) for split in tests.values() for context in split.contexts}
     heldout = [split for split in tests.values() if split.source.questions == "heldout"]
-    unseen = [split for split in tests.values() if split.source.contexts == "newkinds"]
+    newkinds = [split for split in tests.values() if split.source.contexts == "newkinds"]
     return {
         "vectors": cosines,
-        "shared_messages": len(messages & seen),
-        "unseen_kinds_in_training": sorted({c.kind for split in unseen for c in split.contexts} & kinds),
-        "shared_questions": len({fingerprint(question) for split in heldout for question in split.questions} & asked),
+        "shared_messages": len(messages & used_messages),
+        "unseen_kinds_in_training": sorted({c.kind for split in newkinds for c in split.contexts} & used_kinds),
+        "shared_questions": len({fingerprint(question) for split in heldout for question in split.questions} & trained_on),
     }

@@ -1,4 +1,4 @@
-"""Data loaders: batches of a split, dealt out to processes, resumable in the middle of an epoch."""
+"""Data loaders: batches of a split, distributed over processes and resumable in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from introspection_lit.utils.errors import ConfigurationError
 
 
 class SplitBatches(Dataset[TrialBatch]):
-    """Item ``b`` is batch number ``b`` of a split; there is no last one.
+    """An unlimited data set whose item ``b`` is batch number ``b`` of a split.
 
-    In training, batches are parts of an optimiser's step: step ``s`` has the same trials however many processes and
-    accumulated batches share them, as long as together they are as many.
+    In training, batches are parts of an optimiser step. Step ``s`` has the same trials for every combination of processes
+    and accumulated batches with the same product.
 
     Args:
         split: The split.
         bank: Directions and residual norms.
         batch_size: Trials in a batch; even in training.
-        pool: Steps that are sorted by length together.
-        parts: Batches that make a step, over all processes.
+        pool: Number of steps whose trials are sorted by length together.
+        parts: Batches in a step, over all processes.
     """
 
     def __init__(self, split: Split, bank: VectorBank, batch_size: int, pool: int, parts: int = 1) -> None:
@@ -39,21 +39,21 @@ class SplitBatches(Dataset[TrialBatch]):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Deals the batches of an epoch out to the processes: as many to each, none to two.
+    """Distributes the batch numbers of an epoch over the processes: equally many to each, none twice.
 
-    Epoch ``e`` of ``n`` batches holds the numbers from ``e * n`` on, so that every epoch is new; if ``n`` does not divide
-    by the number of processes, the last round goes on to the numbers that follow. It is a ``DistributedSampler`` in name
-    only, so that Lightning does not put its own in its place.
+    Epoch ``e`` of ``n`` batches has the numbers from ``e * n`` on, so that every epoch has new trials. If ``n`` is not a
+    multiple of the number of processes, it is rounded up. It subclasses ``DistributedSampler`` only so that Lightning does
+    not replace it.
 
     Args:
         batches: Batches in an epoch over all processes.
-        rank: This process.
-        world_size: All processes.
-        epoch: Says which epoch is running. Lightning's ``set_epoch`` is not used: after a resume it starts again at 0
+        rank: Rank of this process.
+        world_size: Number of processes.
+        epoch: Returns the current epoch. Lightning's ``set_epoch`` is not used: after a resume it starts again at 0
             (Lightning 2.6).
 
     Attributes:
-        begun: An epoch that was begun in an earlier run, and how many of this process's batches were done in it.
+        resumed: An epoch that an earlier run had started, and the number of batches that this process had done in it.
     """
 
     def __init__(self, batches: int, rank: int, world_size: int, epoch: Callable[[], int]) -> None:
@@ -72,13 +72,13 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class TrainingLoader(DataLoader[TrialBatch]):
-    """A loader that goes on in the middle of an epoch. Lightning saves its state and gives it back.
+    """A loader that can resume in the middle of an epoch; Lightning saves and restores its state.
 
     Args:
-        batches: What is loaded.
-        sampler: In which order.
-        done: Says how many batches of the epoch this process has done.
-        num_workers: Worker processes.
+        batches: The batches of the training split.
+        sampler: Their order.
+        done: Returns the number of batches of the epoch that this process has done.
+        num_workers: Number of worker processes.
     """
 
     def __init__(self, batches: SplitBatches, sampler: EpochSampler, done: Callable[[], int], num_workers: int) -> None:
@@ -87,14 +87,14 @@ class TrainingLoader(DataLoader[TrialBatch]):
         self.cut = {"trials in a batch": batches.batch_size, "batches in a step": batches.parts, "batches": sampler.each}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is, and how its steps are cut."""
+        """Epoch, batches done in it, and the sizes that must be the same on resuming."""
         return {"epoch": self.order.current_epoch(), "done": self.done(), "cut": self.cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there.
+        """Resume from a state.
 
         Raises:
-            ConfigurationError: Steps are cut otherwise now: what is done of the epoch would be other trials.
+            ConfigurationError: Batch sizes differ, so that the batches done would have other trials.
         """
         if state["cut"] != self.cut:
             raise ConfigurationError(

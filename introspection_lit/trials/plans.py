@@ -1,7 +1,7 @@
-"""Trials: which context, question and intervention trial ``i`` of a split has.
+"""Plans: map a trial's number to its context, question and intervention.
 
-Trial ``i`` is a pure function of (seed, split, i), so that any number of trials, workers or processes, in any order,
-sees the same ones.
+Trial ``i`` is a pure function of (seed, split, i): it does not depend on the number of trials, workers or processes, nor on
+their order.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from introspection_lit.utils.seeds import generator
 
 
 class Plan(ABC):
-    """Says which trial is which.
+    """Maps a trial's number to its content.
 
     Attributes:
-        contexts: How many contexts its trials have.
-        questions: How many questions.
-        vectors: How many directions.
-        bands: Bands of its trials, first and last layer, inclusive.
-        strengths: The lowest and the highest strength of its trials.
+        contexts: Number of contexts.
+        questions: Number of questions.
+        vectors: Number of directions.
+        bands: Bands of layers, (first, last) inclusive.
+        strengths: Lowest and highest strength.
     """
 
     contexts: int
@@ -46,18 +46,18 @@ class Plan(ABC):
         """The trials of a batch, or of a part of it.
 
         Args:
-            number: The batch's number.
+            number: Number of the batch.
             size: Trials in a batch.
             lengths: Tokens of each context.
-            pool: Batches that may be sorted by length together.
-            share: Which of how many equal parts, if not all.
+            pool: Number of batches that may be sorted by length together.
+            share: (part, parts): which of the equal parts of the batch; (0, 1) is all of it.
         """
 
 
 class PairedPlan(Plan):
-    """Trials in pairs: 2j is clean and 2j + 1 steered, with the same context and question.
+    """Trials in pairs: 2j is clean and 2j + 1 is steered, with the same context and question.
 
-    So half of any even number of trials is steered, and nothing but the intervention tells the two apart.
+    Half of any even number of trials is steered, and the two trials of a pair differ in the intervention alone.
     """
 
     seed: int
@@ -65,37 +65,37 @@ class PairedPlan(Plan):
 
     @abstractmethod
     def context_of(self, pair: int) -> int:
-        """The context that both trials of a pair have."""
+        """Index of the context of both trials of a pair."""
 
     def batch(
         self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
     ) -> list[Trial]:
-        """The trials of a batch, with contexts of similar length so that little is padded.
+        """The trials of a batch, with contexts of similar length to save padding.
 
-        Batches are cut from pools of ``pool`` batches, sorted by the length of the context. Together they hold the same
-        trials as without sorting. ``size`` is even, and half of the trials are steered.
+        The pairs of ``pool`` batches are sorted by the length of the context and cut into batches, which come in random
+        order. ``size`` is even, and half of the trials are steered.
         """
-        which, place = divmod(number, pool)
-        pairs = range(which * pool * size // 2, (which + 1) * pool * size // 2)
+        pool_number, position = divmod(number, pool)
+        pairs = range(pool_number * pool * size // 2, (pool_number + 1) * pool * size // 2)
         by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
-        slot = int(round_order(self.seed, self.split, "pool", which, pool)[place])
-        chosen = equal_part(by_length[slot * size // 2 : (slot + 1) * size // 2], share)
-        return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
+        slot = int(round_order(self.seed, self.split, "pool", pool_number, pool)[position])
+        batch = equal_part(by_length[slot * size // 2 : (slot + 1) * size // 2], share)
+        return [self.trial(2 * pair + steered) for pair in batch for steered in (0, 1)]
 
 
 @dataclass(frozen=True)
 class TrialPlan(PairedPlan):
-    """The trials of one split, without end.
+    """An unlimited number of paired trials.
 
-    Contexts, questions and directions come in shuffled rounds: none is used again before all have been used.
+    Contexts, questions and directions are drawn in rounds without replacement: none repeats before all have been used.
 
     Attributes:
         seed: The experiment's seed.
-        split: Names the random stream.
-        contexts: How many contexts there are.
-        questions: How many questions.
-        vectors: How many directions.
-        bands: Bands to draw from, first and last layer, inclusive.
+        split: Name of the split; names the random stream.
+        contexts: Number of contexts.
+        questions: Number of questions.
+        vectors: Number of directions.
+        bands: Bands to draw from, (first, last) layer inclusive.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
     """
 
@@ -128,28 +128,27 @@ class TrialPlan(PairedPlan):
         )
 
     def context_of(self, pair: int) -> int:
-        """The context that both trials of a pair have."""
+        """Index of the context of both trials of a pair."""
         return draw_in_rounds(self.seed, self.split, "context", pair, self.contexts)
 
 
 @dataclass(frozen=True)
 class OncePlan(Plan):
-    """Each context and question once clean, and then steered: every band (and strength, if there are steps) as often.
+    """Each context and question once clean, followed by steered trials with every band and strength equally often.
 
-    Unlike pairs, no clean trial comes twice as long as there are contexts for it. Trials 0 to ``clean - 1`` are clean;
-    trial ``clean + j`` is steered and has the context and question of clean trial ``j``, or ``j - clean``, and so on.
+    Unlike in pairs, clean trials do not repeat as long as there are enough contexts. Trials 0 to ``clean - 1`` are clean;
+    trial ``clean + j`` is steered and has the context and question of clean trial ``j % clean``.
 
     Attributes:
         seed: The experiment's seed.
-        split: Names the random stream.
-        contexts: How many contexts there are.
-        questions: How many questions.
-        vectors: How many directions.
-        bands: Each of them.
-        strengths: Lowest and highest strength; drawn log-uniformly between them if there are no steps.
-        total: How many trials there are, clean ones included: at most three quarters of them are clean, or half if there
-            are steps.
-        steps: Each of these strengths instead.
+        split: Name of the split; names the random stream.
+        contexts: Number of contexts.
+        questions: Number of questions.
+        vectors: Number of directions.
+        bands: Bands of layers, each used equally often.
+        strengths: Lowest and highest strength; drawn log-uniformly between them if there are no ``steps``.
+        total: Number of trials. At most three quarters of them are clean, or half if there are ``steps``.
+        steps: Fixed strengths, each used equally often.
     """
 
     seed: int
@@ -164,14 +163,14 @@ class OncePlan(Plan):
 
     @property
     def clean(self) -> int:
-        """How many trials are clean."""
+        """Number of clean trials."""
         return min(self.contexts * self.questions, self.total // 2 if self.steps else 3 * self.total // 4)
 
     def trial(self, number: int) -> Trial:
-        """Make trial ``number``; beyond the last one it starts again."""
+        """Make trial ``number``; numbers beyond the last trial start again at the first."""
         place = number % self.total
-        asked = place if place < self.clean else (place - self.clean) % self.clean
-        turn, context = divmod(asked, self.contexts)
+        clean_place = place if place < self.clean else (place - self.clean) % self.clean
+        turn, context = divmod(clean_place, self.contexts)
         context = draw_in_rounds(self.seed, self.split, "context", context, self.contexts)
         question = (context + turn) % self.questions
         if place < self.clean:
@@ -185,7 +184,7 @@ class OncePlan(Plan):
     def batch(
         self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
     ) -> list[Trial]:
-        """The trials of a batch, with contexts of similar length so that little is padded."""
+        """The trials of a batch, with contexts of similar length to save padding."""
         order = _by_length(self, tuple(lengths))
         places = equal_part(range(number * size, (number + 1) * size), share)
         return [self.trial(order[place] if place < self.total else place) for place in places]
@@ -193,31 +192,31 @@ class OncePlan(Plan):
 
 @lru_cache(maxsize=64)
 def _by_length(plan: OncePlan, lengths: tuple[int, ...]) -> list[int]:
-    """The numbers of a plan's trials, those with short contexts first, neighbours with the same context."""
+    """All trial numbers of a plan, sorted by the length of the context and then by context."""
     trials = [plan.trial(number) for number in range(plan.total)]
     return sorted(range(plan.total), key=lambda n: (lengths[trials[n].context], trials[n].context, n))
 
 
 def equal_part(items: Sequence[int], share: tuple[int, int]) -> Sequence[int]:
-    """Part ``share[0]`` of ``share[1]`` equal parts."""
+    """Part ``share[0]`` of ``share[1]`` equal parts of a sequence."""
     part, parts = share
     each = len(items) // parts
     return items[part * each : (part + 1) * each]
 
 
 def draw_strength(seed: int, split: str, number: int, strengths: tuple[float, float]) -> float:
-    """A strength for trial ``number``, log-uniformly between two."""
+    """Draw the strength of trial ``number``, log-uniformly between the lowest and the highest."""
     low, high = np.log(strengths)
     return float(np.exp(generator(seed, "strength", split, number).uniform(low, high)))
 
 
 def draw_in_rounds(seed: int, split: str, what: str, position: int, size: int) -> int:
-    """Number ``position`` of endless shuffled rounds of the numbers up to ``size``."""
+    """Draw ``position`` of an unlimited sequence of integers below ``size``: each round has every integer once."""
     round_number, place = divmod(position, size)
     return int(round_order(seed, split, what, round_number, size)[place])
 
 
 @lru_cache(maxsize=64)
 def round_order(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
-    """The order of a round: numbers up to ``size``, ``(size,)``."""
+    """The random order of the integers below ``size`` in one round, ``(size,)``."""
     return generator(seed, "order", split, what, round_number).permutation(size)

@@ -1,4 +1,4 @@
-"""Batches of trials: from plans and texts to padded tensors."""
+"""A split of the experiment: its plan and texts, and how its trials become padded tensors."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Split:
-    """A split's texts and its plan; the only place where a trial's numbers become texts and tensors.
+    """The plan and the texts of a split; the only place where the indices of a trial become texts and tensors.
 
     Attributes:
-        name: The split.
-        plan: Says what trial ``i`` is.
+        name: Name of the split.
+        plan: Maps a trial's number to its content.
         contexts: Its contexts.
         questions: Its questions.
         tokenizer: The model's tokenizer.
-        phrasing: How questions are put and answered.
-        answer_ids: Tokens of yes and no.
-        strength_unit: ``relative`` or ``absolute``.
-        source: Which vectors, contexts and questions it is made of; if the training questions, contexts that ask a question
-            of their own ask that one instead.
-        roles: What each question is, if they are not all the question of the experiment; for a table of predictions.
-        total: How many trials are wanted of it; None: no end.
-        seed: The experiment's seed, for what is drawn trial by trial.
-        control: What is wrong with its trials on purpose: ``random_labels`` or ``no_steering``; or ``none``.
-        leads: Questions of a batch that begin alike are read once for each cache as far as they do. For grids, where many
-            are asked of each; it takes another pass, which processes of FSDP could not each make for themselves.
+        phrasing: System prompt, answer words, answer prefix and information before the question.
+        answer_ids: Token ids of yes ("steered") and no.
+        strength_unit: ``relative`` or ``absolute`` (see :func:`~introspection_lit.steering.bands.layer_scale`).
+        source: Where vectors, contexts and questions come from. With the training questions, a context that has a question
+            of its own is asked that one.
+        roles: The role of each question in reports; empty if all ask about steering.
+        total: Number of trials; None: unlimited.
+        seed: The experiment's seed, for random labels and positions.
+        control: Deliberate corruption for control runs: ``random_labels``, ``no_steering`` or ``none``.
+        share_question_prefix: Tokens that all questions of a batch begin with are read once for each cache. For grids,
+            which ask each cache many questions. It takes another forward pass, so FSDP cannot use it.
     """
 
     name: str
@@ -67,43 +67,41 @@ class Split:
     _lengths: list[int] = field(default_factory=list)
 
     def question(self, context: int, question: int) -> str | None:
-        """What is asked: text of the experiment's, or None for what the context itself asks."""
+        """The configured question for a context and question index; None if the context's own question is asked."""
         detection = not self.roles or self.roles[question] == self.roles[0]
         own = self.source.questions == "train" and detection and self.contexts[context].question_turns
         return None if own else self.questions[question]
 
     def encoded(self, context: int, question: int = 0) -> Encoded:
-        """Tokens of a conversation of the split, by number."""
+        """Tokens of a conversation, by the indices of context and question; cached."""
         key = (context, question)
         if key not in self._encoded:
-            asked = self.question(context, question)
-            self._encoded[key] = encode(self.tokenizer, self.contexts[context], asked, self.phrasing)
+            text = self.question(context, question)
+            self._encoded[key] = encode(self.tokenizer, self.contexts[context], text, self.phrasing)
         return self._encoded[key]
 
     def lengths(self) -> list[int]:
-        """Tokens of each context."""
+        """Number of tokens of each context."""
         if not self._lengths:
             self._lengths = [len(self.encoded(context).context_ids) for context in range(len(self.contexts))]
         return self._lengths
 
     def question_text(self, trial: Trial) -> str:
-        """What is asked in a trial, in words."""
+        """The text of a trial's question."""
         question = self.question(trial.context, trial.question)
-        own = [message.content for message in self.contexts[trial.context].question_turns if message.role == "user"]
-        return question if question is not None else own[-1]
+        if question is None:
+            question = self.contexts[trial.context].question
+        assert question is not None
+        return question
 
     def question_texts(self) -> list[str]:
-        """Every question that trials of the split may ask, in words."""
-        own = [
-            context.question_turns
-            for context in self.contexts
-            if context.question_turns and self.source.questions == "train"
-        ]
-        texts = [[message.content for message in asked if message.role == "user"][-1] for asked in own]
-        return list(dict.fromkeys([*texts, *(self.questions if len(own) < len(self.contexts) else ())]))
+        """The texts of all questions that trials of the split may ask."""
+        trained = self.source.questions == "train"
+        own = [context.question for context in self.contexts if trained and context.question is not None]
+        return list(dict.fromkeys([*own, *(self.questions if len(own) < len(self.contexts) else ())]))
 
     def describe(self, trial: Trial, bank: VectorBank) -> dict[str, Any]:
-        """Everything that defines a trial, in words, for a table of predictions."""
+        """A row of the predictions: the fields of the trial, and its texts and names."""
         context = self.contexts[trial.context]
         names = {
             "context_key": context.key,
@@ -116,36 +114,37 @@ class Split:
         return trial.as_row() | names
 
     def collate(self, trials: list[Trial], bank: VectorBank) -> TrialBatch:
-        """Make the tensors of a batch; trials that share context and intervention share a cache.
+        """Make the tensors of a batch; trials with the same context and intervention share a cache.
 
         Args:
-            trials: Its trials, all of this split.
+            trials: Trials of this split, one for each row.
             bank: Directions and residual norms.
         """
         encoded = [self.encoded(trial.context, trial.question) for trial in trials]
-        fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        steered_as = [self._steered_as(trial) for trial in trials]
-        first = {key: row for row, key in reversed(list(enumerate(steered_as)))}
-        kept = sorted(first.values())
-        place = {steered_as[row]: number for number, row in enumerate(kept)}
-        cache_of = torch.tensor([place[key] for key in steered_as]) if len(kept) < len(trials) else None
+        pad_token = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        keys = [self._cache_key(trial) for trial in trials]
+        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        cache_rows = sorted(first.values())  # the first row of each cache
+        place = {keys[row]: number for number, row in enumerate(cache_rows)}
+        cache_of = torch.tensor([place[key] for key in keys]) if len(cache_rows) < len(trials) else None
         questions = [row.question_ids for row in encoded]
-        # Long texts before the questions of a grid would otherwise be read again with every question.
+        # The information before a grid's questions can be long: without sharing, every question would read it again.
         shared = self.share_question_prefix and cache_of is not None
-        lead = min(len(commonprefix(questions)), min(map(len, questions)) - 1) if shared else 0
-        context_ids, context_mask = pad([encoded[row].context_ids for row in kept], fill, "left")
-        question_ids, question_mask = pad([question[lead:] for question in questions], fill, "right")
-        direction, scale = self._added([trials[row] for row in kept], bank)
+        prefix = min(len(commonprefix(questions)), min(map(len, questions)) - 1) if shared else 0
+        context_ids, context_mask = pad([encoded[row].context_ids for row in cache_rows], pad_token, "left")
+        question_ids, question_mask = pad([question[prefix:] for question in questions], pad_token, "right")
+        steered_trials = [trials[row] for row in cache_rows]
+        direction, scale = self._direction_and_scale(steered_trials, bank)
         return TrialBatch(
             trials=trials,
             context_ids=context_ids,
             context_mask=context_mask,
-            contexts=[trials[row].context for row in kept],
+            contexts=[trial.context for trial in steered_trials],
             cache_of=cache_of,
-            question_prefix_ids=torch.tensor(questions[0][:lead]) if lead else None,
+            question_prefix_ids=torch.tensor(questions[0][:prefix]) if prefix else None,
             question_ids=question_ids,
             question_mask=question_mask,
-            intervention=Intervention(direction, scale, self._positions([trials[row] for row in kept], context_mask)),
+            intervention=Intervention(direction, scale, self._positions(steered_trials, context_mask)),
             labels=torch.tensor([self._label(trial) for trial in trials]),
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
             numbers=torch.tensor([trial.number for trial in trials]),
@@ -154,35 +153,35 @@ class Split:
             total=self.total,
         )
 
-    def _added(self, trials: list[Trial], bank: VectorBank) -> tuple[Tensor, Tensor]:
-        """Directions, ``(batch, layers or 1, hidden)``, and lengths, ``(batch, layers)``."""
+    def _direction_and_scale(self, trials: list[Trial], bank: VectorBank) -> tuple[Tensor, Tensor]:
+        """Unit directions, ``(caches, layers or 1, hidden)``, and lengths, ``(caches, layers)``; zero for clean trials."""
         rows, norms = bank.directions[self.source.vectors], bank.residual_norms
         rows = rows if rows.dim() == 3 else rows[:, None]
-        nothing = torch.zeros_like(rows[0]), torch.zeros_like(norms)
-        added = [
+        zero = torch.zeros_like(rows[0]), torch.zeros_like(norms)
+        pairs = [
             (self.source.sign * rows[trial.vector], layer_scale(trial.strength, trial.band, norms, self.strength_unit))
             if trial.steered and self.control != "no_steering"
-            else nothing
+            else zero
             for trial in trials
         ]
-        return torch.stack([direction for direction, _ in added]), torch.stack([scale for _, scale in added])
+        return torch.stack([direction for direction, _ in pairs]), torch.stack([scale for _, scale in pairs])
 
-    def _steered_as(self, trial: Trial) -> tuple[Any, ...]:
-        """What tells the cache of a trial from that of another."""
-        drawn = trial.number if trial.steered and self.source.positions < 1 else None
-        return trial.context, trial.vector, trial.band, trial.strength, drawn
+    def _cache_key(self, trial: Trial) -> tuple[Any, ...]:
+        """Equal for trials with equal caches."""
+        random_positions = trial.number if trial.steered and self.source.positions < 1 else None
+        return trial.context, trial.vector, trial.band, trial.strength, random_positions
 
     def _positions(self, trials: list[Trial], mask: Tensor) -> Tensor:
-        """Which tokens are steered, ``(batch, context)``: all, or a share of them drawn at random, but at least one."""
-        everywhere = mask.bool()
+        """True at steered tokens, ``(caches, context)``: all of a context, or a random share of them, at least one."""
+        tokens_mask = mask.bool()
         if self.source.positions >= 1:
-            return everywhere
-        chosen = torch.zeros_like(everywhere)
+            return tokens_mask
+        positions = torch.zeros_like(tokens_mask)
         for row, trial in enumerate(trials):
-            tokens = everywhere[row].nonzero()[:, 0]
+            tokens = tokens_mask[row].nonzero()[:, 0]
             order = generator(self.seed, "positions", self.name, trial.number).permutation(len(tokens))
-            chosen[row, tokens[order[: max(1, round(self.source.positions * len(tokens)))]]] = True
-        return chosen
+            positions[row, tokens[order[: max(1, round(self.source.positions * len(tokens)))]]] = True
+        return positions
 
     def _label(self, trial: Trial) -> bool:
         if self.control != "random_labels":

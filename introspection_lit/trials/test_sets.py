@@ -1,4 +1,7 @@
-"""The test sets: which vectors, contexts and questions each is made of."""
+"""The test sets: the vectors, contexts and questions that each one combines.
+
+A test set is a split of the experiment that is only tested on; :data:`SOURCES` defines all splits in one table.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """What the trials of a split are made of.
+    """Where the trials of a split get their vectors, contexts and questions.
 
     Attributes:
-        vectors: The split of the bank that directions come from.
-        contexts: The split of the contexts; several are mixed evenly by kind, and ``odd`` are made from ``heldout``.
-        questions: ``train``, ``heldout``, ``swapped`` (the answer words change places) or ``factual`` (about the world).
-        sign: What directions are multiplied by.
-        positions: The share of a context's tokens that is steered, drawn at random.
-        doses: Its trials run through ``data.test_doses``.
+        vectors: Split of the vector bank that directions come from.
+        contexts: Split of the contexts. ``first+second`` mixes two, evenly by kind; ``odd`` are corrupted copies of
+            ``heldout``.
+        questions: ``train``, ``heldout``, ``swapped`` (answer words exchanged) or ``factual`` (not about steering).
+        sign: Factor of every direction, 1 or -1.
+        positions: Share of the context's tokens that are steered, drawn at random; 0 to 1.
+        doses: The strengths are those of ``data.test_doses`` instead of random ones.
     """
 
     vectors: str
@@ -26,7 +30,8 @@ class Source:
     doses: bool = False
 
 
-# Every split of an experiment.
+# Every split of an experiment. In the field's terms: seen = in-distribution, heldout = held-out directions, newkinds =
+# held-out domains of text, newquestions = held-out questions.
 SOURCES = {
     "train": Source("train", "train"),
     "validation": Source("validation", "validation"),
@@ -37,10 +42,10 @@ SOURCES = {
     "newquestions": Source("heldout", "heldout", "heldout"),
     "concept_pca": Source("concept_pca", "concept"),
     "imported": Source("imported", "concept"),
-    # How detection depends on the dose.
+    # Detection as a function of the strength (dose).
     "doses": Source("heldout", "heldout+newkinds", doses=True),
     "doses_concept": Source("concept", "concept+newkinds", doses=True),
-    # Controls.
+    # Controls: sign-flipped, a random half of the tokens, corrupted texts, answer words exchanged, factual questions.
     "flipped": Source("train", "seen", sign=-1.0),
     "scattered": Source("heldout", "heldout", positions=0.5),
     "odd": Source("heldout", "odd"),
@@ -48,6 +53,6 @@ SOURCES = {
     "factual": Source("heldout", "heldout", "factual"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
-# Where something other than steering is asked about, or in another code: for these the stored threshold means nothing.
+# Test sets with other questions or exchanged answer words: the threshold of the checkpoint does not apply to them.
 OTHER_QUESTIONS = ("swapped", "factual")
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")

@@ -1,4 +1,4 @@
-"""A trial: which context and question, and what is added to the cache."""
+"""A trial: one context, one question, and the steering (if any) of the context's KV cache."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 
 class Trial(NamedTuple):
-    """Everything that defines a trial, by number.
+    """Everything that defines a trial, as indices into the lists of its split.
 
-    A tuple, because Lightning walks through batches and refuses frozen dataclasses.
+    It is a tuple because Lightning recurses into batches and rejects frozen dataclasses.
 
     Attributes:
-        split: The split it belongs to.
-        number: Its number in the split.
-        context: Number of the context among those of the split.
-        question: Number of the question among those of the split.
-        steered: The label.
-        vector: Number of the direction among those of the split; -1 if not steered.
-        band: First and last layer steered, inclusive; (-1, -1) if not steered.
-        strength: In the unit of the experiment; 0 if not steered.
+        split: Name of its split.
+        number: Its number in the split, from 0.
+        context: Index of its context.
+        question: Index of its question.
+        steered: The label: True if a direction is added.
+        vector: Index of the direction; -1 if not steered.
+        band: First and last steered layer, inclusive; (-1, -1) if not steered.
+        strength: The strength (also called dose), in ``data.strength_unit``; 0 if not steered.
     """
 
     split: str
