@@ -1,4 +1,4 @@
-"""Bands of decoder layers: names, checks, and the length that is added at each layer."""
+"""Bands of decoder layers: their names, checks, and the length that a strength adds at each layer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from introspection_lit.utils.errors import ConfigurationError
 
 
 def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: str = "bands") -> Bands:
-    """Turn the bands of a configuration into layer numbers.
+    """Convert the bands of a configuration to layer numbers.
 
     Args:
         bands: ``early``, ``middle``, ``late``, ``all``, or [first, last], both inclusive.
-        n_layers: Decoder layers of the model.
-        option: The option they come from, for messages.
+        n_layers: Number of decoder layers of the model.
+        option: Name of the option, for messages.
+
+    Returns:
+        (first, last) layer of each band, inclusive.
 
     Raises:
-        ConfigurationError: A band is no band, outside the model, or cannot reach the cache.
+        ConfigurationError: A band is malformed, outside the model, or cannot reach the cache.
     """
     problems = [] if bands else [f"data.{option}: got none. Expected at least one, such as 'middle' or [21, 42]."]
     resolved = []
@@ -46,7 +49,7 @@ def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: s
 
 
 def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
-    """Check a range of strengths: 0 < lowest <= highest."""
+    """Check a range of strengths, 0 < lowest <= highest; a sentence for each problem."""
     low, high = strengths
     if not LEAST_STRENGTH <= low <= high <= MOST_STRENGTH:
         return [
@@ -58,7 +61,7 @@ def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
 
 
 def band_problem(band: tuple[int, int], n_layers: int) -> str | None:
-    """Say what is wrong with a band (first and last decoder layer, inclusive), if anything is."""
+    """Check a band (first and last decoder layer, inclusive): the problem as a sentence, or None."""
     first, last = band
     if not 0 <= first <= last < n_layers:
         return (
@@ -78,7 +81,7 @@ def named_band(name: str, n_layers: int) -> tuple[int, int]:
 
     Args:
         name: One of the four.
-        n_layers: Decoder layers of the model, at least 4.
+        n_layers: Number of decoder layers of the model, at least 4.
 
     Returns:
         First and last layer, inclusive.
@@ -95,7 +98,7 @@ BAND_NAMES = ("early", "middle", "late", "all")
 
 
 def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, unit: str = "relative") -> Tensor:
-    """Turn a strength into the length added at each layer.
+    """Convert a strength to the length that is added at each layer.
 
     Args:
         strength: In ``unit``.
@@ -106,7 +109,7 @@ def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, 
             layers in the band that reach the cache (the last one does not), so that bands of all widths are comparable.
 
     Returns:
-        Lengths, ``(layers,)``; 0 outside the band.
+        Lengths in the units of the residual stream, ``(layers,)`` float32; 0 outside the band.
     """
     first, last = band
     scale = torch.zeros_like(residual_norms, dtype=torch.float32)
@@ -118,6 +121,6 @@ def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, 
     return scale
 
 
-# A strength below the least is lost in the rounding of float32; the square of one above the most overflows in a norm.
+# Strengths below the minimum are lost in float32 rounding; above the maximum, squares in a norm overflow.
 LEAST_STRENGTH, MOST_STRENGTH = 1e-6, 1e6
 Bands = tuple[tuple[int, int], ...]

@@ -1,4 +1,4 @@
-"""Caches of clean contexts that are computed once and kept: with the adapter off in the prefill they never change."""
+"""A store of the KV caches of clean contexts in host memory: without the adapter in the prefill they never change."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ GIB = 2**30
 
 
 class Entry(NamedTuple):
-    """What is kept of a context, in host memory.
+    """The stored tensors of one context, in host memory.
 
     Attributes:
         cache: Keys and values, ``(layers, 2, heads, context, head)``.
-        hidden: The residual stream after the layers at which steering may begin, ``(those layers, context, hidden)``.
+        hidden: The residual stream after the layers at which steering may start, ``(those layers, context, hidden)``.
     """
 
     cache: Tensor
@@ -32,19 +32,19 @@ class Entry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Host memory that it takes: torch rounds pinned memory up to a power of two."""
+        """Host memory in bytes; torch rounds pinned memory up to a power of two."""
         sizes = ((tensor.nbytes, tensor.is_pinned()) for tensor in (self.cache, self.hidden))
         return sum(1 << (size - 1).bit_length() if pinned and size else size for size, pinned in sizes)
 
 
-class Lent(NamedTuple):
-    """Kept contexts on the model's device, padded on the left.
+class LoadedCaches(NamedTuple):
+    """Stored contexts on the model's device, padded on the left.
 
     Attributes:
-        order: The place of each context.
-        cache: ``(contexts, layers, 2, heads, seq, head)``.
-        residual: ``(contexts, kept layers, seq, hidden)``.
-        layers: The number of each of the kept layers.
+        order: Row of each context.
+        cache: Keys and values, ``(contexts, layers, 2, heads, seq, head)``.
+        residual: Residual streams, ``(contexts, stored layers, seq, hidden)``.
+        layers: Layer numbers of the stored residual streams.
     """
 
     order: dict[int, int]
@@ -53,11 +53,11 @@ class Lent(NamedTuple):
     layers: list[int]
 
     def keys(self, layer: int) -> Tensor:
-        """``(contexts, heads, seq, head)``."""
+        """Keys of a layer, ``(contexts, heads, seq, head)``."""
         return self.cache[:, layer, 0]
 
     def values(self, layer: int) -> Tensor:
-        """``(contexts, heads, seq, head)``."""
+        """Values of a layer, ``(contexts, heads, seq, head)``."""
         return self.cache[:, layer, 1]
 
     def hidden(self, context: int, layer: int) -> Tensor:
@@ -69,17 +69,16 @@ Read = Callable[[Tensor, Tensor], tuple[DynamicCache, list[Tensor]]]
 
 
 class CleanCaches:
-    """Clean contexts of a split and what is kept of them.
+    """The clean contexts of a split, of which as many as fit are stored.
 
-    A context is read together with its neighbours in length, always the same ones, so that its cache is a function of the
-    split alone and not of what came before: a resumed run finds the same numbers. Which contexts are kept, if there is no
-    room for all, is decided by length, too.
+    Contexts are computed in fixed groups of similar length, so that a cache depends on the split alone and not on earlier
+    batches: a resumed run gets the same numbers. If not all contexts fit, the shortest are stored.
 
     Args:
-        tokens: The tokens of every context of the split.
-        layers: The layers at which steering may begin.
-        gib: Most host memory, in GiB.
-        group: Contexts read at once.
+        tokens: Tokens of every context of the split.
+        layers: Layers at which steering may start.
+        gib: Limit of host memory, in GiB.
+        group: Number of contexts computed at once.
     """
 
     def __init__(self, tokens: Sequence[Sequence[int]], layers: Sequence[int], gib: float, group: int) -> None:
@@ -88,32 +87,31 @@ class CleanCaches:
         self.groups = [by_length[start : start + group] for start in range(0, len(by_length), group)]
         self.group_of = {context: number for number, members in enumerate(self.groups) for context in members}
         self.entries: dict[int, Entry] = {}
-        self.admitted: int | None = None  # groups that there is room for; known once the first has been read
-        self.made_with: tuple[object, ...] | None = None
+        self.fitting: int | None = None  # number of groups that fit in memory; None until measured
+        self.model_state: tuple[object, ...] | None = None
 
-    def prepare(self, contexts: Sequence[int], made_with: tuple[object, ...], read: Read, everything: bool = False) -> None:
-        """Read what is not there yet of some contexts.
+    def prepare(self, contexts: Sequence[int], state: tuple[object, ...], read: Read, everything: bool = False) -> None:
+        """Compute and store the contexts that are missing.
 
         Args:
-            contexts: Numbers of contexts.
-            made_with: All that caches depend on (see :func:`model_state`); if it is not what they were made with, they are
-                thrown away.
-            read: Reads left-padded ids and mask, ``(group, context)`` each; returns a cache and the residual streams after
-                ``layers``.
-            everything: Read all contexts: on every process in the same order, for models that no process runs alone.
+            contexts: Indices of the contexts that a batch needs.
+            state: What caches depend on (see :func:`model_state`); if it has changed, all stored caches are dropped.
+            read: Computes a group from left-padded ids and mask, ``(group, context)`` each; returns a cache and the
+                residual streams after ``layers`` (see :func:`make_reader`).
+            everything: Compute all contexts, on every process in the same order: for FSDP, where all must take part.
         """
-        if made_with != self.made_with:
-            self.entries, self.admitted, self.made_with = {}, None, made_with
-        if self.admitted is None:
-            # The longest: if a window of attention cuts any context off, it is one of these, and nothing is kept.
+        if state != self.model_state:
+            self.entries, self.fitting, self.model_state = {}, None, state
+        if self.fitting is None:
+            # Start with the longest: if sliding-window attention truncates any cache, it is here, and none is stored.
             longest = len(self.groups) - 1
             self._read_group(longest, read)
-            self.admitted = self._room(longest)
-            if longest >= self.admitted:
+            self.fitting = self._room(longest)
+            if longest >= self.fitting:
                 self.entries = {}
-        wanted = range(len(self.groups)) if everything else sorted({self.group_of[context] for context in contexts})
-        for number in wanted:
-            if number < self.admitted and self.groups[number][0] not in self.entries:
+        groups = range(len(self.groups)) if everything else sorted({self.group_of[context] for context in contexts})
+        for number in groups:
+            if number < self.fitting and self.groups[number][0] not in self.entries:
                 self._read_group(number, read)
 
     def _read_group(self, number: int, read: Read) -> None:
@@ -121,24 +119,24 @@ class CleanCaches:
         ids, mask = pad([self.tokens[context] for context in members], 0, "left")
         cache, hidden = read(ids, mask)
         if len({layer.keys.shape for layer in cache.layers}) > 1 or cache.layers[0].keys.shape[2] < ids.shape[1]:
-            return  # layers that forget what lies outside of a window: not kept
+            return  # sliding-window layers drop positions: not stored
         layers = [torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers]
-        whole, residual = torch.stack(layers, dim=1), torch.stack(hidden, dim=1) if hidden else None
+        stacked, residual = torch.stack(layers, dim=1), torch.stack(hidden, dim=1) if hidden else None
         for row, context in enumerate(members):
             length = len(self.tokens[context])
-            # Its own memory, so that a context takes no more than it needs.
-            own = whole[row, :, :, :, -length:].to("cpu", copy=True).contiguous()
+            # A copy without padding takes no more memory than the context needs.
+            own = stacked[row, :, :, :, -length:].to("cpu", copy=True).contiguous()
             stream = own.new_empty(0) if residual is None else residual[row, :, -length:].to("cpu", copy=True).contiguous()
-            pin = whole.device.type == "cuda"
+            pin = stacked.device.type == "cuda"
             self.entries[context] = Entry(own.pin_memory(), stream.pin_memory()) if pin else Entry(own, stream)
 
-    def _room(self, read: int) -> int:
-        """How many groups fit, by what the one that was read takes."""
-        there = [context for context in self.groups[read] if context in self.entries]
-        if not there:
+    def _room(self, group: int) -> int:
+        """Number of groups that fit, estimated from the memory of a stored group."""
+        stored = [context for context in self.groups[group] if context in self.entries]
+        if not stored:
             return 0
-        entry, length = self.entries[there[0]], len(self.tokens[there[0]])
-        # Pinned memory is rounded up, at worst to twice what is needed.
+        entry, length = self.entries[stored[0]], len(self.tokens[stored[0]])
+        # Pinned memory is rounded up, at worst to twice the size.
         per_token = (2 if entry.cache.is_pinned() else 1) * (entry.cache.nbytes + entry.hidden.nbytes) / length
         left, room = self.gib * GIB, 0
         for members in self.groups:
@@ -153,21 +151,21 @@ class CleanCaches:
         """Host memory in use, in bytes."""
         return sum(entry.nbytes for entry in self.entries.values())
 
-    def held(self, contexts: Sequence[int]) -> set[int]:
-        """Those of some contexts that are kept."""
+    def stored(self, contexts: Sequence[int]) -> set[int]:
+        """The subset of contexts that is stored."""
         return {context for context in contexts if context in self.entries}
 
-    def lend(self, contexts: Sequence[int], width: int, device: torch.device) -> Lent:
-        """Put kept contexts on a device.
+    def load(self, contexts: Sequence[int], width: int, device: torch.device) -> LoadedCaches:
+        """Copy stored contexts to a device.
 
         Args:
-            contexts: Their numbers.
-            width: Tokens that they are padded to, on the left.
-            device: The model's.
+            contexts: Their indices.
+            width: Number of positions after padding on the left.
+            device: The model's device.
         """
         first = self.entries[contexts[0]]
-        n_layers, two, heads, _, head = first.cache.shape
-        cache = torch.zeros(len(contexts), n_layers, two, heads, width, head, dtype=first.cache.dtype, device=device)
+        n_layers, _, heads, _, head = first.cache.shape
+        cache = torch.zeros(len(contexts), n_layers, 2, heads, width, head, dtype=first.cache.dtype, device=device)
         shape = (len(contexts), len(self.layers), width, first.hidden.shape[-1])
         residual = torch.zeros(shape, dtype=first.hidden.dtype, device=device)
         for place, context in enumerate(contexts):
@@ -175,17 +173,17 @@ class CleanCaches:
             cache[place, :, :, :, width - length :] = entry.cache.to(device, non_blocking=True)
             if self.layers:
                 residual[place, :, width - length :] = entry.hidden.to(device, non_blocking=True)
-        return Lent({context: place for place, context in enumerate(contexts)}, cache, residual, self.layers)
+        return LoadedCaches({context: place for place, context in enumerate(contexts)}, cache, residual, self.layers)
 
 
 def make_reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module], at: Sequence[int]) -> Read:
-    """Make what reads clean contexts: keys, values, and the residual stream after some layers.
+    """Make the function that computes clean contexts: keys, values, and the residual stream after some layers.
 
     Args:
-        forward: What to call; the model itself or the wrapper around it.
-        model: The model with its adapter, which is off while reading.
+        forward: The model, or its DDP or FSDP wrapper.
+        model: The model with its adapter, which is off here.
         layers: Its decoder layers.
-        at: The layers whose output is wanted.
+        at: Numbers of the layers whose output is returned.
     """
     device = next(model.parameters()).device
 
@@ -200,15 +198,15 @@ def make_reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module],
 
 
 def model_state(model: PeftModel, layers: Sequence[nn.Module], sharded: bool = False) -> tuple[object, ...]:
-    """All that the caches of clean contexts depend on and that can change while a program runs.
+    """What the caches of clean contexts depend on and what can change during a run; compared to drop outdated caches.
 
-    Weights are compared by place and by torch's count of changes in place; hooks that somebody else has hung into the model
-    by their number; then the arithmetic: attention and autocast.
+    Weights are identified by address and by torch's version counter, hooks by their number; then come the attention
+    implementation and autocast.
 
     Args:
         model: The model with its adapter.
         layers: Its decoder layers.
-        sharded: Weights come and go (FSDP): only their number is compared.
+        sharded: With FSDP, where weights move: only their number is compared.
     """
     device = next(model.parameters()).device.type
     frozen = [parameter for name, parameter in model.named_parameters() if "lora_" not in name]

@@ -1,4 +1,4 @@
-"""What a bank needs to know about a model: residual norms by layer, and the directions of concepts."""
+"""Builds a vector bank from a model: measures residual norms by layer and extracts concept directions."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ CONCEPTS = (
     "trains", "gardens", "anger", "justice", "computers", "mountains", "dancing", "money",
     "horses", "love", "war", "rain", "chess", "coffee", "medicine", "ancient Rome", "fire", "silence",
 )  # fmt: skip
-# The concept stands early, so that the words after it are read in its light.
+# The concept comes early, so that it influences the tokens after it.
 TEMPLATES = (
     "I keep thinking about {} and it will not leave my mind.",
     "Tell me everything that you know about {} and why people care.",
     "This essay on {} begins with a memory from long ago.",
     "Nothing but {} matters here, from the first word to the last.",
 )
-# How many other concepts each one is contrasted with, in each template, for the principal component.
+# Number of other concepts that each one is contrasted with, in each template, for the principal component.
 CONTRASTS = 8
 
 
 class Readings(NamedTuple):
-    """What clean texts leave in the residual stream after every layer; float32 on the CPU.
+    """Activations of clean texts in the residual stream after every layer; float32 on the CPU.
 
     Attributes:
-        means: The mean over a text's tokens, ``(texts, layers, hidden)``.
-        last: The last token, ``(texts, layers, hidden)``.
-        norms: The norm of every token, ``(layers, tokens)``.
+        means: Mean over the tokens of each text, ``(texts, layers, hidden)``.
+        last: Activation of the last token, ``(texts, layers, hidden)``.
+        norms: Norm of every token of all texts, ``(layers, tokens)``.
     """
 
     means: Tensor
@@ -51,10 +51,10 @@ class Readings(NamedTuple):
 
 @contextmanager
 def record_outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the output of every decoder layer while the block runs.
+    """Record the output of every decoder layer inside the block.
 
     Yields:
-        A list that each forward pass fills with one ``(batch, seq, hidden)`` tensor a layer, before the final norm.
+        A list to which each forward pass appends one ``(batch, seq, hidden)`` tensor for each layer, before the final norm.
     """
     outputs: list[Tensor] = []
 
@@ -72,19 +72,19 @@ def record_outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 def read_texts(
     forward: Forward, model: PeftModel, layers: Sequence[nn.Module], rows: Sequence[Sequence[int]], batch_size: int = 16
 ) -> Readings:
-    """Read the residual stream of clean texts after every layer.
+    """Measure the residual stream of clean texts after every layer.
 
-    The first token of a text is left out of means and norms: models park a huge norm there, whatever the text.
+    The first token of a text is left out of means and norms, because its norm is huge for any text.
 
     Args:
-        forward: What to call; the model or the wrapper around it.
-        model: The model; its adapter is off while reading.
+        forward: The model, or its DDP or FSDP wrapper.
+        model: The model; its adapter is off here.
         layers: Its decoder layers.
-        rows: The tokens of each text, at least two.
-        batch_size: Texts read at once.
+        rows: Tokens of each text, at least two.
+        batch_size: Texts in a batch.
     """
     device = next(model.parameters()).device
-    read = []
+    readings = []
     for start in range(0, len(rows), batch_size):
         ids, mask = (tensor.to(device) for tensor in pad(rows[start : start + batch_size], 0, "right"))
         with prefill_mode(model, adapter=False), record_outputs(layers) as outputs:
@@ -95,17 +95,17 @@ def read_texts(
                 use_cache=False,
                 logits_to_keep=no_logits(ids),
             )
-        whole = torch.stack([output.float() for output in outputs])
-        last = whole[:, torch.arange(len(ids)), mask.sum(dim=1) - 1].transpose(0, 1)
-        stream, kept = whole[:, :, 1:], mask[:, 1:].bool()
-        mean = ((stream * kept[..., None]).sum(dim=2) / kept.sum(dim=1)[:, None]).transpose(0, 1)
-        read.append(Readings(mean.cpu(), last.cpu(), stream.norm(dim=-1)[:, kept].cpu()))
-    means, lasts, norms = zip(*read, strict=True)
+        hidden = torch.stack([output.float() for output in outputs])
+        last = hidden[:, torch.arange(len(ids)), mask.sum(dim=1) - 1].transpose(0, 1)
+        stream, tokens = hidden[:, :, 1:], mask[:, 1:].bool()
+        mean = ((stream * tokens[..., None]).sum(dim=2) / tokens.sum(dim=1)[:, None]).transpose(0, 1)
+        readings.append(Readings(mean.cpu(), last.cpu(), stream.norm(dim=-1)[:, tokens].cpu()))
+    means, lasts, norms = zip(*readings, strict=True)
     return Readings(torch.cat(means), torch.cat(lasts), torch.cat(norms, dim=1))
 
 
 def mean_differences(activations: Tensor) -> Tensor:
-    """What sets each concept apart from the average of all.
+    """The mean activation of each concept minus the mean over all concepts.
 
     Without centring, what all sentences share dominates and the concepts are nearly collinear.
 
@@ -113,7 +113,7 @@ def mean_differences(activations: Tensor) -> Tensor:
         activations: ``(concepts, templates, layers, hidden)``.
 
     Returns:
-        ``(concepts, layers, hidden)``, not of unit length.
+        Differences, not of unit length, ``(concepts, layers, hidden)``.
     """
     by_concept = activations.mean(dim=1)
     return by_concept - by_concept.mean(dim=0, keepdim=True)
@@ -122,14 +122,14 @@ def mean_differences(activations: Tensor) -> Tensor:
 def principal_components(activations: Tensor, contrasts: int = CONTRASTS) -> Tensor:
     """The first principal component of contrastive pairs, for each concept and layer.
 
-    A pair is the same sentence with the concept and with another one. Each half has the middle of its pair subtracted, the
-    component is that of all halves, and it points to where the concept's halves are: the method ``pca_center`` of repeng.
-    Differs from repeng's default, ``pca_diff``: a component of the differences is one around their mean, and their mean is
-    just what all pairs of a concept share.
+    A pair is the same sentence with the concept and with another one. Both halves are centred on the middle of their pair;
+    the component is that of all halves, with the sign that points to the concept's halves: the method ``pca_center`` of
+    repeng. Differs from repeng's default, ``pca_diff``: PCA of the differences removes their mean, which is what all pairs
+    of a concept share.
 
     Args:
-        activations: ``(concepts, templates, layers, hidden)``, of the last token, as in repeng.
-        contrasts: How many other concepts each one is contrasted with: those that follow it in the list.
+        activations: Activations of the last token, as in repeng, ``(concepts, templates, layers, hidden)``.
+        contrasts: Number of other concepts that each one is contrasted with: those that follow it in the list.
 
     Returns:
         Unit vectors, ``(concepts, layers, hidden)``.
@@ -147,7 +147,7 @@ def principal_components(activations: Tensor, contrasts: int = CONTRASTS) -> Ten
 
 
 def contrast_component(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """The first principal component of pairs, ``(pairs, hidden)`` each: a unit vector, ``(hidden,)`` float32."""
+    """The first principal component of pairs, ``(pairs, hidden)`` each, as a unit vector ``(hidden,)`` float32."""
     from sklearn.decomposition import PCA
 
     halves = (positive - negative) / 2
@@ -169,18 +169,18 @@ def build_bank(
     metadata: dict[str, str],
     components: bool = False,
 ) -> VectorBank:
-    """Draw the random directions, extract the concepts and measure the residual norms.
+    """Draw the random directions, extract the concept directions and measure the residual norms.
 
-    A concept's direction at a layer is its mean activation there over several sentences, minus the mean of all concepts
-    (``concept``); and, if asked for, the principal component of contrastive pairs (``concept_pca``).
+    A concept's direction at a layer is its mean activation over several sentences, minus the mean over all concepts
+    (``concept``); optionally also the principal component of contrastive pairs (``concept_pca``).
 
     Args:
-        forward: What to call; the model or the wrapper around it.
+        forward: The model, or its DDP or FSDP wrapper.
         model: The model with its adapter.
         layers: Its decoder layers.
         tokenizer: Its tokenizer.
-        contexts: Tokens of clean contexts, on which the residual norms are measured.
-        sizes: How many random directions each split gets.
+        contexts: Tokens of clean contexts, for the residual norms.
+        sizes: Number of random directions of each split.
         concepts: Words or phrases, at least three.
         seed: The experiment's seed.
         metadata: ``base_model`` and ``revision``.
@@ -207,10 +207,10 @@ def build_bank(
 
 
 def require_finite_norms(bank: VectorBank) -> None:
-    """Check a bank that was measured on the model: clean contexts leave finite activations after every layer.
+    """Check that the residual norms of a bank are finite at every layer.
 
     Raises:
-        RunError: They do not: the model's weights are damaged, or overflow in this dtype.
+        RunError: They are NaN or infinite: the model's weights are damaged, or overflow in this dtype.
     """
     broken = (~bank.residual_norms.isfinite()).nonzero()[:, 0].tolist()
     if broken:

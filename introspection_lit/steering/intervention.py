@@ -1,4 +1,4 @@
-"""Steering: adding directions to the residual stream of a running model, row by row."""
+"""Steering: adds a direction to the residual stream of each row of a batch while a model runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 class Intervention:
     """What is added to the residual stream of each row of a batch.
 
-    To the output of layer ``l`` at row ``b``, position ``t``, ``scale[b, l] * direction[b, l]`` is added where
-    ``positions[b, t]``. A row that is not steered has a scale of zero everywhere.
+    The output of layer ``l`` at row ``b`` and position ``t`` becomes ``h + scale[b, l] * direction[b, l]`` where
+    ``positions[b, t]`` is True. Clean rows have a scale of zero at every layer.
 
     Attributes:
         direction: Unit vectors, ``(batch, layers, hidden)``, or ``(batch, 1, hidden)`` for one direction at every layer.
-        scale: The length added at each layer, ``(batch, layers)``: 0 outside the band.
-        positions: True where a token is steered, ``(batch, seq)``; never at padding.
-        first: The first steered layer of each row; the number of layers if it is clean. Found in ``scale``, once: before
-            that goes to a device that would have to be waited for.
-        last: The last steered layer of each row; -1 if it is clean.
+        scale: The length added at each layer, ``(batch, layers)``; 0 outside the band.
+        positions: True at steered tokens, ``(batch, seq)``; never at padding.
+        first: First steered layer of each row; the number of layers for clean rows. Computed from ``scale`` while it is on
+            the CPU, to avoid waiting for a GPU later.
+        last: Last steered layer of each row; -1 for clean rows.
     """
 
     direction: Tensor
@@ -40,22 +40,22 @@ class Intervention:
             self.last = [steered[-1] if steered else -1 for steered in layers]
 
     def addition(self, layer: int, rows: int | None = None) -> Tensor:
-        """What is added to the output of a layer, ``(batch, seq, hidden)``; of the first ``rows`` rows only, if given."""
+        """What is added to the output of a layer, ``(batch or rows, seq, hidden)``, for all or the first ``rows`` rows."""
         direction = self.direction[:rows, min(layer, self.direction.shape[1] - 1)]
         added = self.scale[:rows, layer, None] * direction
         return added[:, None, :] * self.positions[:rows, :, None]
 
     def acts_at(self, layer: int, rows: int | None = None) -> bool:
-        """Whether any row (of the first ``rows``) is steered at a layer, or below and above it."""
+        """Whether a layer is between the first and last steered layer of any of the (first ``rows``) rows."""
         return any(first <= layer <= last for first, last in zip(self.first[:rows], self.last[:rows], strict=True))
 
     def select(self, rows: Sequence[int]) -> Intervention:
-        """The same for some of the rows, in the order given."""
-        chosen = torch.tensor(rows, device=self.scale.device)
+        """The intervention of some rows, in the given order."""
+        index = torch.tensor(rows, device=self.scale.device)
         return Intervention(
-            self.direction[chosen],
-            self.scale[chosen],
-            self.positions[chosen],
+            self.direction[index],
+            self.scale[index],
+            self.positions[index],
             [self.first[row] for row in rows],
             [self.last[row] for row in rows],
         )
@@ -63,12 +63,12 @@ class Intervention:
 
 @contextmanager
 def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[None]:
-    """Steer a model while the block runs; the hooks are gone afterwards, whatever happens inside.
+    """Steer a model inside the block; its hooks are always removed at the end.
 
     Args:
-        layers: The model's decoder layers, in order. Steering is added to their *outputs*: the keys and values of layer
-            ``l`` see what was added at layers below ``l``, so what is added at the last layer reaches no cache.
-        intervention: What to add. Layers outside of every row's band are left alone.
+        layers: The model's decoder layers, in order. The direction is added to their *outputs*: keys and values of layer
+            ``l`` depend on what was added below ``l``, so an addition at the last layer does not reach the cache.
+        intervention: What to add. Layers outside every row's band get no hook.
     """
 
     def hook_for(layer: int) -> Any:

@@ -1,4 +1,4 @@
-"""The prefill: the no-grad pass over the contexts, steered, that fills the KV cache."""
+"""The prefill: the steered forward pass over the contexts, without gradient, that fills the KV cache."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Forward(Protocol):
 
 @contextmanager
 def prefill_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
-    """Put a model in the mode in which caches are written: eval, no gradient, adapter off.
+    """The mode of the model while caches are written: eval, no gradient, adapter off; restored at the end.
 
     Args:
         model: The model with its LoRA adapter.
-        adapter: Leave the adapter on. The claim under test is that it *reads* caches, so by default it is off.
+        adapter: Leave the adapter on. It is meant to *read* caches, so normally it is off.
     """
     training = model.training
     model.eval()
@@ -43,15 +43,15 @@ def prefill_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_token: int, side: str) -> tuple[Tensor, Tensor]:
-    """Pad token lists to the longest.
+    """Pad lists of tokens to the length of the longest.
 
     Args:
-        rows: Token ids.
+        rows: Token ids, a list for each row.
         pad_token: The token id at padded positions.
-        side: ``left`` or ``right``: where the padding goes.
+        side: ``left`` or ``right``: the side of the padding.
 
     Returns:
-        Ids and mask (1 at tokens), both ``(batch, longest)`` int64.
+        Ids and mask (1 at tokens, 0 at padding), both ``(batch, longest)`` int64.
     """
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_token)
@@ -64,17 +64,17 @@ def pad(rows: Sequence[Sequence[int]], pad_token: int, side: str) -> tuple[Tenso
 
 
 def no_logits(ids: Tensor) -> Tensor:
-    """Positions, none of them, for ``logits_to_keep`` of a pass whose logits nobody wants: the head is skipped."""
+    """An empty index for ``logits_to_keep``, which skips the language-model head."""
     return torch.empty(0, dtype=torch.long, device=ids.device)
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """Positions that padding does not shift: ``(batch, seq)`` mask to ``(batch, seq)`` positions from 0."""
+    """Positions from 0 that do not count padding, ``(batch, seq)``, from a ``(batch, seq)`` mask."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def fill_cache(forward: Forward, cache: Cache, ids: Tensor, mask: Tensor) -> None:
-    """Read left-padded contexts, ``(batch, context)`` ids and mask, into a cache; nobody wants their logits."""
+    """Run left-padded contexts, ids and mask ``(batch, context)``, through the model to fill a cache; no logits."""
     forward(
         input_ids=ids,
         attention_mask=mask,
@@ -94,19 +94,19 @@ def steered_cache(
     intervention: Intervention,
     adapter: bool = False,
 ) -> Cache:
-    """Run the contexts through the model under an intervention and keep the KV cache.
+    """Run contexts through the model under an intervention and return the KV cache.
 
     Args:
-        forward: What to call; the model itself or the wrapper around it.
+        forward: The model, or its DDP or FSDP wrapper.
         model: The model with its adapter.
         layers: Its decoder layers.
         context_ids: Left-padded tokens, ``(batch, context)``.
         context_mask: 1 at tokens, 0 at padding, ``(batch, context)``.
-        intervention: What to add, row by row.
+        intervention: What to add to each row.
         adapter: Leave the adapter on while the cache is written.
 
     Returns:
-        A cache of ``context`` positions without gradient; padding is inside, to be masked.
+        A cache of ``context`` positions without gradient; positions at padding must be masked.
     """
     cache = DynamicCache(config=model.get_base_model().config)
     with prefill_mode(model, adapter), steer(layers, intervention):
@@ -117,8 +117,8 @@ def steered_cache(
 def fork(cache: Cache) -> Cache:
     """Copy a cache without copying its tensors.
 
-    A forward pass appends to the cache it is given. The appended tensors are new ones, so a shallow copy is enough to
-    ask several questions of the same cache, or the same question twice.
+    A forward pass appends to its cache by making new tensors, so a shallow copy is enough to ask several questions about
+    the same cache.
     """
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]

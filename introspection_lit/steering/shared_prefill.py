@@ -1,10 +1,9 @@
-"""The prefill without work that another row has done already.
+"""A prefill that shares the layers below the steering between rows with the same context.
 
-Below its first steered layer, a steered context equals the clean one to the last bit that the hardware lets two equal
-computations share. So of all rows of a batch with the same context only one runs through the lower layers; each of the
-others joins where its own steering begins. And a clean context that has been kept (:mod:`introspection_lit.kept_caches`)
-does not run at all. What comes out is the cache of the plain prefill, :func:`~introspection_lit.prefill.steered_cache`, but
-for rounding: the same numbers are added up in batches of another size.
+Below its first steered layer, a steered context has the same activations as the clean one. So for each context of a batch
+only one row, the donor, runs through the lower layers; the others start where their own steering starts. A clean context
+that is stored (:mod:`introspection_lit.steering.clean_caches`) does not run at all. The result equals that of
+:func:`~introspection_lit.steering.prefill.steered_cache` except for rounding, because batch sizes differ.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from introspection_lit.steering.clean_caches import CleanCaches, Lent
+from introspection_lit.steering.clean_caches import CleanCaches, LoadedCaches
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import Forward, fill_cache, prefill_mode
 
@@ -26,55 +25,54 @@ if TYPE_CHECKING:
 
 
 class Schedule(NamedTuple):
-    """Which rows of a batch run, from which layer on, and who lends them what lies below.
+    """Which rows of a batch run, from which layer on, and where their lower layers come from.
 
     Attributes:
-        starts: The layer from which each row runs; the number of layers if it does not run.
-        lenders: The row whose lower layers each row takes; itself if it runs from layer 0, -1 if they are kept ones.
-        run: The rows that run, those that start lowest first.
+        starts: First layer that each row runs through; the number of layers if it does not run.
+        donors: The row whose lower layers each row takes: itself if it starts at layer 0, -1 for the stored cache.
+        run: The rows that run, sorted by their first layer.
     """
 
     starts: list[int]
-    lenders: list[int]
+    donors: list[int]
     run: list[int]
 
     def active(self, layer: int) -> int:
-        """How many of ``run`` run through a layer: always the first so many."""
+        """Number of rows active at a layer; they are a prefix of ``run``."""
         return sum(self.starts[row] <= layer for row in self.run)
 
 
 def schedule(
-    first: Sequence[int], contexts: Sequence[int], kept: set[int], n_layers: int, share: bool, always: bool = False
+    first: Sequence[int], contexts: Sequence[int], stored: set[int], n_layers: int, share: bool, always: bool = False
 ) -> Schedule:
-    """Decide which rows run from where.
+    """Decide at which layer each row starts.
 
     Args:
-        first: The first steered layer of each row; ``n_layers`` if it is clean.
-        contexts: The number of each row's context.
-        kept: Numbers of the contexts whose clean caches are kept.
-        n_layers: Decoder layers of the model.
-        share: Rows may take the layers below their first steered one from others.
-        always: At least one row must run, whether needed or not: a process that stays away from a forward pass would leave
-            the others waiting.
+        first: First steered layer of each row; ``n_layers`` for clean rows.
+        contexts: Index of each row's context.
+        stored: Indices of the contexts whose clean caches are stored.
+        n_layers: Number of decoder layers.
+        share: Rows may take the layers below their first steered layer from a donor.
+        always: Run at least one row even if none is needed: with several processes, all must take part in a forward pass.
     """
-    # What is added to the output of the last layer reaches no cache.
+    # An addition at the output of the last layer does not reach the cache: such a row counts as clean.
     reach = [n_layers if layer >= n_layers - 1 else layer for layer in first]
-    leads: dict[int, int] = {}
+    latest: dict[int, int] = {}  # of each context, the row that is clean up to the highest layer
     for row, context in enumerate(contexts):
-        if context not in leads or reach[row] > reach[leads[context]]:
-            leads[context] = row
-    starts, lenders = [], []
+        if context not in latest or reach[row] > reach[latest[context]]:
+            latest[context] = row
+    starts, donors = [], []
     for row, context in enumerate(contexts):
-        lead = -1 if context in kept else leads[context]
-        borrows = lead != row and (share or (lead < 0 and reach[row] == n_layers))
-        starts.append(min(reach[row] + 1, n_layers) if borrows else 0)
-        lenders.append(lead if borrows else row)
+        donor = -1 if context in stored else latest[context]
+        shares = donor != row and (share or (donor < 0 and reach[row] == n_layers))
+        starts.append(min(reach[row] + 1, n_layers) if shares else 0)
+        donors.append(donor if shares else row)
     running = [row for row, start in enumerate(starts) if start < n_layers]
-    if (running or always) and 0 not in starts:  # the pass has to begin with somebody
-        opener = min(running, key=lambda row: starts[row]) if running else 0
-        starts[opener], lenders[opener] = 0, opener
+    if (running or always) and 0 not in starts:  # at least one row must start at layer 0
+        first_row = min(running, key=lambda row: starts[row]) if running else 0
+        starts[first_row], donors[first_row] = 0, first_row
     run = sorted((row for row, start in enumerate(starts) if start < n_layers), key=lambda row: starts[row])
-    return Schedule(starts, lenders, run)
+    return Schedule(starts, donors, run)
 
 
 def shared_cache(
@@ -85,7 +83,7 @@ def shared_cache(
     context_mask: Tensor,
     intervention: Intervention,
     contexts: Sequence[int],
-    kept: CleanCaches | None = None,
+    clean_caches: CleanCaches | None = None,
     share: bool = True,
     adapter: bool = False,
     always: bool = False,
@@ -93,158 +91,163 @@ def shared_cache(
     """Steered caches of a batch, as :func:`~introspection_lit.steering.prefill.steered_cache` makes them, with less work.
 
     Args:
-        forward: What to call; the model itself or the wrapper around it.
+        forward: The model, or its DDP or FSDP wrapper.
         model: The model with its adapter.
         layers: Its decoder layers.
         context_ids: Left-padded tokens, ``(batch, context)``.
         context_mask: 1 at tokens, 0 at padding, ``(batch, context)``.
-        intervention: What to add, row by row.
-        contexts: The number of each row's context.
-        kept: Clean caches that are kept; those of ``contexts`` must be there if they are ever to be.
+        intervention: What to add to each row.
+        contexts: Index of each row's context.
+        clean_caches: The store of clean caches, after :meth:`~CleanCaches.prepare` for ``contexts``.
         share: Rows with the same context share the layers below the steering.
-        adapter: Leave the adapter on while the cache is written; nothing may be kept then.
+        adapter: Leave the adapter on while the cache is written; only without ``clean_caches``.
         always: Run at least one row (see :func:`schedule`).
 
     Returns:
-        A cache of ``context`` positions without gradient; what is at padding is any number.
+        A cache of ``context`` positions without gradient; values at padding are arbitrary.
     """
-    assert not (adapter and kept), "caches written with the adapter change: they cannot be kept"
-    have = kept.held(contexts) if kept is not None else set()
-    plan = schedule(intervention.first, contexts, have, len(layers), share, always)
-    borrowed = sorted({contexts[row] for row, lender in enumerate(plan.lenders) if lender < 0})
-    lent = kept.lend(borrowed, context_ids.shape[1], context_ids.device) if kept is not None and borrowed else None
+    assert not (adapter and clean_caches), "caches written with the adapter change: they cannot be stored"
+    stored = clean_caches.stored(contexts) if clean_caches is not None else set()
+    plan = schedule(intervention.first, contexts, stored, len(layers), share, always)
+    needed = sorted({contexts[row] for row, donor in enumerate(plan.donors) if donor < 0})
+    loaded = None
+    if clean_caches is not None and needed:
+        loaded = clean_caches.load(needed, context_ids.shape[1], context_ids.device)
     cache = DynamicCache(config=model.get_base_model().config)
-    origins = sources(plan, contexts, lent, len(layers), context_ids.device)
+    sources = cache_sources(plan, contexts, loaded, len(layers), context_ids.device)
     if plan.run:
         rows = torch.tensor(plan.run, device=context_ids.device)
-        joining = Joining(plan, contexts, intervention.select(plan.run), lent)
-        with prefill_mode(model, adapter), joining.on(layers):
+        hooks = StaggeredHooks(plan, contexts, intervention.select(plan.run), loaded)
+        with prefill_mode(model, adapter), hooks.on(layers):
             fill_cache(forward, cache, context_ids[rows], context_mask[rows])
-    return assembled(cache, origins, lent)
+    return assemble_cache(cache, sources, loaded)
 
 
-class Joining:
-    """Hooks that steer the rows that run, and let each join the pass at its own layer.
+class StaggeredHooks:
+    """Hooks that steer the running rows and add each row to the forward pass at its first layer.
 
     Args:
-        plan: Who runs from where.
-        contexts: The number of each row's context.
-        intervention: What is added, for the rows that run, in their order.
-        lent: What is kept of contexts, if anything is borrowed.
+        plan: First layer and donor of each row.
+        contexts: Index of each row's context.
+        intervention: The intervention of the rows in ``plan.run``, in that order.
+        loaded: Stored clean caches, if any row needs them.
     """
 
-    def __init__(self, plan: Schedule, contexts: Sequence[int], intervention: Intervention, lent: Lent | None) -> None:
-        self.plan, self.contexts, self.intervention, self.lent = plan, contexts, intervention, lent
+    def __init__(
+        self, plan: Schedule, contexts: Sequence[int], intervention: Intervention, loaded: LoadedCaches | None
+    ) -> None:
+        self.plan, self.contexts, self.intervention, self.loaded = plan, contexts, intervention, loaded
         self.place = {row: place for place, row in enumerate(plan.run)}
 
     @contextmanager
     def on(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """Hang the hooks while the block runs; they are gone afterwards, whatever happens inside."""
+        """Install the hooks inside the block; they are always removed at the end."""
         handles = []
         try:
             for number, layer in enumerate(layers):
-                now, then = self.plan.active(number), self.plan.active(number + 1)
-                if now < len(self.plan.run):
-                    handles.append(layer.register_forward_pre_hook(self._narrowing(now), with_kwargs=True))
-                if then > now or self.intervention.acts_at(number, now):
-                    handles.append(layer.register_forward_hook(self._steering(number, now, then)))
+                active, next_active = self.plan.active(number), self.plan.active(number + 1)
+                if active < len(self.plan.run):
+                    handles.append(layer.register_forward_pre_hook(self._select_rows(active), with_kwargs=True))
+                if next_active > active or self.intervention.acts_at(number, active):
+                    handles.append(layer.register_forward_hook(self._add_rows_and_steer(number, active, next_active)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _narrowing(self, now: int) -> Any:
-        """Of what the model hands to every layer (masks, positions), pass on the part of the rows that are there."""
+    def _select_rows(self, active: int) -> Any:
+        """A pre-hook that cuts the arguments of all layers (masks, positions) to the active rows."""
 
-        def narrow(value: Any) -> Any:
+        def select(value: Any) -> Any:
             if isinstance(value, tuple):
-                return tuple(narrow(part) for part in value)
-            whole = isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(self.plan.run)
-            return value[:now] if whole else value
+                return tuple(select(part) for part in value)
+            has_rows = isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(self.plan.run)
+            return value[:active] if has_rows else value
 
         def hook(module: nn.Module, args: Any, options: dict[str, Any]) -> Any:
-            return narrow(args), {name: narrow(value) for name, value in options.items()}
+            return select(args), {name: select(value) for name, value in options.items()}
 
         return hook
 
-    def _steering(self, layer: int, now: int, then: int) -> Any:
-        newcomers = self.plan.run[now:then]
+    def _add_rows_and_steer(self, layer: int, active: int, next_active: int) -> Any:
+        """A hook that appends the rows that start at the next layer, and then steers all rows."""
+        new_rows = self.plan.run[active:next_active]
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            if newcomers:
-                hidden = torch.cat([hidden, self._lower(newcomers, layer, hidden)])
-            hidden = hidden + self.intervention.addition(layer, then).to(hidden)
+            if new_rows:
+                hidden = torch.cat([hidden, self._donor_hidden(new_rows, layer, hidden)])
+            hidden = hidden + self.intervention.addition(layer, next_active).to(hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
 
-    def _lower(self, newcomers: list[int], layer: int, hidden: Tensor) -> Tensor:
-        """The residual stream of newcomers after a layer, not steered yet, ``(newcomers, seq, hidden)``."""
+    def _donor_hidden(self, rows: list[int], layer: int, hidden: Tensor) -> Tensor:
+        """The clean residual stream of rows after a layer, from their donors, ``(rows, seq, hidden)``."""
         parts = []
-        for row in newcomers:
-            lender = self.plan.lenders[row]
-            if lender < 0:
-                assert self.lent is not None
-                parts.append(self.lent.hidden(self.contexts[row], layer).to(hidden))
+        for row in rows:
+            donor = self.plan.donors[row]
+            if donor < 0:
+                assert self.loaded is not None
+                parts.append(self.loaded.hidden(self.contexts[row], layer).to(hidden))
             else:
-                parts.append(hidden[self.place[lender]])
+                parts.append(hidden[self.place[donor]])
         return torch.stack(parts)
 
 
-def sources(
-    plan: Schedule, contexts: Sequence[int], lent: Lent | None, n_layers: int, device: torch.device
+def cache_sources(
+    plan: Schedule, contexts: Sequence[int], loaded: LoadedCaches | None, n_layers: int, device: torch.device
 ) -> list[tuple[int, Tensor | None]]:
-    """Say for each layer where every row's keys and values come from.
+    """For each layer, the index of every row's keys and values.
 
-    Made before the pass: a GPU would have to be waited for afterwards.
+    It is computed before the forward pass: copying indices to a GPU afterwards would wait for the pass to end.
 
     Args:
-        plan: Who runs from where.
-        contexts: The number of each row's context.
-        lent: What is kept of contexts, if anything is borrowed.
-        n_layers: Decoder layers of the model.
-        device: The model's.
+        plan: First layer and donor of each row.
+        contexts: Index of each row's context.
+        loaded: Stored clean caches, if any row needs them.
+        n_layers: Number of decoder layers.
+        device: The model's device.
 
     Returns:
-        For each layer how many rows run through it, and for every row of the batch its place, ``(batch,)``: among those
-        that ran, and after them among the contexts that are lent. None if these are the rows as they are.
+        For each layer the number of active rows, and for every row of the batch an index ``(batch,)`` into the active rows
+        followed by the loaded contexts. None if the active rows are the batch, in order.
     """
     place = {row: number for number, row in enumerate(plan.run)}
-    known: dict[int, Tensor | None] = {}
-    found = []
+    index: dict[int, Tensor | None] = {}  # by the number of active rows
+    sources = []
     for layer in range(n_layers):
         active = plan.active(layer)
-        if active not in known:
+        if active not in index:
             rows = [
                 place[row]
                 if start <= layer
-                else (active + lent.order[contexts[row]] if lent is not None and lender < 0 else place[lender])
-                for row, (start, lender) in enumerate(zip(plan.starts, plan.lenders, strict=True))
+                else (active + loaded.order[contexts[row]] if loaded is not None and donor < 0 else place[donor])
+                for row, (start, donor) in enumerate(zip(plan.starts, plan.donors, strict=True))
             ]
-            known[active] = None if rows == list(range(active)) else torch.tensor(rows, device=device)
-        found.append((active, known[active]))
-    return found
+            index[active] = None if rows == list(range(active)) else torch.tensor(rows, device=device)
+        sources.append((active, index[active]))
+    return sources
 
 
-def assembled(cache: Cache, origins: Sequence[tuple[int, Tensor | None]], lent: Lent | None) -> Cache:
-    """Give every row of the batch its keys and values: of its own pass where it ran, of its lender where not.
+def assemble_cache(cache: Cache, sources: Sequence[tuple[int, Tensor | None]], loaded: LoadedCaches | None) -> Cache:
+    """Give every row of the batch its keys and values: its own where it ran, its donor's elsewhere.
 
     Args:
-        cache: Of the rows that ran, fewer in lower layers; filled in place.
-        origins: Where they come from (see :func:`sources`).
-        lent: What is kept of contexts, if anything is borrowed.
+        cache: Cache of the rows that ran, with fewer rows in lower layers; filled in place.
+        sources: The index of each layer (see :func:`cache_sources`).
+        loaded: Stored clean caches, if any row needs them.
     """
-    for number, (active, rows) in enumerate(origins):
+    for number, (active, rows) in enumerate(sources):
         layer = cache.layers[number]
         if rows is None:
             continue
         if not active:
-            assert lent is not None
-            cache.update(lent.keys(number)[rows], lent.values(number)[rows], number)
-        elif lent is None:
+            assert loaded is not None
+            cache.update(loaded.keys(number)[rows], loaded.values(number)[rows], number)
+        elif loaded is None:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         else:
-            layer.keys = torch.cat([layer.keys, lent.keys(number)])[rows]
-            layer.values = torch.cat([layer.values, lent.values(number)])[rows]
+            layer.keys = torch.cat([layer.keys, loaded.keys(number)])[rows]
+            layer.values = torch.cat([layer.values, loaded.values(number)])[rows]
     return cache

@@ -1,7 +1,7 @@
-"""Directions in other projects' files: repeng's GGUF control vectors, ``.pt`` tensors, safetensors.
+"""Reads and writes directions in other projects' formats: GGUF control vectors of repeng, ``.pt`` tensors, safetensors.
 
-A file holds one direction or several. What comes out of each is ``(layers, hidden)``: a direction for each decoder layer's
-output, zero at layers for which the file has none (repeng leaves layer 0 out). In all formats layer ``i`` is the output of
+A file holds one or several directions. Each is read as ``(layers, hidden)``: a direction for the output of each decoder
+layer, zero at layers that the file leaves out (repeng leaves out layer 0). In all formats layer ``i`` is the output of
 decoder layer ``i``, counted from 0, as in repeng and llama.cpp.
 """
 
@@ -28,12 +28,12 @@ from introspection_lit.utils.resource_limits import room_for
 
 FORMATS = (".gguf", ".pt", ".safetensors")
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What a file may ask for: a few bytes can claim to be more numbers than any machine has room for.
+# Limits on what a file may declare: a few bytes can claim more numbers than fit in memory.
 MOST_ENTRIES = 100_000
 MOST_BYTES = 2**33
 MOST_GGUF_FIELDS = 20_000
-NO_LAYER = 10**9  # more than any model has
-# A tensor lies in a dict by name or layer, or in a dict of such dicts.
+NO_LAYER = 10**9  # stands for a layer number that no model has
+# Dicts may be nested this deep: tensors by name or layer, or dicts of such dicts.
 DEEPEST = 2
 
 
@@ -41,23 +41,23 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
     """Read every direction of a file.
 
     Args:
-        path: A file of one of these kinds.
+        path: A file in one of these formats.
 
             - ``.gguf``: a control vector as repeng and llama.cpp write it, with tensors ``direction.LAYER``.
             - ``.safetensors``: tensors by name; or ``direction.LAYER``, as in a control vector.
-            - ``.pt``: a tensor, or a dict of them by name or by layer, or a dict of such dicts. Loaded without running
-              anything that the file contains.
+            - ``.pt``: a tensor, or a dict of them by name or by layer, or a dict of such dicts. Loaded with
+              ``weights_only``, so no code in the file runs.
 
             A tensor ``(hidden,)`` is a direction for every layer, ``(n, hidden)`` are n of them, ``(n, layers, hidden)`` n
             with a direction for each layer.
-        n_layers: Decoder layers of the model.
+        n_layers: Number of decoder layers of the model.
         hidden: Its hidden size.
 
     Returns:
-        Directions as they are in the file, not scaled, by name, each ``(n_layers, hidden)`` float32.
+        Unscaled directions by name, each ``(n_layers, hidden)`` float32.
 
     Raises:
-        ConfigurationError: There is no such file, it cannot be read, or it does not fit the model; its first ten problems.
+        ConfigurationError: The file does not exist, cannot be read, or does not fit the model; at most ten problems.
     """
     if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
         raise ConfigurationError([f"import: no such file: {path}. Expected a {', '.join(FORMATS)} file."])
@@ -69,7 +69,7 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
     try:
         with room_for(path):
             content = readers[path.suffix](path)
-    except Exception as error:  # each library has errors of its own for a file that is not one of its
+    except Exception as error:  # each library raises its own errors for a malformed file
         detail = f" ({str(error)[:200]})" if isinstance(error, ValueError) else ""
         nature = (
             "Expected a file of tensors; other Python objects are never loaded"
@@ -79,13 +79,13 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
         raise ConfigurationError([f"import: {path} cannot be read as {path.suffix}{detail}. {nature}."]) from error
     entries, problems, room = [], [], MOST_BYTES // (4 * n_layers * hidden)
     for name, value in _entries(content, path.stem):
-        found = _parts(value, n_layers, hidden)
-        problem = name_problem(name) or (found if isinstance(found, str) else None)
+        count = _parts(value, n_layers, hidden)
+        problem = name_problem(name) or (count if isinstance(count, str) else None)
         if problem:
             problems.append(f"import: {path}: {shown(name)}: {problem}")
         else:
             entries.append((name, value))
-            room -= 1 if isinstance(found, str) else found
+            room -= 1 if isinstance(count, str) else count
         if len(problems) == 10 or len(entries) > MOST_ENTRIES or room < 0:
             break
     if len(entries) > MOST_ENTRIES or room < 0:
@@ -99,17 +99,17 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
 
 
 def _filled(path: Path, entries: list[tuple[str, Any]], n_layers: int, hidden: int) -> dict[str, Tensor]:
-    """Every direction by name, once its file is known to hold no more than there is room for."""
+    """Convert all entries of a file to directions by name."""
     directions: dict[str, Tensor] = {}
     problems = []
     for name, value in entries:
-        found = _directions(value, n_layers, hidden)
-        if isinstance(found, str):
-            problems.append(f"import: {path}: {shown(name)}: {found}")
+        rows = _directions(value, n_layers, hidden)
+        if isinstance(rows, str):
+            problems.append(f"import: {path}: {shown(name)}: {rows}")
             continue
-        names = [name] if len(found) == 1 else [f"{name}-{number}" for number in range(len(found))]
+        names = [name] if len(rows) == 1 else [f"{name}-{number}" for number in range(len(rows))]
         problems += [f"import: {path}: two directions are called {shown(n)!r}." for n in names if n in directions]
-        directions |= dict(zip(names, found, strict=True))
+        directions |= dict(zip(names, rows, strict=True))
     if not directions and not problems:
         problems.append(f"import: {path} holds no direction.")
     if problems:
@@ -118,7 +118,7 @@ def _filled(path: Path, entries: list[tuple[str, Any]], n_layers: int, hidden: i
 
 
 class _CarefulReader(gguf.GGUFReader):
-    """The library's reader, which takes counts and offsets as the file gives them and would run for ever on some."""
+    """The library's reader with checks of counts and offsets, which it takes from the file and may loop on."""
 
     gets = 0
 
@@ -153,7 +153,7 @@ def _read_pt(path: Path) -> Any:
 
 
 def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """The directions in what a file held, each with its name: a tensor, or tensors by layer."""
+    """Yield name and value of each direction in a file's content; a value is a tensor or a dict of tensors by layer."""
     if not isinstance(content, Mapping):
         yield name, content
         return
@@ -166,7 +166,8 @@ def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any
     by_layer = {layer_of(key): value for key, value in content.items() if layer_of(key) is not None}
     if len(by_layer) < sum(layer_of(key) is not None for key in content):
         raise ConfigurationError([f"import: {shown(name)}: a layer is there twice, as a number and as a text."])
-    if by_layer and all(isinstance(value, Mapping) for value in by_layer.values()):  # names by layer: the other way round
+    # A dict of names for each layer, instead of a dict of layers for each name.
+    if by_layer and all(isinstance(value, Mapping) for value in by_layer.values()):
         names = dict.fromkeys(key for value in by_layer.values() for key in value)
         for each in names:
             yield (
@@ -181,7 +182,7 @@ def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any
 
 
 def layer_of(key: object) -> int | None:
-    """The layer that a key means: a number, or ``direction.NUMBER``; None if it is a name."""
+    """The layer number of a key, an integer or ``direction.NUMBER``; None if the key is a name."""
     if isinstance(key, int) and not isinstance(key, bool):
         return max(-1, min(key, NO_LAYER))
     match = re.fullmatch(r"(?:direction\.)?([0-9]+)", key) if isinstance(key, str) else None
@@ -189,7 +190,7 @@ def layer_of(key: object) -> int | None:
 
 
 def _parts(value: Any, n_layers: int, hidden: int) -> int | str:
-    """Count the directions of an entry by its shape alone, or say what is wrong with it."""
+    """Number of directions of an entry, by its shape, or a problem as a sentence."""
     parts = value if isinstance(value, dict) else {None: value}
     for part in parts.values():
         if type(part) not in (Tensor, torch.nn.Parameter):
@@ -222,7 +223,7 @@ def _parts(value: Any, n_layers: int, hidden: int) -> int | str:
 
 
 def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
-    """Turn an entry whose shape is right into ``(n, n_layers, hidden)``, or say what is wrong with its numbers."""
+    """Convert an entry of valid shape to ``(n, n_layers, hidden)``, or return a problem as a sentence."""
     if isinstance(value, dict):
         rows = torch.zeros(1, n_layers, hidden)
         for layer, part in value.items():
@@ -230,7 +231,7 @@ def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
     else:
         flat = value.detach().float()
         rows = flat.reshape(-1, value.shape[-2] if value.dim() == 3 else 1, hidden).expand(-1, n_layers, -1)
-    # In float32 the squares of small numbers would be 0 and those of large ones infinite.
+    # In float64, because in float32 squares of small numbers underflow and those of large ones overflow.
     norms = rows.norm(dim=-1, dtype=torch.float64).float()
     if not rows.isfinite().all() or not norms.isfinite().all():
         return "it has numbers, or a length, that are not finite."
@@ -240,15 +241,15 @@ def _directions(value: Any, n_layers: int, hidden: int) -> Tensor | str:
 
 
 def write_direction(path: Path, direction: Tensor, model_type: str) -> None:
-    """Write one direction in the format that the file's name ends in; the file is complete or not there.
+    """Write one direction in the format given by the file's suffix; the file is written atomically.
 
     Args:
         path: A ``.gguf``, ``.pt`` or ``.safetensors`` file.
         direction: ``(layers, hidden)``.
-        model_type: The architecture, such as ``qwen2``: a hint that control vectors carry.
+        model_type: The architecture, such as ``qwen2``; stored as a hint in control vectors.
 
     Raises:
-        ConfigurationError: The name ends in something else.
+        ConfigurationError: The suffix is none of these.
     """
     if path.suffix not in FORMATS:
         known = ", ".join(FORMATS)
@@ -258,7 +259,7 @@ def write_direction(path: Path, direction: Tensor, model_type: str) -> None:
         if path.suffix == ".gguf":
             _write_gguf(unfinished, rows, model_type)
         elif path.suffix == ".pt":
-            content = io.BytesIO()  # torch's and safetensors' own writers of files hide why they could not write
+            content = io.BytesIO()  # torch's and safetensors' file writers hide the reason of an error
             torch.save({path.stem: rows[None]}, content)
             unfinished.write_bytes(content.getbuffer())
         else:
@@ -269,7 +270,7 @@ def _write_gguf(path: Path, rows: Tensor, model_type: str) -> None:
     writer = gguf.GGUFWriter(path, "controlvector")
     writer.add_string("controlvector.model_hint", model_type)
     writer.add_uint32("controlvector.layer_count", len(rows) - 1)
-    for layer in range(1, len(rows)):  # llama.cpp knows no direction for layer 0
+    for layer in range(1, len(rows)):  # llama.cpp has no direction for layer 0
         writer.add_tensor(f"direction.{layer}", rows[layer].numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -278,13 +279,13 @@ def _write_gguf(path: Path, rows: Tensor, model_type: str) -> None:
 
 
 def scale_to_unit(directions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Scale directions to length 1 layer by layer.
+    """Scale directions to length 1 at each layer.
 
     Args:
-        directions: Each ``(layers, hidden)``; zero where there is none.
+        directions: Directions by name, each ``(layers, hidden)``; zero at layers without one.
 
     Returns:
-        ``(n, layers, hidden)``, and how long they were, ``(n, layers)``.
+        Unit vectors, ``(n, layers, hidden)``, and the original lengths, ``(n, layers)``; both float32.
     """
     rows = torch.stack(list(directions.values()))
     lengths = rows.norm(dim=-1, dtype=torch.float64)

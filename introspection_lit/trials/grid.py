@@ -49,8 +49,8 @@ class Grid:
             or not self.vectors
             or not self.info
         ):
-            given = f"{self.contexts} contexts, {self.random_vectors} random vectors, {self.vectors} and {self.info}"
-            problems.append(f"data.grid: got {given}. Expected at least one context, vector, kind of vector and info.")
+            shown = f"{self.contexts} contexts, {self.random_vectors} random vectors, {self.vectors} and {self.info}"
+            problems.append(f"data.grid: got {shown}. Expected at least one context, vector, kind of vector and info.")
         if not self.strengths or not all(LEAST_STRENGTH <= strength <= MOST_STRENGTH for strength in self.strengths):
             expected = f"Expected some, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
             problems.append(f"data.grid.strengths: got {self.strengths}. {expected}.")

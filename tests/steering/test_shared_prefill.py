@@ -137,7 +137,7 @@ def test_schedule_of_pairs() -> None:
 
 
 def test_every_schedule_can_run() -> None:
-    """Of random batches: lenders run from layer 0 and are clean as far as they lend; somebody opens the pass."""
+    """In random batches, donors start at layer 0 and are clean as far as they are used; some row starts at layer 0."""
     drawn = random.Random(0)
     for _ in range(500):
         size, n_layers = drawn.randint(1, 12), drawn.randint(2, 7)
@@ -146,17 +146,17 @@ def test_every_schedule_can_run() -> None:
         kept = set(drawn.sample(range(5), drawn.randint(0, 5)))
         always, share = drawn.random() < 0.5, drawn.random() < 0.7
         plan = schedule(first, contexts, kept, n_layers, share, always)
-        for row, (start, lender) in enumerate(zip(plan.starts, plan.lenders, strict=True)):
+        for row, (start, donor) in enumerate(zip(plan.starts, plan.donors, strict=True)):
             assert (row in plan.run) == (start < n_layers)
             assert start <= first[row] + 1 or first[row] >= n_layers - 1
-            if lender == row:
+            if donor == row:
                 assert start == 0
-            elif lender < 0:
+            elif donor < 0:
                 assert contexts[row] in kept
             else:
-                assert contexts[lender] == contexts[row]
-                assert plan.starts[lender] == 0
-                assert first[lender] >= min(first[row], n_layers - 1)
+                assert contexts[donor] == contexts[row]
+                assert plan.starts[donor] == 0
+                assert first[donor] >= min(first[row], n_layers - 1)
         if plan.run:
             assert plan.active(0) >= 1
         else:
@@ -251,4 +251,4 @@ def test_memory_is_bounded(family_model: PreTrainedModel) -> None:
     for kept in (some, filled(kept_of(model, layers, gib=0.0), model, layers, everything)):
         assert_same(shared_cache(model, model, layers, ids, mask, intervention, [c for c, _ in ROWS], kept), plain, mask)
     assert not kept.entries
-    kept.prepare(everything, kept.made_with, lambda *_: pytest.fail("read again"))
+    kept.prepare(everything, kept.model_state, lambda *_: pytest.fail("read again"))
