@@ -1,8 +1,8 @@
-"""Chat templates: where one puts each message of a conversation, and by what it tells them apart.
+"""Chat templates: where a template puts each message of a conversation, and what it writes between messages.
 
-A template is a program that anybody may have written. It is asked twice: with a word of ours for each text, which shows
-what the template itself writes and where, and with the texts. If these are put anywhere else, or are changed, or hold
-what the template writes between messages, a text would be read as something that its writer did not say.
+A template is an untrusted program. It is run twice: with a placeholder word for each text, which shows what the template
+itself writes and where, and with the texts. A conversation is rejected if a text moves or changes, or holds something that
+the template writes between messages: the model would read it as other turns than the user's.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# What stands between brackets, as in <|user|>, [INST] or <<SYS>>: it marks a turn wherever it stands.
+# Text in brackets, as in <|user|>, [INST] or <<SYS>>, which marks a turn anywhere in a text.
 _BRACKETED = re.compile(r"[<\[{|\uff5c]+[^\s<>\[\]{}]+[>\]}|\uff5c]+")
-# Letters, digits and spaces alone, as the role in "<|im_start|>user": a word of the language if nothing stands before it.
+# Letters, digits and spaces alone, as the role in "<|im_start|>user": without the bracket it is an ordinary word.
 _BARE = re.compile(r"[\w ]*")
-# No sign that can be seen: controls, formats (zero width, directions), combining marks.
+# Unicode categories of invisible characters: controls, formats (zero width, directions), combining marks.
 _UNSEEN = ("Cc", "Cf", "Mn", "Me")
 
 
@@ -33,45 +33,45 @@ class Layout(NamedTuple):
     """Where a template puts the texts of a conversation.
 
     Attributes:
-        pieces: What it writes before the first text, between each two, and after the last one.
-        order: The number of the message that stands in each gap; messages without text have none.
-        seam: How many of the characters that the template itself writes belong to the context.
+        pieces: What the template writes before the first text, between texts, and after the last one.
+        order: Index of the message in each gap between pieces; messages without text have none.
+        boundary: Number of the template's own characters that belong to the context.
     """
 
     pieces: tuple[str, ...]
     order: tuple[int, ...]
-    seam: int
+    boundary: int
 
     @property
     def neutral(self) -> str:
-        """The conversation with a word for each text."""
+        """The conversation with a placeholder word for each text."""
         return "word".join(self.pieces)
 
 
-def template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], prompt: bool) -> str:
-    """Write messages (role and text) out; errors of jinja2, or of the template's own, are raised as they are."""
-    asked = [{"role": role, "content": content} for role, content in messages]
+def apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], prompt: bool) -> str:
+    """Apply the template to messages (role and text); errors of jinja2 or of the template pass through."""
+    conversation = [{"role": role, "content": content} for role, content in messages]
     with limited(memory=BYTES):
-        return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=prompt))
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt))
 
 
-def layout(
+def find_layout(
     tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], filled: Sequence[bool], steered: int, again: bool = False
 ) -> Layout | int:
     """Find out where a template puts texts.
 
     Args:
-        tokenizer: Carries the template.
-        roles: Of each message.
-        filled: Whether it has any text.
-        steered: How many messages belong to the context.
-        again: Ask the template again: one that writes the date writes another one tomorrow.
+        tokenizer: Has the template.
+        roles: Role of each message.
+        filled: Whether each message has any text.
+        steered: Number of messages that belong to the context.
+        again: Ignore the cache: a template that writes the date changes from day to day.
 
     Returns:
-        The layout; or the number of a message that is dropped, repeated, or not on its side of the seam.
+        The layout; or the index of a message that is dropped, repeated, or on the wrong side of the context's end.
     """
-    asked = _layout.__wrapped__ if again else _layout
-    return asked(tokenizer, str(tokenizer.chat_template), tuple(roles), tuple(filled), steered)
+    find = _layout.__wrapped__ if again else _layout
+    return find(tokenizer, str(tokenizer.chat_template), tuple(roles), tuple(filled), steered)
 
 
 @lru_cache(maxsize=256)
@@ -80,43 +80,43 @@ def _layout(
 ) -> Layout | int:
     words = [f"Qzx{number}kWv" if has_text else "" for number, has_text in enumerate(filled)]
     messages = list(zip(roles, words, strict=True))
-    text = template(tokenizer, messages, True)
-    seam = len(commonprefix([template(tokenizer, messages[:steered], False), text]))
+    text = apply_template(tokenizer, messages, True)
+    boundary = len(commonprefix([apply_template(tokenizer, messages[:steered], False), text]))
     places = {}
     for number, word in enumerate(words):
         if word:
             place = text.find(word)
-            inside = place >= 0 and (place + len(word) <= seam if number < steered else place >= seam)
+            inside = place >= 0 and (place + len(word) <= boundary if number < steered else place >= boundary)
             if not inside or text.count(word) > 1:
                 return number
             places[number] = place
     order = sorted(places, key=lambda number: places[number])
     edges = [0, *(edge for number in order for edge in (places[number], places[number] + len(words[number]))), len(text)]
     pieces = tuple(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-    return Layout(pieces, tuple(order), seam - sum(len(word) for word in words[:steered]))
+    return Layout(pieces, tuple(order), boundary - sum(len(word) for word in words[:steered]))
 
 
-def find_texts(text: str, found: Layout, contents: Sequence[str]) -> list[tuple[int, int]] | int:
-    """Find the messages in a conversation that was written out, as they are or without white space at their ends.
+def find_texts(text: str, layout: Layout, contents: Sequence[str]) -> list[tuple[int, int]] | int:
+    """Find the messages in the text of a conversation, unchanged or without white space at their ends.
 
     Args:
-        text: What the template made of them.
-        found: Where it puts texts.
-        contents: The text of each message.
+        text: Output of the template.
+        layout: Where the template puts texts.
+        contents: Text of each message.
 
     Returns:
-        Beginning and end of each message, in their own order, (0, 0) if it has no text; or the number of the message from
-        which on the template wrote anything else.
+        (start, end) of each message in ``text``, (0, 0) if it is empty; or the index of the first message that the template
+        has changed.
     """
-    places, at, number = [(0, 0)] * len(contents), len(found.pieces[0]), found.order[0]
-    if not text.startswith(found.pieces[0]):
+    places, at, number = [(0, 0)] * len(contents), len(layout.pieces[0]), layout.order[0]
+    if not text.startswith(layout.pieces[0]):
         return number
-    for number, piece in zip(found.order, found.pieces[1:], strict=True):
-        whole = contents[number]
-        for written in (whole, whole.strip(), whole.rstrip(), whole.lstrip()):
-            if text.startswith(written + piece, at):
-                places[number] = (at, at + len(written))
-                at += len(written) + len(piece)
+    for number, piece in zip(layout.order, layout.pieces[1:], strict=True):
+        content = contents[number]
+        for variant in (content, content.strip(), content.rstrip(), content.lstrip()):
+            if text.startswith(variant + piece, at):
+                places[number] = (at, at + len(variant))
+                at += len(variant) + len(piece)
                 break
         else:
             return number
@@ -125,89 +125,87 @@ def find_texts(text: str, found: Layout, contents: Sequence[str]) -> list[tuple[
 
 @lru_cache(maxsize=16)
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> dict[int, str]:
-    written = source + "".join(found.neutral for found in _usual(tokenizer))
+    template_text = source + "".join(layout.neutral for layout in _usual_layouts(tokenizer))
     return {
         number: str(token)
         for number, token in tokenizer.added_tokens_decoder.items()
-        if str(token).strip() and (token.special or str(token) in written)
+        if str(token).strip() and (token.special or str(token) in template_text)
     }
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that are no text, such as ``<|im_end|>``, by number: special ones, and others that the template writes."""
+    """Control tokens such as ``<|im_end|>`` by id: special tokens, and added tokens that the template writes."""
     return _control_tokens(tokenizer, str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=256)
-def _controls_of(tokenizer: PreTrainedTokenizerBase, source: str, neutral: str) -> list[int]:
+def _layout_control_tokens(tokenizer: PreTrainedTokenizerBase, source: str, neutral: str) -> list[int]:
     control = control_tokens(tokenizer)
     return [number for number in tokenizer(neutral, add_special_tokens=False)["input_ids"] if number in control]
 
 
-def controls_of(tokenizer: PreTrainedTokenizerBase, found: Layout) -> list[int]:
-    """The control tokens that a template writes, in order."""
-    return _controls_of(tokenizer, str(tokenizer.chat_template), found.neutral)
+def layout_control_tokens(tokenizer: PreTrainedTokenizerBase, layout: Layout) -> list[int]:
+    """Ids of the control tokens that the template itself writes in a conversation, in order."""
+    return _layout_control_tokens(tokenizer, str(tokenizer.chat_template), layout.neutral)
 
 
-def marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What a template writes between messages as plain text, such as ``### User:``, without white space at its ends."""
-    return _marks(tokenizer, str(tokenizer.chat_template))
+def turn_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Plain-text marks that a template writes between messages, such as ``### User:``, stripped."""
+    return _turn_marks(tokenizer, str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=16)
-def _marks(tokenizer: PreTrainedTokenizerBase, source: str) -> list[str]:
+def _turn_marks(tokenizer: PreTrainedTokenizerBase, source: str) -> list[str]:
     tokens = sorted(control_tokens(tokenizer).values(), key=len, reverse=True)
     control = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-    found: list[str] = []
-    for one in _usual(tokenizer):
-        # Before the first text there may be a preamble: what announces the text is at its end.
-        for piece in (one.pieces[0].rstrip().rpartition("\n")[2], *one.pieces[1:]):
+    marks: list[str] = []
+    for layout in _usual_layouts(tokenizer):
+        # There may be a preamble before the first text, which ends in the mark.
+        for piece in (layout.pieces[0].rstrip().rpartition("\n")[2], *layout.pieces[1:]):
             lines = [line.strip() for part in control.split(piece) for line in part.split("\n")]
             own = [mark for line in lines for mark in (*_BRACKETED.findall(line), _BRACKETED.sub(" ", line).strip())]
             own = [mark for mark in own if not _BARE.fullmatch(mark)]
             spelt = [mark for mark in own if re.search(r"\w", mark)] or own
             alone = not spelt and not control.search(piece) and piece.strip()
-            found += [piece] if alone else spelt
-    return list(dict.fromkeys(folded(mark).strip() for mark in found))
+            marks += [piece] if alone else spelt
+    return list(dict.fromkeys(fold(mark).strip() for mark in marks))
 
 
-def _usual(tokenizer: PreTrainedTokenizerBase) -> list[Layout]:
-    """Layouts of one and two exchanges and another question, with and without a system prompt, as far as there are any."""
+def _usual_layouts(tokenizer: PreTrainedTokenizerBase) -> list[Layout]:
+    """Layouts of one and two exchanges with a question after them, with and without a system prompt, where possible."""
     layouts = []
     for system, exchanges in product(([], ["system"]), (1, 2)):
         roles = [*system, *["user", "assistant"] * exchanges, "user"]
         try:
-            one = layout(tokenizer, roles, [True] * len(roles), len(system) + 2)
+            result = find_layout(tokenizer, roles, [True] * len(roles), len(system) + 2)
         except Exception:  # templates raise errors of jinja2 or of their own
             continue
-        layouts += [one] if isinstance(one, Layout) else []
+        layouts += [result] if isinstance(result, Layout) else []
     return layouts
 
 
-def folded(text: str) -> str:
-    """A text as it looks: case, signs that are not seen and kinds of white space make no difference."""
+def fold(text: str) -> str:
+    """Normalise a text to what a reader sees: fold case, drop invisible characters, merge white space."""
     if not text.isascii():
         text = "".join(
-            sign
-            for sign in unicodedata.normalize("NFKD", text)
-            if sign.isspace() or unicodedata.category(sign) not in _UNSEEN
+            character
+            for character in unicodedata.normalize("NFKD", text)
+            if character.isspace() or unicodedata.category(character) not in _UNSEEN
         )
     text = re.sub(r"[\x00-\x08\x0e-\x1b\x7f]", "", text)
     return re.sub(r"\s+", " ", text.casefold())
 
 
-def marks_in(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """The control tokens and plain marks that a text holds, each of which would open or close a turn."""
-    found = [token for token in control_tokens(tokenizer).values() if token in text]
-    plain = marks(tokenizer)
-    looks = folded(text) if plain else ""
-    return found + [mark for mark in plain if mark in looks]
+def find_marks(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The control tokens and turn marks in a text, each of which would open or close a turn."""
+    tokens = [token for token in control_tokens(tokenizer).values() if token in text]
+    plain_marks = turn_marks(tokenizer)
+    visible = fold(text) if plain_marks else ""
+    return tokens + [mark for mark in plain_marks if mark in visible]
 
 
-def same_marks(tokenizer: PreTrainedTokenizerBase, text: str, found: Layout) -> bool:
-    """Whether a conversation has each plain mark as often as it has with a word for each text."""
-    plain = marks(tokenizer)
-    if not plain:
-        return True
-    looks, neutral = folded(text), folded(found.neutral)
-    return all(looks.count(mark) == neutral.count(mark) for mark in plain)
+def has_same_marks(tokenizer: PreTrainedTokenizerBase, text: str, layout: Layout) -> bool:
+    """Whether a conversation has each turn mark as often as with placeholder words."""
+    plain_marks = turn_marks(tokenizer)
+    visible, neutral = (fold(text), fold(layout.neutral)) if plain_marks else ("", "")
+    return all(visible.count(mark) == neutral.count(mark) for mark in plain_marks)

@@ -1,8 +1,8 @@
-"""Contexts: the first turns that get steered, their kinds, and how they are split.
+"""A context: the first turns of a conversation, which are steered, and optionally a question of its own after them.
 
-A context is one user message and one assistant reply, or whatever comes before the mark in a conversation of the user's
-own. Contexts come in *kinds* (chat, Python, French, ...), because an adapter trained on one kind of text takes any other
-kind for steering. Every split has contexts of its own, and the split ``newkinds`` has kinds of its own.
+Usually a context is one user message and one assistant reply; in a conversation file it ends at the message that is marked
+``steering_ends``. Every context has a *kind*, its domain of text (chat, Python, French, ...), because an adapter trained on
+one domain mistakes other domains for steering. Splits share no contexts, and ``newkinds`` shares no kinds with training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Sources that are no files: the set that comes with the package, and the one that larger_contexts/build.py makes.
+# Names of context sets that are not files: the one in the package, and the larger one of contexts/generation.
 BUILTIN, LARGE = "builtin", "large"
 
 
@@ -29,11 +29,11 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What is steered of a conversation and, if the conversation is the user's own, what is asked after it.
+    """The steered turns of a conversation and, for conversation files, the turns that ask about them.
 
     Attributes:
-        kind: What sort of text it is, such as ``python`` or ``french``.
-        turns: The messages that are steered. Without a system message the experiment's system prompt comes first.
+        kind: The domain of the text, such as ``python`` or ``french``.
+        turns: The steered messages. Without a system message the experiment's system prompt comes first.
         question_turns: The messages after it, which end in a question of the conversation's own, and optionally the start
             of the answer. Empty: the experiment's question is asked.
         answers: The words for "steered" and "not steered" that this question calls for, if the file names them.
@@ -46,7 +46,7 @@ class Context:
 
     @property
     def user(self) -> str:
-        """All that the user says before the mark."""
+        """All user messages of the steered turns, joined by line breaks."""
         return "\n".join(turn.content for turn in self.turns if turn.role == "user")
 
     @property
@@ -56,7 +56,7 @@ class Context:
 
     @property
     def key(self) -> str:
-        """A fingerprint of the text, blind to case and white space: equal keys are the same context."""
+        """A hash of the text that ignores case and white space; equal for equal contexts."""
         if not self.question_turns and [turn.role for turn in self.turns] == ["user", "assistant"]:
             return fingerprint(*(turn.content for turn in self.turns))
         return fingerprint(
@@ -65,17 +65,17 @@ class Context:
 
 
 def exchange(kind: str, user: str, assistant: str) -> Context:
-    """Make the usual context: one message and one reply."""
+    """Make a context of one user message and one assistant reply."""
     return Context(kind, (Message("user", user), Message("assistant", assistant)))
 
 
 def fingerprint(*texts: str) -> str:
-    """Hash texts after folding case and white space, as 16 hexadecimal digits."""
-    single = (" ".join(text.casefold().split()) for text in texts)
-    folded = "\0".join(text.replace("\1", "\1\1").replace("\0", "\1\2") for text in single)  # no text can hold the seam
+    """Hash texts, ignoring case and white space, as 16 hexadecimal digits."""
+    normalised = (" ".join(text.casefold().split()) for text in texts)
+    folded = "\0".join(text.replace("\1", "\1\1").replace("\0", "\1\2") for text in normalised)  # escaped separator
     return hashlib.sha256(folded.encode()).hexdigest()[:16]
 
 
-def unwritable(text: str) -> bool:
-    """Whether a text holds what no file can: JSON can spell half of a surrogate pair."""
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, which JSON can spell but no file can hold."""
     return any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,7 +1,7 @@
-"""Conversations: a context, a question about it, and the start of the answer, as text and as tokens.
+"""Conversations: a context, a question about it and the start of the answer, as text and as tokens.
 
-The chat template is applied once to the whole conversation, which is tokenised once and then split into context and
-question by character offsets, so that no token depends on where the split is.
+The chat template is applied to the whole conversation, which is tokenised once and split into context and question by
+character offsets; so the tokens do not depend on the split.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from introspection_lit.contexts.chat_templates import (
     Layout,
+    apply_template,
     control_tokens,
-    controls_of,
+    find_layout,
+    find_marks,
     find_texts,
-    layout,
-    marks_in,
-    same_marks,
-    template,
+    has_same_marks,
+    layout_control_tokens,
 )
-from introspection_lit.contexts.context import Context, Message, unwritable
+from introspection_lit.contexts.context import Context, Message, has_lone_surrogate
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.resource_limits import BeyondLimitError
 
@@ -34,12 +34,12 @@ TURN = "would open or close a turn"
 
 
 class UnfitText(ConfigurationError):
-    """A text that would be read as something that it does not say: it opens or closes turns, or the template changes it.
+    """A text that opens or closes turns, or that the chat template changes.
 
     Args:
-        source: The option that it comes from.
+        source: The option that the text comes from.
         text: The text.
-        reason: What is wrong with it.
+        reason: The problem, after "the text ...".
     """
 
     def __init__(self, source: str, text: str, reason: str) -> None:
@@ -48,12 +48,12 @@ class UnfitText(ConfigurationError):
 
 @dataclass(frozen=True)
 class Phrasing:
-    """How a question is put and answered.
+    """The texts around a question, and the words of its answer.
 
     Attributes:
-        system: The system prompt. The empty one is given explicitly, which keeps templates from inserting their own.
+        system: The system prompt. An empty one is passed too, which keeps templates from inserting their default.
         answers: The words for "steered" and "not steered".
-        answer_prefix: How the assistant's answer starts; the answer word is the next token. No trailing space.
+        answer_prefix: Start of the assistant's answer; the answer word is the next token. No trailing space.
         info: Information before the question, in the same message.
         joint: Follows the answer prefix: a space if the tokenizer makes the space before the answer words a token of its
             own, as some do before digits; otherwise empty.
@@ -71,8 +71,8 @@ class Encoded:
     """A tokenised conversation.
 
     Attributes:
-        context_ids: Tokens of turn 1, the only ones that may be steered.
-        question_ids: Tokens of turn 2, up to and including the answer prefix.
+        context_ids: Tokens of the context, the only ones that may be steered.
+        question_ids: Tokens of the question, up to and including the answer prefix.
     """
 
     context_ids: list[int]
@@ -82,126 +82,166 @@ class Encoded:
 def render(
     tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing
 ) -> tuple[str, int]:
-    """Write a conversation out as text.
+    """Write a conversation as text.
 
     Args:
-        tokenizer: Carries the chat template.
-        context: What is steered.
-        question: The user's message after it; None: what the context itself asks.
-        phrasing: System prompt, what is said before the question, and answer prefix.
+        tokenizer: Has the chat template.
+        context: The steered turns.
+        question: The user's message after them; None: the context's own question.
+        phrasing: System prompt, information before the question, and answer prefix.
 
     Returns:
         The text, and the number of its characters that belong to the context.
 
     Raises:
-        UnfitText: A text is changed by the template, or holds what it writes between messages.
-        ConfigurationError: The template drops a message, refuses the roles, or has no place for a system prompt.
+        UnfitText: The template changes a text, or a text holds what the template writes between messages.
+        ConfigurationError: The template drops a message, rejects the roles, or takes no system prompt.
     """
-    written = _write(tokenizer, context, question, phrasing)
-    return written.text, written.seam
+    conversation = _write(tokenizer, context, question, phrasing)
+    return conversation.text, conversation.boundary
 
 
 class _Written(NamedTuple):
     """A conversation as text.
 
     Attributes:
-        text: All of it.
-        seam: How many of its characters belong to the context.
-        messages: What was put into the template, and the start of the answer.
-        sources: The option that each of them comes from.
-        places: Where each of them stands.
+        text: The whole conversation.
+        boundary: Number of its characters that belong to the context.
+        messages: The messages, and the start of the answer.
+        sources: The option that each message comes from.
+        places: (start, end) of each message in ``text``.
         layout: What the template itself writes, and where.
     """
 
     text: str
-    seam: int
+    boundary: int
     messages: list[Message]
     sources: list[str]
     places: list[tuple[int, int]]
     layout: Layout
 
 
-def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> _Written:
+class _Turns(NamedTuple):
+    """The messages of a conversation before the template is applied.
+
+    Attributes:
+        messages: System prompt, context and question.
+        sources: The option that each message comes from.
+        steered: Number of messages that belong to the context, system prompt included.
+        start: Start of the answer.
+    """
+
+    messages: list[Message]
+    sources: list[str]
+    steered: int
+    start: Message
+
+
+def _turns(context: Context, question: str | None, phrasing: Phrasing) -> _Turns:
+    """Put system prompt, context, information and question together.
+
+    Raises:
+        UnfitText: A text has half of a surrogate pair.
+    """
     turns = list(context.turns)
-    asked = list(context.question_turns) if question is None else [Message("user", question)]
-    start = Message("assistant", asked.pop().content if asked[-1].role == "assistant" else phrasing.answer_prefix)
+    question_turns = list(context.question_turns) if question is None else [Message("user", question)]
+    has_start = question_turns[-1].role == "assistant"
+    start = Message("assistant", question_turns.pop().content if has_start else phrasing.answer_prefix)
     if phrasing.info:
-        number = max(index for index, message in enumerate(asked) if message.role == "user")
-        asked[number] = Message("user", f"{phrasing.info}\n\n{asked[number].content}")
-    own = turns[0].role == "system"
-    system = turns.pop(0).content if own else phrasing.system
-    messages, steered = [Message("system", system), *turns, *asked], 1 + len(turns)
-    sources = ["data.contexts" if own else "data.system_prompt", *["data.contexts"] * len(turns)]
-    sources += ["data.contexts" if question is None else "data.questions"] * len(asked)
+        last = max(index for index, message in enumerate(question_turns) if message.role == "user")
+        question_turns[last] = Message("user", f"{phrasing.info}\n\n{question_turns[last].content}")
+    own_system = turns[0].role == "system"
+    system = turns.pop(0).content if own_system else phrasing.system
+    sources = ["data.contexts" if own_system else "data.system_prompt", *["data.contexts"] * len(turns)]
+    sources += ["data.contexts" if question is None else "data.questions"] * len(question_turns)
+    messages = [Message("system", system), *turns, *question_turns]
     for message, source in zip((*messages, start), (*sources, "data.answer_prefix"), strict=True):
-        if unwritable(message.content):
+        if has_lone_surrogate(message.content):
             raise UnfitText(source, message.content, HALF)
+    return _Turns(messages, sources, 1 + len(turns), start)
+
+
+def _arrange(tokenizer: PreTrainedTokenizerBase, turns: _Turns) -> tuple[_Turns, Layout]:
+    """Find the layout of a conversation; an empty system prompt is left out if the template takes none.
+
+    Raises:
+        ConfigurationError: The template drops a message, rejects the roles, or takes no system prompt.
+    """
     try:
-        found = _laid_out(tokenizer, messages, steered)
+        layout = _layout(tokenizer, turns.messages, turns.steered)
     except Exception as error:  # templates raise jinja2 errors of their own, for example Gemma's: no system role
-        if system:
+        if turns.messages[0].content:
             raise ConfigurationError(
                 [f"data.system_prompt: the model's chat template takes no system prompt ({error}). Leave it empty."]
             ) from error
-        messages, sources, steered = messages[1:], sources[1:], steered - 1
+        turns = _Turns(turns.messages[1:], turns.sources[1:], turns.steered - 1, turns.start)
         try:
-            found = _laid_out(tokenizer, messages, steered)
+            layout = _layout(tokenizer, turns.messages, turns.steered)
         except Exception as second:
-            roles = ", ".join(message.role for message in messages)
+            roles = ", ".join(message.role for message in turns.messages)
             raise ConfigurationError(
                 [f"data.contexts: the model's chat template refuses a conversation of {roles} ({second})."]
             ) from second
-    if isinstance(found, int):
+    if isinstance(layout, int):
+        message = turns.messages[layout]
         raise ConfigurationError(
             [
                 "data.contexts: the model's chat template changes or drops a message of the context once others follow, so "
-                f"the context cannot be told from the question ({messages[found].role}: {messages[found].content[:60]!r})."
+                f"the context cannot be told from the question ({message.role}: {message.content[:60]!r})."
             ]
         )
-    if not found.pieces[sum(number < steered for number in found.order)].strip():
+    if not layout.pieces[sum(number < turns.steered for number in layout.order)].strip():
         raise ConfigurationError(
             ["base.name_or_path: the model's chat template writes nothing but white space between context and question."]
         )
+    return turns, layout
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> _Written:
+    """Apply the template, and check that it changes no text and that no text adds marks of a turn; see :func:`render`."""
+    turns, layout = _arrange(tokenizer, _turns(context, question, phrasing))
+    messages, sources, steered, start = turns
     try:
-        text = template(tokenizer, messages, True)
+        text = apply_template(tokenizer, messages, True)
     except (BeyondLimitError, MemoryError) as error:
         reason = str(error) or "there is no memory left"
         raise ConfigurationError(
             [f"base.name_or_path: the model's chat template does not end on a text: {reason}."]
         ) from error
-    except Exception as error:  # with words of ours for the texts there was none
+    except Exception as error:  # it did not fail with placeholder words
         raise UnfitText(sources[steered - 1], messages[steered - 1].content, f"is refused ({error})") from error
-    places = find_texts(text, found, [message.content for message in messages])
+    contents = [message.content for message in messages]
+    places = find_texts(text, layout, contents)
     if isinstance(places, int):
-        found = _laid_out(tokenizer, messages, steered, again=True)
-        assert isinstance(found, Layout)
-        places = find_texts(text, found, [message.content for message in messages])
+        fresh = _layout(tokenizer, messages, steered, again=True)
+        assert isinstance(fresh, Layout)
+        layout, places = fresh, find_texts(text, fresh, contents)
     if isinstance(places, int):
         raise UnfitText(sources[places], messages[places].content, "is changed by the model's chat template")
-    seam = found.seam + sum(end - beginning for beginning, end in places[:steered])
+    boundary = layout.boundary + sum(end - beginning for beginning, end in places[:steered])
     messages, sources = [*messages, start], [*sources, "data.answer_prefix"]
     places = [*places, (len(text), len(text) + len(start.content))]
     text += start.content
-    if not same_marks(tokenizer, text, found):
-        number = next((n for n, m in enumerate(messages) if marks_in(tokenizer, m.content)), steered - 1)
+    if not has_same_marks(tokenizer, text, layout):
+        number = next((n for n, m in enumerate(messages) if find_marks(tokenizer, m.content)), steered - 1)
         raise UnfitText(sources[number], messages[number].content, TURN)
-    return _Written(text + phrasing.joint, seam, messages, sources, places, found)
+    return _Written(text + phrasing.joint, boundary, messages, sources, places, layout)
 
 
-def _laid_out(
+def _layout(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], steered: int, again: bool = False
 ) -> Layout | int:
     roles, filled = [message.role for message in messages], [bool(message.content) for message in messages]
-    return layout(tokenizer, roles, filled, steered, again)
+    return find_layout(tokenizer, roles, filled, steered, again)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> Encoded:
-    """Tokenise a conversation once, and split it into context and question; see :func:`render`.
+    """Tokenise a conversation and split it into context and question; arguments as for :func:`render`.
 
-    A token that reaches across the seam belongs to the question: what is steered is never more than the context.
+    A token across the boundary belongs to the question, so that only the context is steered.
 
     Raises:
-        UnfitText: A text holds a control token, or hides one of the template's.
+        UnfitText: A text holds a control token, or merges with one of the template's.
         ConfigurationError: As for :func:`render`.
     """
     written = _write(tokenizer, context, question, phrasing)
@@ -210,41 +250,41 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str |
     control = control_tokens(tokenizer)
     controls = [(number, *offset) for number, offset in zip(ids, offsets, strict=True) if number in control]
     for message, source, (first, last) in zip(written.messages, written.sources, written.places, strict=True):
-        # Some control tokens swallow the white space around them, as far as the template has left it there.
+        # Some control tokens include the white space around them: compare without it.
         inside = written.text[first:last]
         first, last = first + len(inside) - len(inside.lstrip()), first + len(inside.rstrip())
         if any(beginning < last and end > first for _, beginning, end in controls):
             raise UnfitText(source, message.content, TURN)
-    if [number for number, _, _ in controls] != controls_of(tokenizer, written.layout):
+    if [number for number, _, _ in controls] != layout_control_tokens(tokenizer, written.layout):
         raise UnfitText("data.contexts", context.user, TURN)
-    cut = next((i for i, (_, end) in enumerate(offsets) if end > written.seam), len(ids))
+    cut = next((i for i, (_, end) in enumerate(offsets) if end > written.boundary), len(ids))
     return Encoded(ids[:cut], ids[cut:])
 
 
 def control_token_problems(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], option: str = "data") -> list[str]:
-    """Problems with texts of the configuration that no conversation can hold: most of them would open or close turns.
+    """Check that texts of the configuration hold no control tokens or turn marks; a sentence for each problem.
 
     Args:
-        tokenizer: Carries the chat template.
-        texts: As they were given.
-        option: Where they come from, as it was typed.
+        tokenizer: Has the chat template.
+        texts: The texts.
+        option: The option that they come from, for messages.
     """
     problems = []
     for text in texts:
-        if unwritable(text):
+        if has_lone_surrogate(text):
             problems += UnfitText(option, text, HALF).problems
             continue
-        for mark in marks_in(tokenizer, text):
+        for mark in find_marks(tokenizer, text):
             what = "control token" if mark in control_tokens(tokenizer).values() else "mark of a turn"
             problems += UnfitText(option, text, f"holds the {what} {mark!r}, which would open or close a turn").problems
     return problems
 
 
 def fakes_turns(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing) -> bool:
-    """Whether a text of a context would be read as several turns, or as something else that it does not say."""
+    """Whether a text of a context opens or closes turns, or is changed by the template."""
     try:
-        for one in [question, None] if context.question_turns else [question]:
-            encode(tokenizer, context, one, phrasing)
+        for text in [question, None] if context.question_turns else [question]:
+            encode(tokenizer, context, text, phrasing)
     except UnfitText:
         return True
     return False
@@ -255,14 +295,14 @@ def usable_contexts(
 ) -> list[Context]:
     """Leave out contexts of more than ``limit`` tokens (cutting them would break the chat template), or that fake turns.
 
-    A user message with ``<|im_end|>`` in it would be several turns, and could plant the answer. A context that asks a
-    question of its own is looked at as a whole.
+    A user message with ``<|im_end|>`` would be read as several turns and could plant the answer. A context with a question
+    of its own is checked with that question too.
     """
     usable = []
     for context in contexts:
-        asked = [question, None] if context.question_turns else [question]
+        questions = [question, None] if context.question_turns else [question]
         try:
-            lengths = [len(encode(tokenizer, context, one, phrasing).context_ids) for one in asked]
+            lengths = [len(encode(tokenizer, context, text, phrasing).context_ids) for text in questions]
         except UnfitText:
             continue
         if max(lengths) <= limit:
@@ -271,6 +311,6 @@ def usable_contexts(
 
 
 def repeated_questions(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
-    """List the held-out questions that are training questions too, blind to case and white space: each is a leak."""
-    seen = {" ".join(question.casefold().split()) for question in train}
-    return [question for question in heldout if " ".join(question.casefold().split()) in seen]
+    """List the held-out questions that are also training questions, ignoring case and white space; each is a leak."""
+    trained = {" ".join(question.casefold().split()) for question in train}
+    return [question for question in heldout if " ".join(question.casefold().split()) in trained]

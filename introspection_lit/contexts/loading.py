@@ -1,4 +1,4 @@
-"""Reads contexts from the package, a JSON or JSONL file, or a data set of the hub."""
+"""Loads contexts from the package, a JSON or JSONL file, or a data set of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TypeAlias
 
-from introspection_lit.contexts.context import BUILTIN, LARGE, Context, Message, exchange, unwritable
+from introspection_lit.contexts.context import BUILTIN, LARGE, Context, Message, exchange, has_lone_surrogate
 from introspection_lit.utils.config_files import unique_fields
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.paths import parse_path
 
 
 def load_contexts(source: str) -> list[Context]:
-    """Load contexts.
+    """Load contexts from a source.
 
     Args:
-        source: ``builtin`` for the set that comes with the package; a ``.jsonl`` file; a ``.json`` file of conversations;
-            or ``hub:NAME``, a data set's name on the Hugging Face hub (or a local folder of one), optionally
-            ``hub:NAME:SPLIT``. A row has ``user`` and ``assistant``, or ``messages`` (role and content), and may have
-            ``kind``; without one its kind is ``unlabelled``. Of messages without a mark for where steering ends the
-            first user message and the reply to it are taken; with one (``"steering_ends": true`` on a message), all up
-            to it, and what follows is asked instead of the experiment's question (docs/conversations.md).
+        source: ``builtin`` for the set in the package; a ``.jsonl`` file; a ``.json`` file of conversations; or
+            ``hub:NAME``, a data set on the Hugging Face hub (or a local folder of one), optionally ``hub:NAME:SPLIT``. A
+            row has ``user`` and ``assistant``, or ``messages`` (role and content), and may have ``kind``, which defaults
+            to ``unlabelled``. If a message is marked ``"steering_ends": true``, the messages up to it are the context and
+            those after it ask the question (docs/conversations.md); without a mark, the first user message and its reply
+            are the context.
 
     Returns:
-        The contexts in the order of the source, exact repeats dropped.
+        The contexts in the order of the source, without duplicates.
 
     Raises:
-        ConfigurationError: The file does not exist, is empty, or has a row that is not a context; all bad rows are named.
-            Or the source is ``large``, which is made for a tokenizer
-            (:func:`~introspection_lit.contexts.generation.build.large_contexts`).
+        ConfigurationError: The file does not exist, is empty, or has invalid rows (the first ten are named); or the source
+            is ``large``, which :func:`~introspection_lit.contexts.generation.build.large_contexts` makes for a tokenizer.
     """
     rows: Iterable[tuple[str, Any]]
     if source.startswith("hub:"):
@@ -84,7 +83,7 @@ def _jsonl_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
 
 
 def _json_rows(text: str, name: str) -> Iterable[tuple[str, Any]]:
-    """The conversations of a JSON file: one (a list of messages, or an object with ``messages``) or a list of them."""
+    """The conversations of a JSON file: one, as a list of messages or an object with ``messages``, or a list of them."""
     try:
         content = json.loads(text, object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as error:
@@ -115,7 +114,7 @@ def _hub_rows(name: str) -> Iterable[tuple[str, Any]]:
 
 
 def _as_context(row: Any) -> Context | str:
-    """Read a row as a context, or say why it is not one."""
+    """Convert a row to a context, or return a problem as a sentence."""
     if isinstance(row, ValueError | RecursionError):
         return f"not JSON ({row})"
     if not isinstance(row, dict):
@@ -123,7 +122,7 @@ def _as_context(row: Any) -> Context | str:
     fields = dict(row)
     messages = fields.get("messages")
     listed = messages if isinstance(messages, list) and all(isinstance(message, dict) for message in messages) else None
-    misplaced = [name for part in (fields, *(listed or ())) for name in part if _is_mark(name, part is fields)]
+    misplaced = [name for part in (fields, *(listed or ())) for name in part if _is_misplaced_mark(name, part is fields)]
     if misplaced:
         return f"got {misplaced[0]!r}. Expected \"steering_ends\": true, on one of the 'messages'."
     if listed is not None:
@@ -139,19 +138,19 @@ def _as_context(row: Any) -> Context | str:
     texts = [text for text in (kind, user, assistant) if isinstance(text, str) and text.strip()]
     if len(texts) < 3:
         return "expected non-empty strings 'user' and 'assistant' (or 'messages'), and 'kind' if given."
-    if any(map(unwritable, texts)):
+    if any(map(has_lone_surrogate, texts)):
         return "expected text; it has half of a surrogate pair."
     return exchange(*texts)
 
 
-def _is_mark(name: object, outside: bool) -> bool:
-    """Whether a field looks like the mark where steering ends, but is misspelt or not in a message."""
-    plain = str(name).casefold().replace("-", "_")
-    return plain.startswith("steer") and (outside or name != "steering_ends")
+def _is_misplaced_mark(name: object, outside: bool) -> bool:
+    """Whether a field looks like ``steering_ends`` but is misspelt or outside a message."""
+    spelling = str(name).casefold().replace("-", "_")
+    return spelling.startswith("steer") and (outside or name != "steering_ends")
 
 
 def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> Context | str:
-    """Read messages with a mark for where steering ends, or say what is wrong with them."""
+    """Convert messages with a ``steering_ends`` mark to a context, or return a problem as a sentence."""
     turns = [Message(str(message.get("role")), message.get("content", "")) for message in messages]
     for number, turn in enumerate(turns, start=1):
         if turn.role not in ("system", "user", "assistant") or not isinstance(turn.content, str):
@@ -161,21 +160,21 @@ def _as_conversation(fields: dict[str, Any], messages: list[dict[str, Any]]) -> 
     marks = [number for number, message in enumerate(messages) if message.get("steering_ends")]
     if len(marks) != 1:
         return f'expected one message with "steering_ends": true (the last that is steered), got {len(marks)}.'
-    steered, asked = tuple(turns[: marks[0] + 1]), tuple(turns[marks[0] + 1 :])
-    questions = [turn.content for turn in asked if turn.role == "user"]
-    if not questions or not questions[-1].strip() or asked[-1].role == "system":
+    steered, question_turns = tuple(turns[: marks[0] + 1]), tuple(turns[marks[0] + 1 :])
+    questions = [turn.content for turn in question_turns if turn.role == "user"]
+    if not questions or not questions[-1].strip() or question_turns[-1].role == "system":
         return "expected the question, a user message, after the message where steering ends."
     if not any(turn.content.strip() for turn in steered if turn.role != "system"):
         return "there is no text before the message where steering ends: nothing would be steered."
-    if any(unwritable(turn.content) for turn in turns):
+    if any(has_lone_surrogate(turn.content) for turn in turns):
         return "expected text; it has half of a surrogate pair."
     kind, answers = "unlabelled" if fields.get("kind") in (None, "") else fields["kind"], fields.get("answers")
     words = isinstance(answers, list) and len(answers) == 2 and all(isinstance(word, str) for word in answers)
     if not isinstance(kind, str) or not (answers is None or words):
         return "expected 'answers' to be two texts, the word for steered first, and 'kind' to be a text, if given."
-    if any(map(unwritable, (kind, *(answers or ())))):
+    if any(map(has_lone_surrogate, (kind, *(answers or ())))):
         return "expected text; it has half of a surrogate pair."
-    return Context(kind, steered, asked, (answers[0], answers[1]) if answers else None)
+    return Context(kind, steered, question_turns, (answers[0], answers[1]) if answers else None)
 
 
 # A user message; a user message and the reply to it; messages with role and content; or a context.

@@ -1,7 +1,7 @@
-"""Clean texts made odd: slips of the keyboard, shuffled or reversed words, rare letters, too much punctuation.
+"""Corrupts clean texts: typing errors, shuffled or reversed words, rare scripts, repeated punctuation.
 
-An adapter that alarms at such texts has learned "unusual" and not "steered". Every way keeps the line breaks, and all but
-shuffling keep the order of the words.
+An adapter that reports steering on such texts has learned "unusual", not "steered". All corruptions keep line breaks, and
+all but shuffling keep the order of words.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 from introspection_lit.utils.errors import ConfigurationError
 
-Way = Callable[[str, np.random.Generator], str]
+Corruption = Callable[[str, np.random.Generator], str]
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-# Keys that touch on a keyboard: left and right in a row, and the two nearest of the rows above and below.
+# Adjacent keys of a keyboard: left and right in a row, and the two nearest in the rows above and below.
 _NEIGHBOURS = {
     key: "".join(
         _ROWS[r][c]
@@ -28,34 +28,33 @@ _NEIGHBOURS = {
 }
 _SLIPS = ("swapped", "dropped", "doubled", "neighbour")
 _SLIP_SHARES = (0.4, 0.25, 0.15, 0.2)
-# The first of 26 letters in a row; the small and the capital letters of fullwidth Latin are apart.
+# Code points of the first small and first capital of 26 letters; Georgian and Cherokee use the same for both.
 _SCRIPTS = {"fullwidth": ("\uff41", "\uff21"), "Georgian": ("\u10d0", "\u10d0"), "Cherokee": ("\u13a0", "\u13a0")}
 
 
 def typos(text: str, random: np.random.Generator, share: float = 0.5) -> str:
-    """Let fingers slip: letters swapped, dropped, doubled, or hit beside the key that was meant.
+    """Add typing errors: letters swapped, dropped, doubled, or replaced by an adjacent key.
 
     Args:
-        text: Of any language; only words of three letters or more are touched, once each, most often not at the first
-            letter.
-        random: Decides where and how.
-        share: Of those words with a slip, from 0 to 1. One word has a slip in any case, if there is one to touch.
+        text: A text in any language. Words of three letters or more get at most one error, rarely at the first letter.
+        random: The random generator.
+        share: Share of these words with an error, 0 to 1; at least one word has one.
 
     Returns:
-        The text with at most two edits (Levenshtein) for each word that was touched.
+        The text with at most two edits (Levenshtein) for each changed word.
     """
     places = [match.span() for match in _WORD.finditer(text) if match.end() - match.start() >= 3]
     if not places:
         return text
-    touched = random.random(len(places)) < share
-    touched[random.integers(len(places))] = True
+    changed = random.random(len(places)) < share
+    changed[random.integers(len(places))] = True
     return _replaced(
-        text, places, [_slip(text[a:b], random) if t else text[a:b] for (a, b), t in zip(places, touched, strict=True)]
+        text, places, [_slip(text[a:b], random) if t else text[a:b] for (a, b), t in zip(places, changed, strict=True)]
     )
 
 
 def _slip(word: str, random: np.random.Generator) -> str:
-    """One slip in a word of three letters or more; the word comes out different."""
+    """Add one typing error to a word of three letters or more; the result differs from the word."""
     how = str(random.choice(_SLIPS, p=_SLIP_SHARES))
     at = int(random.integers(0 if random.random() < 0.1 else 1, len(word)))
     letter = word[at]
@@ -77,11 +76,11 @@ def _slip(word: str, random: np.random.Generator) -> str:
 
 
 def shuffled_words(text: str, random: np.random.Generator) -> str:
-    """Deal the words of a text out anew over their places; punctuation, spaces and lines stay where they are."""
+    """Permute the words of a text; punctuation, spaces and line breaks stay in place."""
     places = [match.span() for match in _WORD.finditer(text)]
     words = [text[start:end] for start, end in places]
     order = np.arange(len(words))
-    for _ in range(10):  # a text of two words comes back in order every other time
+    for _ in range(10):  # a permutation of two words is the identity half of the time
         random.shuffle(order)
         if [words[i] for i in order] != words:
             break
@@ -89,10 +88,10 @@ def shuffled_words(text: str, random: np.random.Generator) -> str:
 
 
 def rare_script(text: str, random: np.random.Generator) -> str:
-    """Write the letters a to z in one other script, drawn at random: fullwidth Latin, Georgian or Cherokee.
+    """Replace the letters a to z by those of a random script: fullwidth Latin, Georgian or Cherokee.
 
-    The letters go over in alphabetical order (b becomes the second letter of the script), so Georgian and Cherokee spell
-    nothing in their languages, but every word keeps its shape. They have no capitals here. Accented letters stay.
+    Letters map in alphabetical order (b becomes the second letter of the script), so the result has no meaning in Georgian
+    or Cherokee, but word lengths stay. Only fullwidth Latin keeps capitals. Accented letters do not change.
     """
     small, capital = _SCRIPTS[str(random.choice(list(_SCRIPTS)))]
     table = {ord("a") + i: ord(small) + i for i in range(26)} | {ord("A") + i: ord(capital) + i for i in range(26)}
@@ -100,12 +99,12 @@ def rare_script(text: str, random: np.random.Generator) -> str:
 
 
 def reversed_words(text: str, random: np.random.Generator) -> str:
-    """Write every word backwards, each in its place."""
+    """Reverse the letters of every word."""
     return _WORD.sub(lambda match: match[0][::-1], text)
 
 
 def repeated_punctuation(text: str, random: np.random.Generator) -> str:
-    """Repeat each mark of punctuation two to six times; a line that ends without one gets some."""
+    """Repeat each punctuation mark two to six times; a line that ends in a letter or digit gets a mark first."""
     marked = "\n".join(
         line + str(random.choice(["!", "?", "."])) if line[-1:].isalnum() else line for line in text.split("\n")
     )
@@ -113,18 +112,18 @@ def repeated_punctuation(text: str, random: np.random.Generator) -> str:
 
 
 def make_odd(text: str, how: str, random: np.random.Generator) -> str:
-    """Make a text odd.
+    """Corrupt a text.
 
     Args:
-        text: Of any length and language.
-        how: A key of ``ODD``.
-        random: Equal states give equal texts.
+        text: A text of any length and language.
+        how: The corruption, a key of ``ODD``.
+        random: The random generator; equal states give equal texts.
 
     Returns:
-        The odd text. It equals ``text`` only where the way finds nothing to change (no letters, one word to shuffle).
+        The corrupted text; equal to ``text`` only if there is nothing to change (no letters, a single word to shuffle).
 
     Raises:
-        ConfigurationError: There is no such way.
+        ConfigurationError: ``how`` is unknown.
     """
     if how not in ODD:
         raise ConfigurationError([f"how: {how!r} is no way to make a text odd. Expected one of: {', '.join(ODD)}."])
@@ -132,7 +131,7 @@ def make_odd(text: str, how: str, random: np.random.Generator) -> str:
 
 
 def _replaced(text: str, places: Sequence[tuple[int, int]], words: Sequence[str]) -> str:
-    """The text with other words at some places, which are in order."""
+    """Replace the words at some (start, end) places, which are in ascending order."""
     parts, end = [], 0
     for (start, after), word in zip(places, words, strict=True):
         parts += [text[end:start], word]
@@ -140,7 +139,7 @@ def _replaced(text: str, places: Sequence[tuple[int, int]], words: Sequence[str]
     return "".join([*parts, text[end:]])
 
 
-ODD: dict[str, Way] = {
+ODD: dict[str, Corruption] = {
     "typos": typos,
     "shuffled words": shuffled_words,
     "rare script": rare_script,

@@ -1,4 +1,4 @@
-"""Deals contexts out to training, validation and the test sets."""
+"""Distributes contexts over training, validation and test sets, and makes mixed and corrupted sets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from introspection_lit.utils.seeds import generator
 
 
 def split_problems(splits: dict[str, list[Context]], needed: Iterable[str], left_out: int) -> list[str]:
-    """Check that no text is shared by two splits and that none that is needed is empty.
+    """Check that splits share no text and that no needed split is empty; a sentence for each problem.
 
     Args:
         splits: Contexts by split.
-        needed: The context splits that trials will be drawn from.
-        left_out: How many contexts were left out before.
+        needed: Names of the splits that trials are drawn from.
+        left_out: Number of contexts that were left out before, for the message.
     """
     problems = [
         f"data.contexts: the user message {user[:60]!r} is in more than one split: what is tested has been trained on."
@@ -37,30 +37,30 @@ def split_problems(splits: dict[str, list[Context]], needed: Iterable[str], left
     return problems
 
 
-# The share of the contexts of each trained kind that goes to each split.
+# Share of each trained kind's contexts that goes to each split.
 SHARES = {"train": 0.6, "validation": 0.1, "seen": 0.1, "heldout": 0.1, "concept": 0.1}
 
 
 def split_contexts(
     contexts: Sequence[Context], seed: int, validation_kinds: Sequence[str], test_kinds: Sequence[str]
 ) -> dict[str, list[Context]]:
-    """Deal the contexts out to the splits.
+    """Distribute contexts over the splits.
 
-    Kinds in ``test_kinds`` go to ``newkinds`` as a whole and kinds in ``validation_kinds`` to ``validation``; of every
-    other kind each split gets the share in ``SHARES``. Contexts with the same user message stay together; if kinds share
-    a user message, the alphabetically first kind keeps it and the others lose it.
+    All contexts of ``test_kinds`` go to ``newkinds`` and those of ``validation_kinds`` to ``validation``; every other kind
+    is divided by ``SHARES``. Contexts with the same user message stay together; if several kinds share a user message, only
+    the alphabetically first one keeps it.
 
     Args:
-        contexts: All contexts.
-        seed: Decides who goes where; the order of ``contexts`` does not matter.
-        validation_kinds: Kinds kept for validation, so that the threshold is set on text unlike the training text too.
+        contexts: All contexts, in any order.
+        seed: Seed of the distribution.
+        validation_kinds: Kinds for validation alone, so that the threshold is also set on text unlike the training text.
         test_kinds: Kinds that neither training nor validation sees.
 
     Returns:
         Contexts by split: ``train``, ``validation``, ``seen``, ``heldout``, ``concept``, ``newkinds``.
 
     Raises:
-        ConfigurationError: A kind is named that does not exist, or is named twice.
+        ConfigurationError: A named kind does not exist, or is in both lists.
     """
     by_kind: dict[str, dict[str, list[Context]]] = defaultdict(lambda: defaultdict(list))
     owner: dict[str, str] = {}
@@ -98,7 +98,7 @@ def split_contexts(
 
 
 def shared_messages(splits: dict[str, list[Context]]) -> list[str]:
-    """List the user messages that two splits share of which one is ``train`` or ``validation``: each is a leak."""
+    """List the user messages that ``train`` or ``validation`` share with each other or with a test set; each is a leak."""
     owners: dict[str, set[str]] = defaultdict(set)
     text = {}
     for name, contexts in splits.items():
@@ -110,18 +110,18 @@ def shared_messages(splits: dict[str, list[Context]]) -> list[str]:
 
 
 def evenly_spaced(contexts: Sequence[Context], n: int) -> list[Context]:
-    """Up to n of the contexts, evenly from beginning to end: they are in order of their kinds."""
+    """At most n contexts, evenly spaced over the list, which is sorted by kind."""
     return [contexts[place * len(contexts) // n] for place in range(n)] if len(contexts) > n else list(contexts)
 
 
-# Contexts of a kind in a set that is mixed from several splits.
+# In a mixed set: most contexts of a kind, and the total if there are few kinds.
 MOST_OF_A_KIND, MIXED = 6, 200
-# Words of a message that are written in rare letters: each letter is several tokens.
+# Length of messages in rare scripts, in words: each letter is several tokens.
 RARE_WORDS = 4
 
 
 def mix_by_kind(groups: Sequence[Sequence[Context]]) -> list[Context]:
-    """Different contexts of several splits, as many of each kind, up to six, or up to 200 in all if kinds are few."""
+    """Different contexts of several splits, at most six of each kind, or at most 200 in all if there are few kinds."""
     by_kind: dict[str, list[Context]] = {}
     for context in {context.key: context for group in groups for context in group}.values():
         by_kind.setdefault(context.kind, []).append(context)
@@ -130,8 +130,8 @@ def mix_by_kind(groups: Sequence[Sequence[Context]]) -> list[Context]:
 
 
 def odd_contexts(contexts: Sequence[Context], seed: int) -> list[Context]:
-    """Every context in every odd way (typos, shuffled words, rare letters, ...); its kind then says which."""
-    made = []
+    """Corrupt every context in every way of ``ODD``; the kind becomes ``odd: WAY``. Unchanged texts are left out."""
+    corrupted = []
     for context in contexts:
         for how in ODD:
             random = generator(seed, "odd", how, context.key)
@@ -140,5 +140,5 @@ def odd_contexts(contexts: Sequence[Context], seed: int) -> list[Context]:
                 texts = [" ".join(text.split()[:RARE_WORDS]) for text in texts]
             turns = [Message(t.role, make_odd(text, how, random)) for t, text in zip(context.turns, texts, strict=True)]
             if [turn.content for turn in turns] != texts:
-                made.append(replace(context, kind=f"odd: {how}", turns=tuple(turns)))
-    return made
+                corrupted.append(replace(context, kind=f"odd: {how}", turns=tuple(turns)))
+    return corrupted

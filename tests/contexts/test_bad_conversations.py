@@ -19,7 +19,7 @@ from matplotlib.cbook import is_math_text
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.contexts.chat_templates import marks
+from introspection_lit.contexts.chat_templates import turn_marks
 from introspection_lit.contexts.context import BUILTIN, Context, exchange
 from introspection_lit.contexts.conversations import (
     Phrasing,
@@ -185,7 +185,7 @@ def as_file(folder: Path, turns: Turns, asked: Turns, start: str) -> str:
 
 
 def check_as_written(name: str, turns: Turns, asked: Turns, start: str, ids: tuple[list[int], list[int]]) -> None:
-    """The tokens are those of the conversation written by hand, cut at the seam, with the marks of a neutral one."""
+    """The tokens are those of the conversation written by hand, cut at the boundary, with the marks of a neutral one."""
     style, tokenizer = STYLES[name], tokenizer_of(name)
     plain = [(role, "word" if content else "") for role, content in [*turns, *asked]]
     if turns[0][0] != "system":
@@ -538,7 +538,7 @@ def test_template_that_ends_on_most_texts(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_marks_come_from_the_template() -> None:
     """The plain ones only, and none where tokens mark every turn; no shipped context is lost to them."""
-    assert {name: set(marks(tokenizer_of(name))) for name in ("chatml", "llama3", "inst", "headings")} == {
+    assert {name: set(turn_marks(tokenizer_of(name))) for name in ("chatml", "llama3", "inst", "headings")} == {
         "chatml": set(),
         "llama3": set(),
         "inst": {"[inst]", "[/inst]", "<<sys>>", "<</sys>>"},

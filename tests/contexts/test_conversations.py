@@ -1,4 +1,4 @@
-"""Templates, the seam between context and question, and answer tokens."""
+"""Templates, the boundary between context and question, and answer tokens."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_halves_join_to_the_whole_conversation(template: str) -> None:
     tokenizer = train_tokenizer(template)
     for context in [CONTEXT, *load_contexts(BUILTIN)[::150]]:
         encoded = encode(tokenizer, context, QUESTION, Phrasing())
-        text, seam = render(tokenizer, context, QUESTION, Phrasing())
-        assert tokenizer.decode(encoded.context_ids) == text[:seam]  # all of turn 1, and nothing else
+        text, boundary = render(tokenizer, context, QUESTION, Phrasing())
+        assert tokenizer.decode(encoded.context_ids) == text[:boundary]  # all of turn 1, and nothing else
         assert encoded.context_ids + encoded.question_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
         first, second = tokenizer.decode(encoded.context_ids), tokenizer.decode(encoded.question_ids)
         assert context.turns[-1].content.strip() in first

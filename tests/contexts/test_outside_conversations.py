@@ -57,14 +57,14 @@ def test_shapes_of_files(shape: str, tmp_path: Path) -> None:
 
 
 def test_it_is_asked_as_it_stands(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """Template, seam and tokens are those of the whole conversation; what is steered ends at the mark."""
+    """Template, boundary and tokens are those of the whole conversation; what is steered ends at the mark."""
     (context,) = load_contexts(write(tmp_path / "file.json", conversation()))
     phrasing = Phrasing(system="Not this one.")
-    text, seam = render(tokenizer, context, None, phrasing)
+    text, boundary = render(tokenizer, context, None, phrasing)
     messages = [{key: message[key] for key in ("role", "content")} for message in conversation()["messages"]]
     expected = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True) + "My answer is"
     assert text == expected
-    assert text[:seam].rstrip().endswith("{ }<|im_end|>")
+    assert text[:boundary].rstrip().endswith("{ }<|im_end|>")
     encoded = encode(tokenizer, context, None, phrasing)
     assert encoded.context_ids + encoded.question_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert "Another question?" in render(tokenizer, context, "Another question?", phrasing)[0]
