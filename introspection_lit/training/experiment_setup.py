@@ -123,7 +123,7 @@ def _deal_contexts(
 
     def load(source: str) -> list[Context]:
         if source == LARGE and tokenizer is not None:
-            return large_contexts(tokenizer, options.max_context_tokens, told=run.trainer.is_global_zero)
+            return large_contexts(tokenizer, options.max_context_tokens, verbose=run.trainer.is_global_zero)
         return load_contexts(source)
 
     contexts = problems.attempt(load, options.contexts)

@@ -1,6 +1,6 @@
-"""Builds the larger set of contexts: the built-in ones unchanged, and hundreds of each kind that adapters never see.
+"""Builds the larger set of contexts: the built-in ones, and hundreds of each kind that only tests use.
 
-``scripts/build_contexts.py`` writes it into a file of the user's; ``data.contexts: large`` into the cache, once for each
+``scripts/build_contexts.py`` writes it to a given file; ``data.contexts: large`` writes it to the cache, once for each
 tokenizer and limit.
 """
 
@@ -33,29 +33,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Of `data.contexts: large`: usable contexts of each unseen kind, and what decides which.
+# Of `data.contexts: large`: usable contexts of each unseen kind, and the random seed.
 PER_KIND, SEED = 320, 0
+# The question of a measured conversation; the tokens of the context do not depend on it.
+ANY_QUESTION = "Is it?"
 PACKAGES = ("numpy", "sympy", "tokenizers", "torch", "transformers")
 
 
 class Lengths:
-    """How long contexts are in a tokenizer, each measured once.
+    """Lengths of contexts in tokens, each measured once.
 
     Args:
-        tokenizer: Of the model.
-        limit: The longest context that can be used, in tokens.
+        tokenizer: The model's.
+        limit: Length of the longest usable context, in tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
         self.tokenizer, self.limit = tokenizer, limit
-        self.known: dict[str, int] = {}
+        self.lengths: dict[str, int] = {}
 
     def __call__(self, context: Context) -> int:
-        """The tokens of turn 1, chat template included."""
-        if context.key not in self.known:
+        """Number of tokens of a context, chat template included."""
+        if context.key not in self.lengths:
             # Any question will do: the tokens of a context do not depend on it.
-            self.known[context.key] = len(encode(self.tokenizer, context, "Is it?", Phrasing()).context_ids)
-        return self.known[context.key]
+            self.lengths[context.key] = len(encode(self.tokenizer, context, ANY_QUESTION, Phrasing()).context_ids)
+        return self.lengths[context.key]
 
     def usable(self, context: Context) -> bool:
         """Whether a context is short enough."""
@@ -63,28 +65,28 @@ class Lengths:
 
 
 def build(
-    usable: Callable[[Context], bool], per_kind: int, seed: int, say: Callable[[str], object] = str
+    usable: Callable[[Context], bool], per_kind: int, seed: int, progress: Callable[[str], object] = str
 ) -> tuple[list[Context], list[Context]]:
     """Draw the contexts to add.
 
     Args:
         usable: Whether a context is short enough.
-        per_kind: How many usable ones of each unseen kind there must be.
-        seed: Decides which.
-        say: Is told each kind before it is filled.
+        per_kind: Number of usable contexts of each unseen kind, built-in ones included.
+        seed: Random seed.
+        progress: Called with each kind before it is drawn.
 
     Returns:
         The built-in contexts, and the added ones, kind by kind.
 
     Raises:
-        ConfigurationError: There are too few texts for some kinds; all of them are named.
+        ConfigurationError: There are too few texts for some kinds; all these kinds are named.
     """
     builtin = load_contexts(BUILTIN)
     taken = {fingerprint(context.user) for context in builtin}
     added: list[Context] = []
     problems: list[str] = []
     for kind in (*UNSEEN, *NEW):
-        say(kind)
+        progress(kind)
         try:
             added += draw_contexts(kind, [c for c in builtin if c.kind == kind], usable, per_kind, seed, taken)
         except ConfigurationError as error:
@@ -95,14 +97,14 @@ def build(
 
 
 def as_text(added: Sequence[Context]) -> str:
-    """The lines of the file: those of the built-in set as they are, then the added ones."""
+    """The content of the file: the lines of the built-in set unchanged, then the added contexts."""
     builtin = (files("introspection_lit") / "assets" / "contexts.jsonl").read_text(encoding="utf-8")
     rows = ({"kind": c.kind, "user": c.turns[0].content, "assistant": c.turns[1].content} for c in added)
     return builtin.rstrip("\n") + "\n" + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def installed() -> dict[str, Any]:
-    """What the texts depend on of what is installed: ``versions`` by name, and ``licences_of``, a list of packages."""
+    """The installed software that the texts depend on: ``versions`` by name, and ``licences_of``, a list of packages."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -117,14 +119,14 @@ def installed() -> dict[str, Any]:
 def facts(
     file: str, text: str, settings: Mapping[str, Any], builtin: Sequence[Context], added: Sequence[Context]
 ) -> dict[str, Any]:
-    """What a file was made with; equal facts (but the name) mean an equal file.
+    """The record of how a file was made; files with equal records (except for the name) are equal.
 
     Args:
-        file: Its name.
-        text: What is in it.
-        settings: Seed, counts asked for, limit and whose tokenizer, by name.
-        builtin: The contexts that it has from the built-in set.
-        added: The others.
+        file: Name of the file.
+        text: Its content.
+        settings: Seed, counts, limit and tokenizer, by name.
+        builtin: Its contexts from the built-in set.
+        added: Its other contexts.
     """
     counts = {
         kind: {name: sum(c.kind == kind for c in some) for name, some in (("builtin", builtin), ("added", added))}
@@ -134,31 +136,31 @@ def facts(
     return {"file": file, "sha256": digest, **settings, "counts": counts, **installed()}
 
 
-def large_contexts(tokenizer: PreTrainedTokenizerBase, limit: int, told: bool = True) -> list[Context]:
-    """The contexts of ``data.contexts: large``: built on first use, read from the cache from then on.
+def large_contexts(tokenizer: PreTrainedTokenizerBase, limit: int, verbose: bool = True) -> list[Context]:
+    """The contexts of ``data.contexts: large``: built on first use, then read from the cache.
 
-    The file's name depends on all that its text depends on. Several processes may build it at once: it is the same text,
-    and it appears whole.
+    The name of the cached file has a hash of everything that its content depends on. Several processes may build it at
+    once: they write the same content, atomically.
 
     Args:
         tokenizer: Measures the contexts, without a system prompt.
-        limit: The longest usable context, in tokens (``data.max_context_tokens``).
-        told: Show progress, and say where the file is; for one process of a run.
+        limit: Length of the longest usable context, in tokens (``data.max_context_tokens``).
+        verbose: Show progress and the file's path; for one process of a run.
 
     Raises:
-        ConfigurationError: There are too few texts here, or the cache cannot be written to.
+        ConfigurationError: There are too few texts on this machine, or the cache cannot be written.
     """
-    settings = {"seed": SEED, "per_kind": PER_KIND, "limit": limit, "tokenizer": _measure_of(tokenizer)}
-    whole = json.dumps([settings, installed(), _sources()], sort_keys=True)
-    path = cache_folder() / f"contexts-large-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.jsonl"
+    settings = {"seed": SEED, "per_kind": PER_KIND, "limit": limit, "tokenizer": _tokenizer_hash(tokenizer)}
+    identity = json.dumps([settings, installed(), _source_hash()], sort_keys=True)
+    path = cache_folder() / f"contexts-large-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.jsonl"
     if not path.is_file():
         lengths = Lengths(tokenizer, limit)
         try:
-            with _progress(told) as say:
-                builtin, added = build(lengths.usable, PER_KIND, SEED, say)
+            with _progress(verbose) as progress:
+                builtin, added = build(lengths.usable, PER_KIND, SEED, progress)
             text = as_text(added)
-            described = json.dumps(facts(path.name, text, settings, builtin, added), indent=2)
-            write_file(path.with_suffix(".json"), described + "\n")
+            record = json.dumps(facts(path.name, text, settings, builtin, added), indent=2)
+            write_file(path.with_suffix(".json"), record + "\n")
             write_file(path, text)
         except ConfigurationError as error:
             kinds = ", ".join(UNSEEN)
@@ -172,14 +174,14 @@ def large_contexts(tokenizer: PreTrainedTokenizerBase, limit: int, told: bool = 
             ) from error
         except RunError as error:
             raise ConfigurationError([f"INTROSPECTION_LIT_CACHE: {problem}" for problem in error.problems]) from error
-        if told:
+        if verbose:
             PlainConsole().print(f"the larger set of contexts: {path}", soft_wrap=True)
     return load_contexts(str(path))
 
 
 @contextmanager
 def _progress(shown: bool) -> Iterator[Callable[[str], None]]:
-    """A bar that moves on when it is told the next kind."""
+    """A progress bar; yields a function to call with each kind before it is drawn."""
     kinds = (*UNSEEN, *NEW)
     with Progress(console=PlainConsole(), disable=not shown) as bar:
         task = bar.add_task("", total=len(kinds))
@@ -187,17 +189,19 @@ def _progress(shown: bool) -> Iterator[Callable[[str], None]]:
         bar.update(task, completed=len(kinds), description="contexts")
 
 
-def _measure_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what the lengths depend on; truncation and padding change while a tokenizer is used."""
-    whole = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = {name: part for name, part in whole.items() if name not in ("truncation", "padding")}
-    seen = json.dumps([kept, tokenizer.chat_template, tokenizer.special_tokens_map], sort_keys=True, default=str)
-    return hashlib.sha256(seen.encode()).hexdigest()[:16]
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what lengths depend on, without truncation and padding, which change during use."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings = {name: part for name, part in backend.items() if name not in ("truncation", "padding")}
+    identity = json.dumps([settings, tokenizer.chat_template, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def _sources() -> str:
-    """A hash of this folder's code and of the texts that it composes from: whoever changes them gets another set."""
+def _source_hash() -> str:
+    """A hash of this folder's code and of the assets that it uses: a change of either makes another set."""
     assets = files("introspection_lit") / "assets"
-    read = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    read += [each.read_bytes() for each in sorted(assets.iterdir(), key=str) if each.name.endswith((".txt", ".jsonl"))]
-    return hashlib.sha256(b"\0".join(read)).hexdigest()[:16]
+    contents = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    contents += [
+        asset.read_bytes() for asset in sorted(assets.iterdir(), key=str) if asset.name.endswith((".txt", ".jsonl"))
+    ]
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]

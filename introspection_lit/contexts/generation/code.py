@@ -1,4 +1,4 @@
-"""Rust and LaTeX, made from small grammars (and, for formulas, by SymPy)."""
+"""Generates requests and replies with Rust or LaTeX, from snippets, word lists and (for formulas) SymPy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TOPICS = (
 
 @lru_cache(maxsize=8)
 def rows(name: str) -> tuple[tuple[str, ...], ...]:
-    """Read assets/rows-NAME.txt: lines whose parts are split at ``|``; a line with ``#`` says what they are."""
+    """Read assets/rows-NAME.txt: lines with parts separated by ``|``; lines that start with ``#`` are comments."""
     text = (files("introspection_lit") / "assets" / f"rows-{name}.txt").read_text(encoding="utf-8")
     return tuple(tuple(part.strip() for part in line.split(" | ")) for line in text.splitlines() if line[:1] != "#")
 
@@ -65,7 +65,7 @@ def snippets(name: str) -> tuple[Pair, ...]:
 
 
 def _placed(pair: Pair, words: dict[str, str]) -> Pair:
-    """Put words into the places of a snippet; not by ``str.format``, since code is full of braces."""
+    """Replace the placeholders of a snippet; without ``str.format``, because code is full of braces."""
     request, code = pair
     for mark, word in words.items():
         request, code = request.replace(f"{{{mark}}}", word), code.replace(f"{{{mark}}}", word)
@@ -73,7 +73,7 @@ def _placed(pair: Pair, words: dict[str, str]) -> Pair:
 
 
 def rust(random: np.random.Generator) -> Iterator[Pair]:
-    """Requests for Rust, and compiler errors, with code about things of many sorts. Never ends."""
+    """Requests for Rust code, and compiler errors, with code about many things. Unlimited."""
     things, pairs = rows("things"), snippets("rust")
     while True:
         words = dict(zip("Tvntsdp", things[random.integers(len(things))], strict=True)) | {"k": str(random.integers(2, 90))}
@@ -82,7 +82,7 @@ def rust(random: np.random.Generator) -> Iterator[Pair]:
 
 
 def latex(random: np.random.Generator) -> Iterator[Pair]:
-    """Formulas, tables, theorems and document parts. Never ends."""
+    """Formulas, tables, theorems and document parts. Unlimited."""
     makers: tuple[Callable[[np.random.Generator], Pair], ...] = (
         _formula,
         _formula,
@@ -97,7 +97,7 @@ def latex(random: np.random.Generator) -> Iterator[Pair]:
 
 
 def _formula(random: np.random.Generator) -> Pair:
-    """A random expression, in a derivative, an integral, a sum, a limit, a matrix or an equation; SymPy does the work."""
+    """A random expression in a derivative, integral, sum, limit, matrix or equation, written by SymPy."""
     import sympy
 
     x = sympy.Symbol(str(random.choice(list("xtzuy"))))

@@ -1,4 +1,4 @@
-"""Log lines in many formats, asked for or explained."""
+"""Generates exchanges about log lines in many formats: requests for lines, and explanations of lines."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ANSWERS = (
 
 
 def logs(random: np.random.Generator) -> Iterator[Pair]:
-    """Exchanges about log lines: some ask for lines, some paste them and ask what they mean. Never ends."""
+    """Exchanges about log lines: the user asks for lines, or pastes lines and asks for their meaning. Unlimited."""
     names, events = [*LAYOUTS, *SPECIAL], rows("events")
     while True:
         service, good, bad, meaning = events[random.integers(len(events))]
@@ -81,8 +81,8 @@ def logs(random: np.random.Generator) -> Iterator[Pair]:
             yield _one(ASK_FOR, random).format(**words), listing
         else:
             question, answer = _one(EXPLAIN, random).format(**words), _one(ANSWERS, random).format(**words)
-            asked = f"{listing}\n{question}".strip() if random.random() < 0.7 else f"{question}\n{listing}".strip()
-            yield asked, re.sub(r"(^|\. )[a-z]", lambda start: start[0].upper(), answer)
+            message = f"{listing}\n{question}".strip() if random.random() < 0.7 else f"{question}\n{listing}".strip()
+            yield message, re.sub(r"(^|\. )[a-z]", lambda start: start[0].upper(), answer)
 
 
 def _line(name: str, random: np.random.Generator, clock: int, who: str, text: str, bad: bool, host: str) -> str:
@@ -128,7 +128,7 @@ def _java(random: np.random.Generator, clock: int, who: str, text: str, bad: boo
 
 
 def _fields(random: np.random.Generator, clock: int, who: str, text: str, bad: bool, host: str) -> dict[str, object]:
-    """What the layouts of plain formats have places for."""
+    """Values for the placeholders in ``LAYOUTS``."""
     return {
         "time": _time(clock),
         "t": text,
@@ -166,5 +166,5 @@ LAYOUTS = {
     "Windows event": "{LEVEL}, {H}, Source {w}, ID {pid}: {t}",
     "Erlang": "=={LEVEL} REPORT== {time} {{{w}, '{t}'}}",
 }
-# Formats whose lines differ by what happened in more than words.
+# Formats with a different structure for errors.
 SPECIAL: dict[str, Callable[[np.random.Generator, int, str, str, bool, str], str]] = {"nginx": _nginx, "Java": _java}

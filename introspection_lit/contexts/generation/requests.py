@@ -1,10 +1,10 @@
-"""Requests for passages of real text, and for replies that a model writes itself."""
+"""Wordings of requests for passages of real text, by kind."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# {} is what the passage is about: a function, a file, a package, a topic, a code point.
+# {} is the subject of the passage: a function, a file, a package, a topic, a code point.
 REQUESTS = {
     "manual": (
         "What does the Python reference say about {}?",
@@ -94,7 +94,7 @@ def request_for(kind: str, random: np.random.Generator, name: str) -> str:
 
     Args:
         kind: A key of ``REQUESTS``.
-        random: Decides the wording.
-        name: What the passage is about.
+        random: Random generator for the wording.
+        name: Subject of the passage.
     """
     return REQUESTS[kind][random.integers(len(REQUESTS[kind]))].format(name)

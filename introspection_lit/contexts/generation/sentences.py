@@ -1,8 +1,8 @@
-"""Exchanges composed from patterns: ways to ask, ways to reply, and rows of words that fit both.
+"""Composes user messages and replies from patterns: templates of both, and rows of words that fill them.
 
-A pattern file (assets/sentences-LANGUAGE.txt) has blocks, with an empty line between them. In a block, lines that start
-with ``?`` are user messages and lines with ``!`` replies; every other line is a row whose parts, split at ``|``, take the
-places ``{0}``, ``{1}``, ... of both. The words in a row are in the form the sentences need, so nothing is ever inflected.
+A pattern file (assets/sentences-LANGUAGE.txt) has blocks separated by empty lines. In a block, lines that start with ``?``
+are templates of user messages and lines with ``!`` of replies; every other line is a row whose parts, separated by ``|``,
+replace ``{0}``, ``{1}``, ... in both. Words in a row already have the inflected form that the sentences need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from introspection_lit.contexts.generation.passages import docstrings
 
 Pair = tuple[str, str]
-# What a sentence starts after: nothing, a full stop, or the sign of an item in a list.
+# Text before the start of a sentence: nothing, a full stop, or the sign of a list item.
 _STARTS = re.compile(r"(^|[.!?]\s|\n- |\n\d\. |^\d\. |^- )$")
 
 
@@ -28,7 +28,7 @@ class Pattern(NamedTuple):
     Attributes:
         users: Templates of user messages.
         replies: Templates of replies.
-        rows: What takes their places.
+        rows: The words that replace ``{0}``, ``{1}``, ...
     """
 
     users: tuple[str, ...]
@@ -51,13 +51,13 @@ def patterns(language: str) -> tuple[Pattern, ...]:
 
 
 def compose(language: str, random: np.random.Generator, part: int = 0, parts: int = 1) -> Iterator[Pair]:
-    """Compose exchanges, every row of every pattern once in a random wording, and then once more in others.
+    """Compose exchanges: every row of every pattern in a random wording, and then once more in another one.
 
     Args:
-        language: Which pattern file.
-        random: Decides order and wording.
-        part: Which share of the rows to use, from 0.
-        parts: How many shares there are; rows of different shares are disjoint.
+        language: Selects the pattern file.
+        random: Random generator for order and wording.
+        part: Number of the share of rows to use, from 0.
+        parts: Number of shares, which are disjoint.
     """
     rows = [(pattern, row) for pattern in patterns(language) for row in pattern.rows][part::parts]
     wordings = random.integers(1000, size=(len(rows), 2))
@@ -73,7 +73,7 @@ def compose(language: str, random: np.random.Generator, part: int = 0, parts: in
 
 
 def fill_template(template: str, row: tuple[str, ...], language: str) -> str:
-    """Put the parts of a row into a template, with a capital letter where a sentence starts."""
+    """Replace ``{0}``, ``{1}``, ... in a template by the parts of a row, capitalised at the start of a sentence."""
 
     def part(match: re.Match[str]) -> str:
         text = row[int(match[1])]
@@ -86,11 +86,11 @@ def fill_template(template: str, row: tuple[str, ...], language: str) -> str:
 
 
 def english(random: np.random.Generator, part: int) -> Iterator[Pair]:
-    """English to be changed by a transformation: composed, and docstrings of the standard library, in turns.
+    """English texts for kinds that transform text: composed ones and docstrings of the standard library, in turns.
 
     Args:
-        random: Decides which.
-        part: 0 or 1; the texts of one part are not in the other, nor among the docstrings that stay as they are.
+        random: Random generator.
+        part: 0 or 1; the two parts share no texts with each other nor with the kind ``docstrings``.
     """
     composed, quoted = compose("english", random, part, 2), docstrings(random, (2 + part,), longest=200)
     while True:

@@ -1,4 +1,4 @@
-"""More contexts of the kinds that only tests see, from sources every machine with this project has.
+"""Sources of contexts of the kinds that only tests use, made from what is installed with this package.
 
 A source is a long or endless random stream of user messages and replies of one kind. ``draw_contexts`` takes from it those
 that are short enough and unlike all others so far. docs/contexts.md says what each kind is made from.
@@ -23,16 +23,16 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
 
 Pair = tuple[str, str]
-Source = Callable[[np.random.Generator], Iterator[Pair]]
-# How alike two contexts of a kind may be: the Jaccard index of their words, and the share of word 5-grams seen before.
+PairSource = Callable[[np.random.Generator], Iterator[Pair]]
+# Limits of similarity within a kind: the Jaccard index of two contexts' words, and the share of repeated word 5-grams.
 MOST_ALIKE, MOST_SEEN = 0.8, 0.4
-# A source that yields this many contexts in a row of which none can be used has run dry.
+# Give up on a source after this many unusable contexts in a row.
 PATIENCE = 2000
 _WORDS = re.compile(r"[\u3400-\u9fff]+|[\u3040-\u309f]+|[\u30a0-\u30ff]+|[^\W_]+")
 
 
 def words(text: str) -> list[str]:
-    """Split a text into words in small letters; a script without spaces into runs of kanji, hiragana and katakana."""
+    """Split a text into lower-case words; Japanese into runs of kanji, hiragana and katakana."""
     return _WORDS.findall(text.casefold())
 
 
@@ -43,17 +43,17 @@ def capitals(random: np.random.Generator) -> Iterator[Pair]:
 
 
 def typos(random: np.random.Generator) -> Iterator[Pair]:
-    """Composed English and docstrings of the standard library (others than in ``capitals``), with slips of the keyboard."""
+    """Composed English and docstrings of the standard library (others than in ``capitals``), with typing errors."""
     for user, reply in english(random, part=1):
         yield make_odd(user, "typos", random), make_odd(reply, "typos", random)
 
 
-def _composed(language: str) -> Source:
+def _composed(language: str) -> PairSource:
     return lambda random: compose(language, random)
 
 
-# Kinds of the built-in set that no adapter is trained on, and kinds of real text that the built-in set has not.
-UNSEEN: dict[str, Source] = {
+# Kinds of the built-in set that no adapter is trained on, and kinds of real text that are not in the built-in set.
+UNSEEN: dict[str, PairSource] = {
     "capitals": capitals,
     "italian": _composed("italian"),
     "japanese": _composed("japanese"),
@@ -63,7 +63,7 @@ UNSEEN: dict[str, Source] = {
     "turkish": _composed("turkish"),
     "typos": typos,
 }
-NEW: dict[str, Source] = {
+NEW: dict[str, PairSource] = {
     "bytecode": bytecode,
     "docstrings": docstrings,
     "headers": headers,
@@ -85,17 +85,17 @@ def draw_contexts(
 
     Args:
         kind: A key of ``UNSEEN`` or ``NEW``.
-        present: The contexts of this kind that there are already.
+        present: Existing contexts of this kind.
         usable: Whether a context is short enough.
-        count: How many usable ones there must be, those present included.
-        seed: Equal seeds (and versions of the sources) give equal contexts.
-        taken: Fingerprints of the user messages that may not come again; those drawn are added.
+        count: Number of usable contexts to reach, existing ones included.
+        seed: Random seed; equal seeds and versions of the sources give equal contexts.
+        taken: Fingerprints of user messages that must not repeat; new ones are added.
 
     Returns:
         The new contexts, all usable.
 
     Raises:
-        ConfigurationError: The source has too few that are unlike each other.
+        ConfigurationError: The source has too few contexts that differ enough.
     """
     known = [set(words(_text(context))) for context in present]
     seen = {gram for context in present for gram in _grams(context)}
@@ -118,17 +118,17 @@ def draw_contexts(
         seen |= grams
         added.append(context)
     if len(added) < missing:
-        found = len(added) + sum(map(usable, present))
-        raise ConfigurationError([f"asked for {count} contexts of kind {kind!r}, found {found} here"])
+        total = len(added) + sum(map(usable, present))
+        raise ConfigurationError([f"asked for {count} contexts of kind {kind!r}, found {total} here"])
     return added
 
 
 def repetition(contexts: Sequence[Context]) -> tuple[float, float]:
-    """Measure how much the contexts of a kind repeat each other.
+    """Measure how similar the contexts of a kind are to each other.
 
     Returns:
-        The share (0 to 1) of word 5-grams, each counted once a context, that another context has too; and the mean number
-        of other contexts whose words have a Jaccard index above ``MOST_ALIKE`` with a context's.
+        The share (0 to 1) of word 5-grams, counted once for each context, that occur in another context too; and the mean
+        number of other contexts whose words have a Jaccard index above ``MOST_ALIKE``. Lower is better for both.
     """
     counts = Counter(gram for context in contexts for gram in _grams(context))
     repeated = sum(count for count in counts.values() if count > 1)
@@ -142,11 +142,12 @@ def _text(context: Context) -> str:
 
 
 def _grams(context: Context) -> set[tuple[str, ...]]:
-    """The word 5-grams of both messages, none across them."""
+    """The word 5-grams within each message."""
     return {
         tuple(split[i : i + 5]) for split in (words(turn.content) for turn in context.turns) for i in range(len(split) - 4)
     }
 
 
 def _alike(first: set[str], second: set[str]) -> float:
+    """The Jaccard index of two sets, 0 to 1."""
     return len(first & second) / max(1, len(first | second))

@@ -1,4 +1,4 @@
-"""Contexts whose replies a model writes itself: the text it is used to, since it is its own."""
+"""Contexts whose replies the model itself writes, so that the text is typical of its own output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from introspection_lit.utils.seeds import generator
 
 KIND = "model-written"
 TEMPERATURE = 0.8
-LONGEST = 80  # tokens of a reply; one that has not ended by then is left out
+LONGEST = 80  # tokens of a reply; a longer one is left out
 REQUESTS = (
     "Tell me about {} in two sentences.",
     "What should a beginner know about {}?",
@@ -40,7 +40,7 @@ SUBJECTS = (
 
 
 def requests(seed: int) -> Iterator[str]:
-    """All the requests there are, each once, in an order that depends on the seed."""
+    """All combinations of request and subject, each once, in random order."""
     pairs = [(template, subject) for template in REQUESTS for subject in SUBJECTS]
     for index in generator(seed, "context sources", KIND).permutation(len(pairs)):
         template, subject = pairs[index]
@@ -51,16 +51,16 @@ def requests(seed: int) -> Iterator[str]:
 def sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, users: list[str], random: torch.Generator
 ) -> list[str]:
-    """Let the model reply to some messages at once.
+    """Sample the model's replies to a batch of messages.
 
     Args:
-        model: In eval mode.
+        model: The model, in eval mode.
         tokenizer: Its tokenizer.
-        users: The messages; padded on the left.
-        random: On the CPU; drawn from once for each token.
+        users: The user messages; their tokens are padded on the left.
+        random: Random generator on the CPU; used once for each token of the batch.
 
     Returns:
-        The replies, stripped; empty where the model said nothing or did not come to an end in ``LONGEST`` tokens.
+        The replies, stripped; empty if the model wrote nothing or did not end within ``LONGEST`` tokens.
     """
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True)
@@ -68,11 +68,11 @@ def sample(
     ]
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     longest = max(map(len, encoded))
-    said_by_model = getattr(model.generation_config, "eos_token_id", None)  # a number, several, or None
-    ends = {tokenizer.eos_token_id, *(said_by_model if isinstance(said_by_model, list) else [said_by_model])}
+    end_tokens = getattr(model.generation_config, "eos_token_id", None)  # a number, several, or None
+    ends = {tokenizer.eos_token_id, *(end_tokens if isinstance(end_tokens, list) else [end_tokens])}
     tokens = torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded], device=model.device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
-    said: list[list[int]] = [[] for _ in users]
+    replies: list[list[int]] = [[] for _ in users]
     open_rows = set(range(len(users)))
     cache = None
     for _ in range(LONGEST):
@@ -86,18 +86,18 @@ def sample(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        chances = (output.logits[:, -1].float().cpu() / TEMPERATURE).softmax(-1)
-        tokens = torch.multinomial(chances, 1, generator=random).to(model.device)
+        probabilities = (output.logits[:, -1].float().cpu() / TEMPERATURE).softmax(-1)
+        tokens = torch.multinomial(probabilities, 1, generator=random).to(model.device)
         mask = torch.cat([mask, torch.ones_like(tokens)], 1)
         for row in sorted(open_rows):
             token = int(tokens[row])
             if token in ends:
                 open_rows.discard(row)
             else:
-                said[row].append(token)
+                replies[row].append(token)
         if not open_rows:
             break
-    texts = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said)
+    texts = (tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in replies)
     return ["" if row in open_rows else str(text) for row, text in enumerate(texts)]
 
 
@@ -109,24 +109,24 @@ def model_written(
     seed: int,
     batch: int = 16,
 ) -> Iterator[Context]:
-    """Make contexts of kind ``model-written``; empty and unfinished replies, and too long contexts, are left out.
+    """Make contexts of kind ``model-written``, without empty or unfinished replies and contexts that are too long.
 
     Args:
-        model: Writes the replies.
+        model: The model, in eval mode.
         tokenizer: Its tokenizer, with a chat template.
         usable: Whether a context is short enough.
-        count: How many at most; fewer come if the requests run out (there are as many as subjects times wordings).
-        seed: Decides requests and replies. Replies are equal on equal hardware and versions only.
-        batch: How many are written at once.
+        count: Number of contexts; fewer if the requests run out (there are subjects times wordings).
+        seed: Random seed; replies are reproducible on the same hardware and versions only.
+        batch: Number of replies sampled at once.
     """
     source = requests(seed)
     random = torch.Generator().manual_seed(int(np.random.default_rng([seed, 7]).integers(2**31)))
-    made = 0
-    while made < count:
+    n_contexts = 0
+    while n_contexts < count:
         users = [user for _, user in zip(range(batch), source, strict=False)]
         if not users:
             return
         for user, reply in zip(users, sample(model, tokenizer, users, random), strict=True):
-            if reply and made < count and usable(context := exchange(KIND, user, reply)):
-                made += 1
+            if reply and n_contexts < count and usable(context := exchange(KIND, user, reply)):
+                n_contexts += 1
                 yield context
