@@ -1,4 +1,4 @@
-"""The vector bank: random directions by split, concept directions, and the norms that give strength its unit."""
+"""The vector bank: random and concept directions by split, and the residual norms that are the unit of strength."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from introspection_lit.utils.seeds import generator
 from introspection_lit.utils.tensor_hash import content_hash
 
 RANDOM_SPLITS = ("train", "validation", "heldout")
-# Splits that a bank may have: concepts extracted in another way, and directions from files.
+# Optional splits: concepts by principal components, and directions imported from files.
 OPTIONAL_SPLITS = ("concept_pca", "imported")
-# Between independent unit vectors of hidden size d, |cos| is about 1/sqrt(d): above this, one is a copy of the other.
+# Independent unit vectors of hidden size d have |cos| of about 1/sqrt(d): above this limit, two count as copies.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
 KNOWN = {"base_model", "revision", "seed", "layer"}  # the fields of the metadata beside those of the file's header
@@ -41,13 +41,13 @@ class VectorBank:
     """Unit directions by split.
 
     Attributes:
-        directions: ``train``, ``validation`` and ``heldout`` hold ``(n, hidden)``; ``concept`` and, if there,
-            ``concept_pca`` and ``imported`` hold ``(n, layers, hidden)``, a direction for each layer's output. All float32,
-            of length 1; at layers for which a file had none, ``imported`` is zero.
-        names: A name for each direction, by split.
+        directions: Unit vectors by split, float32: ``(n, hidden)`` for ``train``, ``validation`` and ``heldout``;
+            ``(n, layers, hidden)``, a direction for each layer's output, for ``concept`` and the optional ``concept_pca``
+            and ``imported``. ``imported`` is zero at layers for which the file has no direction.
+        names: Name of each direction, by split.
         residual_norms: Median norm of the residual stream after each layer on clean contexts, ``(layers,)``.
-        metadata: What the bank was made from: ``base_model``, ``revision``, ``seed``, ``layer``.
-        lengths: How long directions were before they were scaled to 1, by split, ``(n, layers)``; where it means something.
+        metadata: The bank's origin: ``base_model``, ``revision``, ``seed``, ``layer``.
+        lengths: Lengths of directions before scaling to 1, by split, ``(n, layers)``; for splits that have them.
     """
 
     directions: dict[str, Tensor]
@@ -65,7 +65,7 @@ class VectorBank:
         return digest.hexdigest()[:16]
 
     def keys(self, split: str) -> list[str]:
-        """Fingerprint each direction of a split, 16 hexadecimal digits: equal keys are the same direction."""
+        """A hash of each direction of a split, 16 hexadecimal digits; equal for equal directions."""
         return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in self.directions[split].contiguous()]
 
     def save(self, path: Path) -> None:
@@ -74,7 +74,7 @@ class VectorBank:
         tensors |= {f"lengths.{split}": rows.contiguous() for split, rows in self.lengths.items()}
         tensors["residual_norms"] = self.residual_norms.contiguous()
         tensors = dict(sorted(tensors.items()))
-        # For people and tools that read the header only, the norms are there too, rounded.
+        # Rounded norms in the header too, for readers of the header alone.
         norms = json.dumps([round(norm, 4) for norm in self.residual_norms.tolist()])
         header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
         header["fingerprint"] = self.fingerprint
@@ -86,7 +86,7 @@ class VectorBank:
         """Read a bank.
 
         Raises:
-            ConfigurationError: The file does not exist or is not a bank.
+            ConfigurationError: There is no such file, or it is not a vector bank.
         """
         if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
             raise ConfigurationError([f"data.bank: no such file: {path}. {REMEDY}"])
@@ -113,7 +113,7 @@ class VectorBank:
         """Say why the bank does not fit a model, or cannot be used at all.
 
         Args:
-            base_model: The model about to be steered.
+            base_model: Name of the model to be steered.
             revision: Its revision; empty for the default.
             hidden: Its hidden size.
             n_layers: Its number of decoder layers.
@@ -163,7 +163,7 @@ class VectorBank:
         return [f"data.bank: {problem}. {REMEDY}" for problem in problems]
 
     def unreached(self, bands: Iterable[tuple[int, int]]) -> list[str]:
-        """Say which directions from files would leave the cache as it is, in a band: the file has none for its layers.
+        """Find imported directions that are zero at all layers of a band: steering would not change the cache.
 
         Args:
             bands: First and last layer steered, inclusive.
@@ -180,7 +180,7 @@ class VectorBank:
         return problems
 
     def leaks(self) -> list[str]:
-        """List the splits that share a direction with a random one: the same, or nearly, up to its sign."""
+        """List the splits that share a direction with a random split (see :func:`overlapping_splits`)."""
         return overlapping_splits(self.directions)
 
     def concept_cosines(self) -> Tensor:
@@ -195,25 +195,25 @@ def _is_float32(values: Tensor) -> bool:
 
 
 def _unit(rows: Tensor, or_zero: bool) -> bool:
-    """Whether all rows have length 1 (or, if allowed, some layers of each direction 0)."""
+    """Whether all rows have length 1; with ``or_zero``, some layers of each direction may be zero."""
     norms = rows.norm(dim=-1)
     unit = (norms - 1).abs() < 1e-3
     return bool((unit | (norms == 0)).all() and unit.any(dim=-1).all()) if or_zero else bool(unit.all())
 
 
 def repeated(rows: Tensor) -> tuple[int, int] | None:
-    """Find two equal directions of a split, up to the sign: they would be counted as two observations.
+    """Find two directions of a split that are equal up to the sign and would count as two observations.
 
     Args:
         rows: Finite, ``(n, hidden)`` or ``(n, layers, hidden)``.
 
     Returns:
-        The numbers of the first two, or None.
+        The indices of the first such pair, or None.
     """
     flat = rows.flatten(1)
     signs = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True)).sign()
     seen: dict[bytes, int] = {}
-    for number, row in enumerate(flat * signs + 0.0):  # + 0.0: -0.0 is 0.0 in other bits
+    for number, row in enumerate(flat * signs + 0.0):  # + 0.0 turns -0.0 into 0.0, which has other bits
         first = seen.setdefault(hashlib.sha256(row.numpy().tobytes()).digest(), number)
         if first != number:
             return first, number
@@ -221,7 +221,7 @@ def repeated(rows: Tensor) -> tuple[int, int] | None:
 
 
 def name_problem(name: str) -> str | None:
-    """Say why a direction cannot have a name, if it cannot: too long, or characters that no terminal or file should get."""
+    """Check the name of a direction: a sentence if it is empty, too long or not printable, else None."""
     if not 0 < len(name) <= LONGEST_NAME:
         return f"its name has {len(name)} characters. Expected 1 to {LONGEST_NAME}."
     odd = next((letter for letter in name if unicodedata.category(letter) in ("Cc", "Cs")), None)
@@ -229,14 +229,14 @@ def name_problem(name: str) -> str | None:
 
 
 def shown(name: str) -> str:
-    """A name as a message can print it, whatever is in it."""
+    """A name in printable form, for a message."""
     return name[:60].encode("ascii", "backslashreplace").decode() if name_problem(name) else name
 
 
 def overlapping_splits(directions: Mapping[str, Tensor]) -> list[str]:
-    """List the pairs of splits whose largest absolute cosine is at least ``MAX_COSINE``; one of a pair is a random split.
+    """List the pairs of splits whose largest absolute cosine is at least ``MAX_COSINE``.
 
-    Two sets of concepts may be alike: neither is trained on.
+    One split of a pair is a random one; two sets of concepts may be similar, since neither is trained on.
 
     Args:
         directions: Unit vectors by split, each ``(n, hidden)`` or ``(n, layers, hidden)``.
@@ -258,20 +258,20 @@ def random_unit_vectors(n: int, hidden: int, seed: int, split: str) -> Tensor:
     """Draw directions uniformly from the unit sphere.
 
     Args:
-        n: How many.
-        hidden: The hidden size.
+        n: Number of directions.
+        hidden: Hidden size of the model.
         seed: The experiment's seed.
-        split: Names the stream; every split has an independent one.
+        split: Name of the split; each has an independent random stream.
 
     Returns:
-        ``(n, hidden)`` float32. The first rows do not depend on ``n``; they do depend on the split.
+        Unit vectors, ``(n, hidden)`` float32. The first rows do not depend on ``n``.
     """
     rows = generator(seed, "vectors", split).standard_normal((n, hidden))
     return torch.from_numpy((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
 
 
 def bank_size_problems(bank: VectorBank, counts: dict[str, int | None]) -> list[str]:
-    """Check that a given bank has as many vectors as are asked for, by split."""
+    """Check that a bank has at least the configured number of vectors in each split."""
     return [
         f"data.{split}_vectors: {count} asked for, but data.bank has {len(bank.directions.get(split, ()))}. Ask for "
         "fewer, or make a larger bank."

@@ -1,7 +1,6 @@
-"""Manifests: the trials of a training written out, one a line, to be read by people and trained on as they are.
+"""Writes manifests: files that list the trials of a training, one in each line, to be inspected and trained on.
 
-The first line is a header, each other line a trial. Files are written and read as streams: a manifest of a million trials
-needs no more memory than one of a hundred.
+The first line is a header. Files are written and read as streams, so memory does not grow with the number of trials.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
 
 
 FORMAT = "introspection_lit/manifest/1"
-MAX_REPEATS = 20_000  # after so many repeats in a row nothing new is expected
-NO_CHECKSUM = "0" * 64  # in the place of the checksum while it is computed
+MAX_REPEATS = 20_000  # give up after this many repeated trials in a row
+NO_CHECKSUM = "0" * 64  # placeholder of the checksum while it is computed
 FIELDS = ("number", "steered", "context", "kind", "begins", "question", "vector", "band", "strength")
 
 
 class SeenTrials:
-    """A set on disk, in constant memory."""
+    """A set on disk, in constant memory: :meth:`add` tells whether an item is new."""
 
     def __init__(self) -> None:
         self.database = sqlite3.connect("")  # a temporary file that sqlite removes
@@ -69,28 +68,28 @@ def manifest_row(number: int, trial: Trial, split: Split, bank: VectorBank) -> d
     }
 
 
-def distinct_pairs(plan: PairedPlan, wanted: int) -> Iterator[tuple[Trial, Trial]]:
-    """Pairs of trials, clean and steered, leaving out those whose steered trial was there before.
+def distinct_pairs(plan: PairedPlan, count: int) -> Iterator[tuple[Trial, Trial]]:
+    """Yield pairs of a clean and a steered trial whose steered trials are all different.
 
     Args:
-        plan: Where they come from.
-        wanted: How many pairs.
+        plan: The plan that pairs are drawn from.
+        count: Number of pairs.
 
     Raises:
-        ConfigurationError: There are not that many.
+        ConfigurationError: The plan does not have that many.
     """
-    given = repeated = pair = 0
+    yielded = repeated = pair = 0
     with SeenTrials() as seen:
-        while given < wanted:
+        while yielded < count:
             clean, steered = plan.trial(2 * pair), plan.trial(2 * pair + 1)
             pair += 1
             if seen.add(steered.context, steered.question, steered.vector, steered.band, steered.strength):
-                given, repeated = given + 1, 0
+                yielded, repeated = yielded + 1, 0
                 yield clean, steered
             elif (repeated := repeated + 1) > MAX_REPEATS:
                 raise ConfigurationError(
                     [
-                        f"--n-examples: {2 * wanted} trials asked for, but after {2 * given} nothing new comes: there are "
+                        f"--n-examples: {2 * count} trials asked for, but after {2 * yielded} nothing new comes: there are "
                         f"{plan.contexts} contexts, {plan.vectors} vectors, {len(plan.bands)} bands and strengths from "
                         f"{plan.strengths[0]:g} to {plan.strengths[1]:g}. Ask for fewer, or widen data.strengths."
                     ]
@@ -103,16 +102,16 @@ def write_manifest(
     rows: Iterable[dict[str, Any]],
     check: Callable[[Path], list[str]] = lambda _path: [],
 ) -> None:
-    """Write a manifest as a stream; the file is complete and right, or not there.
+    """Write a manifest as a stream and check it; the file appears only if it is complete and valid.
 
     Args:
-        path: Where to.
-        header: Its first line; ``format`` and a checksum are added.
+        path: Where to write it.
+        header: The first line; ``format`` and a checksum are added.
         rows: The trials.
-        check: Reads what was written and says what is wrong with it.
+        check: Reads the file back and returns a sentence for each problem.
 
     Raises:
-        ConfigurationError: Something is.
+        ConfigurationError: The check finds a problem.
     """
     with atomic_file(path) as unfinished:
         with unfinished.open("wb") as file:
@@ -130,12 +129,12 @@ def write_manifest(
 
 
 def manifest_settings(split: Split, bank: VectorBank, base_model: str, revision: str, seed: int) -> dict[str, Any]:
-    """What a manifest and a training on it must agree about; part of the header.
+    """The settings that a manifest and a training on it must share; part of the header.
 
     Args:
         split: The training split.
-        bank: Its directions.
-        base_model: The model's name.
+        bank: The directions.
+        base_model: Name of the base model.
         revision: Its revision; empty for the default.
         seed: The experiment's seed.
     """

@@ -1,4 +1,4 @@
-"""A manifest read back as the plan of a training."""
+"""Reads a manifest and uses it as the plan of the training split."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from introspection_lit.utils.errors import ConfigurationError, RunError
 if TYPE_CHECKING:
     from introspection_lit.trials.split import Split
 
-STRIDE = 1024  # the place of every so many trials in the file is remembered, to find the others from there
-WINDOW = 4096  # pairs that are read ahead at once; more than a pool of batches has
+STRIDE = 1024  # the position in the file is stored once for this many trials
+WINDOW = 4096  # pairs that are read ahead at once; at least a pool of batches
 LONGEST_LINE = 1_000_000  # bytes
 REMEDY = "Put it back as it was and resume from the last checkpoint, or start again with the manifest as it is now."
 
@@ -34,13 +34,13 @@ class Manifest:
         path: The file.
 
     Raises:
-        ConfigurationError: It does not exist or does not begin with a manifest's header.
+        ConfigurationError: There is no such file, or its first line is not the header of a manifest.
 
     Attributes:
         header: Its first line.
-        total: How many trials the header says there are.
-        places: Where trials 0, ``STRIDE``, 2 ``STRIDE``, ... begin, as far as is known.
-        hashes: Of each ``STRIDE`` trials that have been read: what is read again must be the same.
+        total: Number of trials, according to the header.
+        places: Positions of trials 0, ``STRIDE``, 2 ``STRIDE``, ... in the file, as far as it has been read.
+        hashes: Hash of each block of ``STRIDE`` trials that has been read; a block must not change later.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,10 +71,10 @@ class Manifest:
         return dict(header)
 
     def lines(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
-        """The trials from number ``start`` on, as they are in the file, with their numbers.
+        """Yield number and raw line of each trial from number ``start`` on.
 
         Raises:
-            RunError: They are not what was read before.
+            RunError: The file has changed or can no longer be read.
         """
         block = min(start // STRIDE, len(self.places) - 1)
         try:
@@ -91,7 +91,7 @@ class Manifest:
             raise RunError([f"data.manifest: {self.path} has been cut off since it was checked. {REMEDY}"])
 
     def _block(self, file: BinaryIO, block: int) -> list[bytes]:
-        """The next ``STRIDE`` trials of the file, or those that are left; empty at its end."""
+        """The lines of the next ``STRIDE`` trials, fewer at the end of the file."""
         lines: list[bytes] = []
         while len(lines) < STRIDE and (line := file.readline(LONGEST_LINE)):
             lines.append(line)
@@ -111,13 +111,13 @@ class Manifest:
 
 
 class ManifestPlan(PairedPlan):
-    """The trials of a manifest, again and again, as the plan of a split.
+    """A plan that repeats the trials of a manifest.
 
     Args:
         manifest: The file.
-        split: The split that it is for, with the plan that the manifest was drawn from or one like it.
-        bank: Its directions.
-        seed: The experiment's seed; orders the batches.
+        split: The training split, with a random plan of the same sizes.
+        bank: The directions.
+        seed: The experiment's seed; decides the order of the batches.
     """
 
     def __init__(self, manifest: Manifest, split: Split, bank: VectorBank, seed: int) -> None:
@@ -136,8 +136,8 @@ class ManifestPlan(PairedPlan):
         self.fingerprint = ""  # of the file, once it has been checked
 
     def problems(self) -> list[str]:
-        """Read the whole file and say what is wrong with it: the first ten problems."""
-        wrong: list[str] = []
+        """Read the whole file and return its first ten problems, a sentence for each."""
+        problems: list[str] = []
         checksum, first = self.manifest.header.get(CHECKSUM), self.manifest.first  # older manifests have none
         if isinstance(checksum, str) and len(checksum) == len(NO_CHECKSUM) and checksum.isascii():
             first = first.replace(checksum.encode(), NO_CHECKSUM.encode(), 1)
@@ -156,19 +156,19 @@ class ManifestPlan(PairedPlan):
                         raise ValueError("the same steered trial as an earlier one.")
                     clean = trial
                 except ValueError as error:
-                    wrong.append(f"line {number + 2}: {error}")
+                    problems.append(f"line {number + 2}: {error}")
                     clean = None
-                if len(wrong) >= 10 or count > self.manifest.total:
+                if len(problems) >= 10 or count > self.manifest.total:
                     break
         self.fingerprint = trials.hexdigest()[:16]
-        if count != self.manifest.total and len(wrong) < 10:
-            wrong.append(f"it has {count} trials or more, its header says {self.manifest.total}: it may be cut off.")
-        if not wrong and checksum not in (None, whole_file.hexdigest()):
-            wrong.append(mismatch(f"{CHECKSUM!r} from its first line") + ".")
-        return [f"data.manifest: {self.manifest.path}: {problem}" for problem in wrong]
+        if count != self.manifest.total and len(problems) < 10:
+            problems.append(f"it has {count} trials or more, its header says {self.manifest.total}: it may be cut off.")
+        if not problems and checksum not in (None, whole_file.hexdigest()):
+            problems.append(mismatch(f"{CHECKSUM!r} from its first line") + ".")
+        return [f"data.manifest: {self.manifest.path}: {problem}" for problem in problems]
 
     def _trial(self, number: int, line: bytes) -> Trial:
-        """Read a line.
+        """Parse a line.
 
         Raises:
             ValueError: It is not a trial of this split.
@@ -187,8 +187,8 @@ class ManifestPlan(PairedPlan):
             raise ValueError(message)
         question = _number_of(row["question"], {self._own[context]: 0} if context in self._own else self._question)
         if question is None:
-            asked = shorten(row["question"])
-            raise ValueError(f"the question {asked} is none of data.questions, or not the context's own.")
+            text = shorten(row["question"])
+            raise ValueError(f"the question {text} is none of data.questions, or not the context's own.")
         vector, band, strength = _number_of(row["vector"], self._vector), row["band"], row["strength"]
         if not row["steered"]:
             if any(row[name] is not None for name in ("vector", "band", "strength")):
@@ -206,10 +206,10 @@ class ManifestPlan(PairedPlan):
         return Trial(self.split, number, context, question, True, vector, (band[0], band[1]), float(strength))
 
     def _pair(self, pair: int) -> tuple[Trial, Trial]:
-        """Both trials of a pair; those that follow it in the file are kept at hand.
+        """Both trials of a pair; the pairs that follow it in the file are cached.
 
         Raises:
-            RunError: The file is no longer what was checked.
+            RunError: The file has changed since it was checked.
         """
         pair %= self.manifest.total // 2
         if pair not in self._pairs:
@@ -228,10 +228,10 @@ class ManifestPlan(PairedPlan):
     def batch(
         self, number: int, size: int, lengths: Sequence[int], pool: int, share: tuple[int, int] = (0, 1)
     ) -> list[Trial]:
-        """The trials of a batch: the next of the file, but that pools of ``pool`` batches are sorted by length.
+        """The trials of a batch, in the order of the file except that pools of ``pool`` batches are sorted by length.
 
-        After the last batch of a pass the next pass begins; each has every trial once. A last batch that is not full is
-        filled up with the first trials of the file.
+        A pass has every trial once; after its last batch the next pass begins. The last batch is filled up with the first
+        trials of the file.
         """
         half, total = size // 2, self.manifest.total // 2
         self._window = max(WINDOW, pool * half)
@@ -247,14 +247,14 @@ class ManifestPlan(PairedPlan):
         return [self.trial(2 * pair + steered) for pair in chosen for steered in (0, 1)]
 
     def trial(self, number: int) -> Trial:
-        """Trial ``number``; beyond the last one it starts again."""
+        """Make trial ``number``; numbers beyond the last trial start again at the first."""
         return self._pair(number // 2)[number % 2]
 
     def context_of(self, pair: int) -> int:
-        """The context that both trials of a pair have."""
+        """Index of the context of both trials of a pair."""
         return self._pair(pair)[0].context
 
 
 def _number_of(name: object, numbers: Mapping[str, int]) -> int | None:
-    """The number of a name; None if it is unknown, or no text at all."""
+    """The index of a name; None if it is unknown or not a text."""
     return numbers.get(name) if isinstance(name, str) else None

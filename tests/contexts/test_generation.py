@@ -354,14 +354,14 @@ def test_large_is_made_once(
     tokenizer("a", truncation=True, max_length=5)  # leaves its mark on the tokenizer, not on the lengths
     assert large_contexts(tokenizer, 400) == contexts
     assert built == []
-    large_contexts(tokenizer, 401, told=False)
+    large_contexts(tokenizer, 401, verbose=False)
     assert built == [(45, 0)]
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(larger, "version", lambda _: "0")
-    large_contexts(tokenizer, 400, told=False)
+    large_contexts(tokenizer, 400, verbose=False)
     other = copy.deepcopy(tokenizer)
     other.chat_template += " "
-    large_contexts(other, 400, told=False)
+    large_contexts(other, 400, verbose=False)
     assert len(built) == 3
     assert len(list(cache.glob("*.jsonl"))) == 4
     assert not list(cache.glob("*.unfinished"))
@@ -373,7 +373,7 @@ def test_large_that_cannot_be_made_says_what_to_do(
     """Too few texts on this machine, a cache that cannot be written to, and nobody to measure lengths."""
     monkeypatch.setitem(NEW, "licences", lambda _: iter(()))
     with pytest.raises(ConfigurationError, match="'licences', found 0 here") as caught:
-        large_contexts(tokenizer, 400, told=False)
+        large_contexts(tokenizer, 400, verbose=False)
     (problem,) = caught.value.problems
     assert "Expected 45 of each unseen kind" in problem
     assert f"--data.contexts builtin --data.test_kinds '[{', '.join(UNSEEN)}]'" in problem
@@ -383,7 +383,7 @@ def test_large_that_cannot_be_made_says_what_to_do(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INTROSPECTION_LIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigurationError, match=r"INTROSPECTION_LIT_CACHE: .* cannot be written"):
-        large_contexts(tokenizer, 400, told=False)
+        large_contexts(tokenizer, 400, verbose=False)
     with pytest.raises(ConfigurationError, match=r"got 'large' where no tokenizer .*build_contexts\.py"):
         load_contexts(LARGE)
 
