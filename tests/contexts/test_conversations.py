@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import CHATML, NO_SYSTEM, train_tokenizer
+from tiny_models import CHATML, NO_SYSTEM, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import BUILTIN, exchange

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from introspection_lit.utils.errors import IntrospectionError
@@ -114,3 +116,12 @@ def mutated(document: Any, most: int = 2) -> st.SearchStrategy[Any]:
 def left_in(folder: Path) -> list[str]:
     """What is in a folder, by name."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def nested_too_deeply(patch: pytest.MonkeyPatch) -> None:
+    """Let whatever is read as JSON be brackets in brackets, more than Python's parser takes."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    patch.setattr(json, "loads", fails)

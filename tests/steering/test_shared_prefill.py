@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SIZES
+from tiny_models import SIZES
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache, MistralConfig, PreTrainedModel, PreTrainedTokenizerFast
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-from project_paths import CONFIG
+from project_paths import CONFIG, ROOT
 from run_scripts import GRID, SCRIPTS, options, script
 
 from introspection_lit.models.adapters import DESCRIPTION
+from introspection_lit.tools import pipeline
 from introspection_lit.training.callbacks.writers import PredictionWriter
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.trials.split import Split
 from introspection_lit.utils import files
+from introspection_lit.utils.errors import ConfigurationError
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -198,3 +200,22 @@ def test_resume_with_another_manifest_is_refused(
     with pytest.raises(SystemExit):
         script("finetune").main([*steps.shared, *bank, *steps.train, *resumed])
     assert "was trained on other" in capsys.readouterr().err
+
+
+def test_the_users_own_file_wins(tmp_path: Path) -> None:
+    """On the command line, or in a configuration of his."""
+    (tmp_path / "mine.yaml").write_text("data: {contexts: mine.jsonl}")
+    theirs = {"data.contexts": "/elsewhere/theirs.json", "data.info": "none"}
+    for words, given in (
+        (["--conversations", "mine.json"], True),
+        (["--data.contexts=mine.json"], True),
+        (["--config", str(tmp_path / "mine.yaml")], True),
+        (["--seed", "3"], False),
+    ):
+        parser = pipeline.make_parser("", ROOT)
+        steps = pipeline.parse(parser, ["--model", "a", "--folder", str(tmp_path), *words], "evaluate")
+        if given:
+            assert pipeline.recorded_options(theirs, tmp_path / "train.jsonl", steps) == ["--data.info=none"]
+        else:
+            with pytest.raises(ConfigurationError, match="--conversations FILE"):
+                pipeline.recorded_options(theirs, tmp_path / "train.jsonl", steps)

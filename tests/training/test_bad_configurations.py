@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.trials.loaders import SplitBatches
+from introspection_lit.utils import config_files
 from introspection_lit.utils.config_files import Misread, count_values, refuse_ambiguous_yaml
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -254,9 +254,6 @@ def test_keys_that_come_twice_are_found(document: str) -> None:
         assert count_values(tree, {}) >= 1
 
 
-# Ten to the power of ten values in eleven lines.
-BOMB = "a: &a [x]\n" + "".join(f"{n}: &{n} [{', '.join(['*' + m] * 10)}]\n" for m, n in pairwise("abcdefghijk"))
-
 # Each fault that these tests found, once more in plain words; several at once where they are found at once.
 
 
@@ -276,11 +273,9 @@ BOMB = "a: &a [x]\n" + "".join(f"{n}: &{n} [{', '.join(['*' + m] * 10)}]\n" for 
         ("data: []\nseed_everything: 4294967296", ["data: got '[]'", "seed_everything: got 4294967296"]),
         ("data: {seed: 1}\ndata: {batch_size: 2}", ["'data' comes twice"]),
         ("data: &d {concepts: *d}", ["inside itself"]),
-        (BOMB, ["more than 100000 values"]),
         (b"data: {seed: \xe9}", ["--config"]),
         (b"\xff\xfe\x00", ["--config"]),
         (b"\x00", ["parsing config"]),
-        ("[" * 3000, ["config"]),
         ('data: {questions: ["\\ud800"]}', ["parsing config"]),
         ("data: {answers: [yes, no]}", ["data.answers"]),
     ],
@@ -293,6 +288,13 @@ def test_odd_configuration_files(fit: Callable[..., str], content: str | bytes, 
         assert message in printed
 
 
+def test_configurations_have_a_limit_of_values(fit: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few lines of aliases of aliases are more values than any machine holds; here they are few, and the limit is low."""
+    monkeypatch.setattr(config_files, "MAX_VALUES", 20)
+    Path("odd.yaml").write_text("a: &a [x, x, x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
+    assert "more than 20 values" in fit("--config", "odd.yaml")
+
+
 def test_options_that_got_through(fit: Callable[..., str]) -> None:
     """To the model, to a traceback of a library, or to a silent wrong answer."""
     bad = {
@@ -301,15 +303,18 @@ def test_options_that_got_through(fit: Callable[..., str]) -> None:
         "data.strengths": ("[1e-7, 1]", "data.strengths: got [1e-07, 1.0]"),
         "data.test_strengths": ("[1, 1e300]", "data.test_strengths: got [1.0, 1e+300]"),
         "data.test_doses": ("[1e-300]", "data.test_doses: got [1e-300]"),
-        "data.batch_size": ("100000000", f"data.batch_size: got 100000000. Expected at most {MAX_ROWS}"),
-        "data.eval_batch_size": ("100000000", f"data.eval_batch_size: got 100000000. Expected at most {MAX_ROWS}"),
-        "data.train_vectors": ("100000000000", f"data.train_vectors: got 100000000000. Expected at most {MAX_COUNT}"),
-        "data.trials_per_epoch": ("100000000000000000000", "data.trials_per_epoch: got 100000000000000000000"),
-        "data.num_workers": ("100000", f"data.num_workers: got 100000. Expected at most {MAX_WORKERS}"),
+        "data.batch_size": (str(MAX_ROWS + 2), f"data.batch_size: got {MAX_ROWS + 2}. Expected at most {MAX_ROWS}"),
+        "data.eval_batch_size": (str(MAX_ROWS + 2), f"data.eval_batch_size: got {MAX_ROWS + 2}. Expected at most"),
+        "data.train_vectors": (
+            str(MAX_COUNT + 1),
+            f"data.train_vectors: got {MAX_COUNT + 1}. Expected at most",
+        ),
+        "data.trials_per_epoch": (str(MAX_COUNT + 2), f"data.trials_per_epoch: got {MAX_COUNT + 2}"),
+        "data.num_workers": (str(MAX_WORKERS + 1), f"data.num_workers: got {MAX_WORKERS + 1}. Expected at most"),
         "model.learning_rate": (".inf", "learning_rate inf"),
         "model.weight_decay": (".inf", "weight_decay inf"),
         "model.threshold": (".nan", "model.threshold: got nan"),
-        "model.lora.r": ("100000000", f"model.lora.r: got 100000000. Expected at most {MAX_RANK}"),
+        "model.lora.r": (str(MAX_RANK + 1), f"model.lora.r: got {MAX_RANK + 1}. Expected at most {MAX_RANK}"),
         "trainer.accumulate_grad_batches": ("0", "trainer.accumulate_grad_batches: got 0"),
         "trainer.gradient_clip_val": (".nan", "trainer.gradient_clip_val: got nan"),
         "trainer.check_val_every_n_epoch": ("0", "trainer.check_val_every_n_epoch: got 0"),
