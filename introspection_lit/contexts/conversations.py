@@ -297,6 +297,13 @@ def usable_contexts(
 
     A user message with ``<|im_end|>`` would be read as several turns and could plant the answer. A context with a question
     of its own is checked with that question too.
+
+    Args:
+        tokenizer: Has the chat template.
+        contexts: The contexts.
+        question: Any question of the experiment.
+        phrasing: System prompt, information before the question, and answer prefix.
+        limit: Length of the longest usable context, in tokens.
     """
     usable = []
     for context in contexts:

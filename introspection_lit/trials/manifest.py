@@ -53,7 +53,7 @@ class SeenTrials:
 
 
 def manifest_row(number: int, trial: Trial, split: Split, bank: VectorBank) -> dict[str, Any]:
-    """A trial as a line of a manifest, readable by itself: texts and names instead of numbers."""
+    """A trial as a line of a manifest, with texts and names instead of indices."""
     context = split.contexts[trial.context]
     return {
         "number": number,

@@ -211,7 +211,15 @@ def draw_strength(seed: int, split: str, number: int, strengths: tuple[float, fl
 
 
 def draw_in_rounds(seed: int, split: str, what: str, position: int, size: int) -> int:
-    """Draw ``position`` of an unlimited sequence of integers below ``size``: each round has every integer once."""
+    """An item of an unlimited random sequence of integers in which each round has every integer below ``size`` once.
+
+    Args:
+        seed: The experiment's seed.
+        split: Name of the split.
+        what: Names the random stream: ``context``, ``question``, ``vector`` or ``cell``.
+        position: Position in the sequence, from 0.
+        size: Length of a round.
+    """
     round_number, place = divmod(position, size)
     return int(round_order(seed, split, what, round_number, size)[place])
 
