@@ -91,13 +91,13 @@ def chaos(options: argparse.Namespace, more: Sequence[str]) -> list[Outcome]:
     if options.processes > 1:
         words += ["--trainer.strategy", "ddp", "--trainer.devices", str(options.processes)]
     runs = Runs(folder, [*words, *more], options.processes, options.places)
-    if any(statuses := runs.whole()):
-        raise RunError([f"the run without a fault ended with {statuses}: see {folder}/whole/output.0.txt."])
+    if any(statuses := runs.reference()):
+        raise RunError([f"the run without a fault ended with {statuses}: see {folder}/reference/output.0.txt."])
     print(f"a whole run: {runs.seconds:.1f} s; it comes by {dict(runs.passed)}", flush=True)
     faults = [runs.draw(options.seed, n, signal.Signals[f"SIG{s}"]) for s in options.signals for n in range(options.kills)]
     outcomes = []
     for number, fault in enumerate(faults, start=1):
-        outcome = runs.end_and_go_on(number, fault)
+        outcome = runs.kill_and_resume(number, fault)
         outcomes.append(outcome)
         origin = "began anew" if outcome.step is None else f"went on from step {outcome.step}"
         end = "identical" if outcome.identical else "ANOTHER ADAPTER" if outcome.resumed else "DID NOT GO ON"

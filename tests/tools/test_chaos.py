@@ -53,11 +53,11 @@ def test_another_adapter_is_seen(tmp_path: Path) -> None:
         (run / "adapter" / "introspection.json").write_text(json.dumps({"threshold": threshold}))
         content = {"state_dict": {"a": torch.tensor([weight])}, "optimizer_states": [{"state": {0: torch.tensor(average)}}]}
         torch.save(content | {"lr_schedulers": [], "global_step": 3}, run / "checkpoints" / "last.ckpt")
-        return chaos.made(tmp_path)
+        return chaos.result_hash(tmp_path)
 
     assert write() == write()
     assert len({write(), write(weight=1.0), write(average=1e-9), write(threshold=0.6)}) == 4
-    assert chaos.made(tmp_path / "empty") == "nothing"
+    assert chaos.result_hash(tmp_path / "empty") == "nothing"
 
 
 def test_draws_cover_every_place_and_every_process(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_a_run_that_did_not_come_to_the_same_fails_the_script(monkeypatch: pytes
     """Exit 1, whatever the others did."""
 
     class Bad(Runs):
-        def whole(self) -> list[int]:
+        def reference(self) -> list[int]:
             self.passed.update(batch=5)
             return [0]
 
-        def end_and_go_on(self, number: int, fault: Fault) -> Any:
+        def kill_and_resume(self, number: int, fault: Fault) -> Any:
             return chaos.Outcome(fault, [-9], 3, resumed=True, identical=number != 2)
 
     module = script("chaos")

@@ -118,7 +118,7 @@ def test_cache_without_a_limit_is_named() -> None:
 def test_growth_is_that_of_a_line_and_outliers_do_not_matter() -> None:
     """Three a second over 100 seconds, one sample in five far off."""
     samples = [Sample(LONG, 0, float(n), n, 1.0, QUIET._replace(objects=3 * n if n % 5 else 10**6)) for n in range(101)]
-    assert growth(samples, lambda holds: holds.objects) == pytest.approx(300)
+    assert growth(samples, "objects") == pytest.approx(300)
 
 
 def test_footprint_counts_what_is_held(tmp_path: Path) -> None:

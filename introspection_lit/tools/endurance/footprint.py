@@ -1,7 +1,7 @@
-"""What this process holds at a moment: memory, objects, tensors, hooks, files, threads, figures, entries of caches.
+"""Counts what this process holds: memory, objects, tensors, hooks, files, threads, figures, entries of caches.
 
-Read from Linux's ``/proc``, from Python's garbage collector and from the model itself. Nothing is changed but that garbage
-is collected first: what is counted is what somebody still holds. Objects that were frozen (``gc.freeze``) are not counted.
+Read from Linux's ``/proc``, from Python's garbage collector and from the model. Garbage is collected first, so that only
+what is referenced is counted; objects that are frozen (``gc.freeze``) are not.
 """
 
 from __future__ import annotations
@@ -22,45 +22,26 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from introspection_lit.training.datamodule import IntrospectionDataModule
 
-
 PROC = Path("/proc/self")
 
 
 class Footprint(NamedTuple):
-    """Counts of one moment.
+    """Counts of one moment; memory in bytes."""
 
-    Attributes:
-        resident: Memory of the process that is in RAM, bytes; also what the allocator has not given back to the system.
-        allocated: Of it, what has been asked for and not returned, bytes; without small Python objects, which have pools of
-            their own. 0 where the C library does not say (it is not glibc 2.33 or newer).
-        device: Memory that torch holds on a GPU, bytes.
-        objects: Python objects that the garbage collector knows.
-        collected: Objects that it has just found to be garbage.
-        tensors: Tensors, without those of kept caches.
-        tensor_bytes: Their memory, each storage once, without kept caches.
-        kept_bytes: Clean caches that are kept (``data.reuse``), host memory, bytes.
-        hooks: Forward, backward and state-dict hooks on all modules and parameters, and torch's global ones.
-        files: Open file descriptors, sockets and pipes among them.
-        threads: Threads, those of libraries among them.
-        figures: Matplotlib's figures.
-        remembered: Entries in the package's function caches.
-        encoded: Conversations whose tokens the splits remember.
-    """
-
-    resident: int
-    allocated: int
-    device: int
-    objects: int
-    collected: int
-    tensors: int
-    tensor_bytes: int
-    kept_bytes: int
-    hooks: int
-    files: int
-    threads: int
-    figures: int
-    remembered: int
-    encoded: int
+    resident: int  # memory of the process in RAM, with what the allocator has not returned to the system
+    allocated: int  # of it, what malloc has handed out; small Python objects have pools of their own. 0: unknown
+    device: int  # memory that torch holds on a GPU
+    objects: int  # that the garbage collector tracks
+    collected: int  # that were found to be garbage just now
+    tensors: int  # without those of kept caches
+    tensor_bytes: int  # each storage once, without kept caches
+    kept_bytes: int  # clean caches in host memory (data.reuse)
+    hooks: int  # forward, backward and state-dict hooks of modules and parameters, and torch's global ones
+    files: int  # open file descriptors, sockets and pipes among them
+    threads: int  # those of libraries among them
+    figures: int  # matplotlib's
+    remembered: int  # entries in the package's function caches
+    encoded: int  # tokenised conversations in the splits
 
 
 def footprint(module: nn.Module | None = None, data: IntrospectionDataModule | None = None) -> Footprint:
@@ -75,7 +56,6 @@ def footprint(module: nn.Module | None = None, data: IntrospectionDataModule | N
     """
     resident = int((PROC / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     collected = gc.collect()
-    files = len(os.listdir(PROC / "fd")) - 1  # the folder itself is open while it is read
     status = dict(line.split(":", 1) for line in (PROC / "status").read_text().splitlines())
     kept = data.run.clean_caches if data is not None else None
     kept_bytes = kept.nbytes if kept is not None else 0
@@ -90,7 +70,7 @@ def footprint(module: nn.Module | None = None, data: IntrospectionDataModule | N
         tensor_bytes=tensor_bytes - kept_bytes,
         kept_bytes=kept_bytes,
         hooks=sum(map(len, hooks(module))),
-        files=files,
+        files=len(os.listdir(PROC / "fd")) - 1,  # the folder itself is open while it is read
         threads=int(status["Threads"]),
         figures=figures,
         remembered=sum(cache.cache_info().currsize for cache in function_caches()),
@@ -98,77 +78,61 @@ def footprint(module: nn.Module | None = None, data: IntrospectionDataModule | N
     )
 
 
-class _Allocator(ctypes.Structure):
+class _Mallinfo2(ctypes.Structure):
     """What glibc's ``mallinfo2`` returns; see its manual page."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
+    NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
 
 
 def allocated() -> int:
-    """Bytes that ``malloc`` has handed out and not got back, large blocks included; 0 if the C library does not say."""
-    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if ask is None:
+    """Bytes that ``malloc`` has handed out, large blocks included; 0 if the C library is not glibc 2.33 or newer."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
         return 0
-    ask.restype = _Allocator
-    found = ask()
-    return int(found.uordblks + found.hblkhd)
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 def _objects() -> tuple[int, int, int, int]:
-    """Objects; tensors among them, and their bytes; figures among them."""
+    """The numbers of objects, of tensors and of their bytes, and of figures."""
     everything = gc.get_objects()
-    kinds = Counter(map(type, everything))  # asking the things themselves would wake lazy modules
-    of_tensors = {kind for kind in kinds if issubclass(kind, Tensor)}
-    tensors = [thing for thing in everything if type(thing) in of_tensors]
+    types = Counter(map(type, everything))  # isinstance on the objects would load lazy modules
+    of_tensors = {kind for kind in types if issubclass(kind, Tensor)}
+    tensors = [each for each in everything if type(each) in of_tensors]
     storages = {}
     for tensor in tensors:
         if tensor.layout == torch.strided and tensor.device.type != "meta":
             storage = tensor.untyped_storage()
             storages[tensor.device, storage.data_ptr()] = storage.nbytes()
-    figures = sum(count for kind, count in kinds.items() if issubclass(kind, Figure))
+    figures = sum(count for kind, count in types.items() if issubclass(kind, Figure))
     return len(everything), len(tensors), sum(storages.values()), figures
 
 
 def hooks(module: nn.Module | None) -> Iterator[Any]:
     """Every collection of hooks: torch's global ones, those of each module, those of each parameter."""
-    for name, value in vars(nn.modules.module).items():
-        if name.startswith("_global") and name.endswith("_hooks"):
-            yield value
-    for each in module.modules() if module is not None else ():
-        yield from (value for name, value in vars(each).items() if name.endswith("_hooks"))
+    for owner in (nn.modules.module, *(module.modules() if module is not None else ())):
+        yield from (value for name, value in vars(owner).items() if name.endswith("_hooks") and hasattr(value, "__len__"))
     for parameter in module.parameters() if module is not None else ():
         yield parameter._backward_hooks or ()
         yield getattr(parameter, "_post_accumulate_grad_hooks", None) or ()
 
 
 def function_caches() -> list[Any]:
-    """Functions of the package, imported so far, that remember results (``functools.lru_cache``)."""
+    """The package's functions, imported so far, that cache results (``functools.lru_cache``)."""
     package = __name__.partition(".")[0]
     modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == package]
-    found = {id(value): value for module in modules for value in vars(module).values() if hasattr(value, "cache_info")}
-    return list(found.values())
+    caches = {id(value): value for module in modules for value in vars(module).values() if hasattr(value, "cache_info")}
+    return list(caches.values())
 
 
 def most_remembered() -> int | None:
-    """Most entries that the function caches can ever have; None: there is one without a limit."""
+    """The limit of the entries in all function caches; None: one has no limit."""
     sizes = [cache.cache_parameters()["maxsize"] for cache in function_caches()]
     return None if None in sizes else sum(sizes)
 
 
 def most_encoded(data: IntrospectionDataModule) -> int:
-    """Most conversations that the splits can ever remember: each of their contexts with each of their questions."""
+    """The limit of the tokenised conversations in all splits: each context with each question."""
     return sum(len(split.contexts) * len(split.questions) for split in data.splits.values())
