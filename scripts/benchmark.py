@@ -47,12 +47,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def argument_parser() -> argparse.ArgumentParser:
     """The script's own options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any other option is one of `python -m introspection_lit`, such as --model.lora.r 4.",
-        allow_abbrev=False,
-    )
+    others = "Any other option is one of `python -m introspection_lit`, such as --model.lora.r 4."
+    parser = option_types.parser(__doc__, others)
     shapes = ", ".join(name for name in SHAPES if name not in SHORT_NAMES)
     parser.add_argument(
         "--model",

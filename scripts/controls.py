@@ -22,7 +22,7 @@ from introspection_lit import report
 from introspection_lit.evaluation.controls import Row, control_row
 from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
-from introspection_lit.tools.fit_runs import Training, fit_parser, reserved_option_problems, run_missing
+from introspection_lit.tools.fit_runs import Training, reserved_option_problems, run_missing
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.config_files import read_plain_yaml, untrusted_parts
 from introspection_lit.utils.console import PlainConsole
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if a training failed, 2 if the command cannot work, 130 after Ctrl-C.
     """
-    parser = fit_parser(__doc__)
+    parser = option_types.parser(__doc__)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the folder of a fit that was tested")
     parser.add_argument("--epochs", type=option_types.positive, help="passes over the trials (default: as in the run)")
     options, more = parser.parse_known_args(args)

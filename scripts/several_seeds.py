@@ -16,7 +16,7 @@ from pathlib import Path
 from introspection_lit import report
 from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
-from introspection_lit.tools.fit_runs import Training, fit_parser, reserved_option_problems, run_missing
+from introspection_lit.tools.fit_runs import Training, reserved_option_problems, run_missing
 from introspection_lit.tools.several_seeds import seed_tables, seeds_with_repeated_bank, summarise_seeds
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.console import PlainConsole
@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if a seed failed, 2 if the command cannot work, 130 after Ctrl-C.
     """
-    parser = fit_parser(__doc__)
+    parser = option_types.parser(__doc__)
     parser.add_argument("--config", action="append", required=True, metavar="YAML", help="the experiment; may be repeated")
     parser.add_argument("--seeds", type=option_types.positive, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--first", type=option_types.seed, default=0, help="the first one (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Trains for an hour and says whether anything grows: memory, hooks, open files, tensors, cached entries.
+"""Endurance test: trains for an hour and checks that nothing grows: memory, hooks, open files, tensors, cached entries.
 
     python soak.py --minutes 60
     python soak.py --minutes 10 --model smollm2-135m --out soak-135m
@@ -33,12 +33,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if anything grows, 2 if the command cannot work, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any other option is one of `python -m introspection_lit`, such as --data.batch_size 8.",
-        allow_abbrev=False,
-    )
+    others = "Any other option is one of `python -m introspection_lit`, such as --data.batch_size 8."
+    parser = option_types.parser(__doc__, others)
     parser.add_argument("--minutes", type=option_types.finite_number, default=60.0, help="how long (default: %(default)s)")
     parser.add_argument(
         "--every",
@@ -56,10 +52,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
-    """Soak, write and print.
+    """Train, write and print.
 
     Returns:
-        What has grown.
+        The names of the checks that failed.
 
     Raises:
         ConfigurationError: The time is not above zero, or this is not Linux.
@@ -78,27 +74,27 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
     from introspection_lit.utils.provenance import provenance
 
     arguments = ["--model.base.name_or_path", options.model, *more]
-    seen = soak.soak(arguments, 60 * options.minutes, options.every, told)
-    found = soak_report.checks(seen)
+    measured = soak.soak(arguments, 60 * options.minutes, options.every, report)
+    checks = soak_report.checks(measured)
     results = {
         **provenance(),
         "options": vars(options),
         "more": list(more),
         "settings": soak.SETTINGS,
-        "checks": [check._asdict() for check in found],
-        "most_encoded": seen.most_encoded,
-        "most_remembered": seen.most_remembered,
-        "samples": [sample._asdict() | {"holds": sample.holds._asdict()} for sample in seen.samples],
+        "checks": [check._asdict() for check in checks],
+        "most_encoded": measured.most_encoded,
+        "most_remembered": measured.most_remembered,
+        "samples": [sample._asdict() | {"holds": sample.holds._asdict()} for sample in measured.samples],
     }
     write_file(output, json.dumps(results, indent=2, allow_nan=False, default=str) + "\n")
-    save_figure(output.with_suffix(".png"), soak_report.figure(seen.samples))
-    Console(width=120).print(soak_report.table(found))
-    print(f"{seen.samples[-1].steps} training batches, {seen.samples[-1].life} lives. Details: {output}")
-    return [check.name for check in found if not check.passed]
+    save_figure(output.with_suffix(".png"), soak_report.figure(measured.samples))
+    Console(width=120).print(soak_report.table(checks))
+    print(f"{measured.samples[-1].steps} training batches, {measured.samples[-1].life} lives. Details: {output}")
+    return [check.name for check in checks if not check.passed]
 
 
-def told(sample: Sample) -> None:
-    """Say what was counted, a line for each sample."""
+def report(sample: Sample) -> None:
+    """Print a line for a sample."""
     holds = sample.holds
     print(
         f"{sample.seconds / 60:6.2f} min, {sample.scene} {sample.life or ''}: {holds.resident / 2**20:.0f} MiB, "

@@ -28,66 +28,37 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class Load:
-    """The size of a training step.
+    """The size of a training step."""
 
-    Attributes:
-        batch: Trials in a micro-batch of one process.
-        context: Tokens of the longest context, padding included.
-        question: Tokens of the longest question, padding included.
-        precision: The trainer's precision.
-        strategy: ``one`` process, ``ddp`` (the whole base model in each) or ``fsdp`` (a share of it in each).
-        world_size: Number of processes.
-        recompute: Activation checkpointing: decoder layers run again in the backward pass.
-        answer_positions: Number of different question lengths in a batch; logits are computed at each of these positions.
-        kept_contexts: Clean contexts whose caches are kept in host memory.
-        kept_layers: Layers at which steering may begin; the residual stream after each is kept with a context's cache.
-        device: ``cuda`` or ``cpu``; dropout stores a mask of one byte an element on a GPU, of the element's size on a CPU.
-    """
-
-    batch: int
-    context: int
-    question: int
-    precision: str = "bf16-mixed"
-    strategy: Strategy = "one"
-    world_size: int = 1
-    recompute: bool = False
-    answer_positions: int = 1
-    kept_contexts: int = 0
-    kept_layers: int = 0
-    device: Literal["cuda", "cpu"] = "cuda"
+    batch: int  # trials in a micro-batch of one process
+    context: int  # tokens of the longest context, padding included
+    question: int  # tokens of the longest question, padding included
+    precision: str = "bf16-mixed"  # the trainer's precision
+    strategy: Strategy = "one"  # one process, ddp (the whole base model in each) or fsdp (a share of it in each)
+    world_size: int = 1  # number of processes
+    recompute: bool = False  # activation checkpointing: decoder layers run again in the backward pass
+    answer_positions: int = 1  # different question lengths in a batch; logits are computed at each of these positions
+    kept_contexts: int = 0  # clean contexts whose caches are kept in host memory
+    kept_layers: int = 0  # layers at which steering may begin; the residual stream after each is kept with a cache
+    device: Literal["cuda", "cpu"] = "cuda"  # dropout stores a byte an element on a GPU, the element's size on a CPU
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part, of one process.
+    """Bytes by part, of one process."""
 
-    Attributes:
-        weights: The base model, or its shard.
-        gathered: FSDP units that are gathered at one time.
-        adapter: LoRA's matrices.
-        gradients: Of the adapter; under DDP twice, for the communication buckets.
-        optimizer: The two moments of AdamW.
-        cache: Keys and values of the contexts.
-        activations: Tensors that the question pass saves for its backward pass.
-        appended: Caches extended by the keys and values of the question, until the end of the question pass.
-        logits: At the answer positions, with the temporary tensors of the loss.
-        backward: Temporary tensors of a layer's backward pass, a dequantised matrix included.
-        prefill: Temporary tensors of the prefill, kept caches that are copied into the batch included.
-        host: Clean caches kept in host memory, not on the device.
-    """
-
-    weights: int
-    gathered: int
-    adapter: int
-    gradients: int
-    optimizer: int
-    cache: int
-    activations: int
-    appended: int
-    logits: int
-    backward: int
-    prefill: int
-    host: int
+    weights: int  # the base model, or its shard
+    gathered: int  # FSDP units that are gathered at one time
+    adapter: int  # LoRA's matrices
+    gradients: int  # of the adapter; under DDP twice, for the communication buckets
+    optimizer: int  # the two moments of AdamW
+    cache: int  # keys and values of the contexts
+    activations: int  # tensors that the question pass saves for its backward pass
+    appended: int  # caches extended by the keys and values of the question, until the end of the question pass
+    logits: int  # at the answer positions, with the temporary tensors of the loss
+    backward: int  # temporary tensors of a layer's backward pass, a dequantised matrix included
+    prefill: int  # temporary tensors of the prefill, kept caches that are copied into the batch included
+    host: int  # clean caches kept in host memory, not on the device
 
     @property
     def persistent(self) -> int:

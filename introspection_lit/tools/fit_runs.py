@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -120,20 +119,6 @@ def run_missing(trainings: Mapping[Name, Training], prefix: str = "") -> list[Na
         if name in missing and (status := training.run()):
             print(f"{prefix}{name}: failed with exit status {status}", flush=True)
     return [name for name, training in trainings.items() if not training.done()]
-
-
-def fit_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of a script whose other options are those of ``fit``.
-
-    Args:
-        description: The script's docstring.
-    """
-    return argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any other option is one of `python -m introspection_lit fit`.",
-        allow_abbrev=False,
-    )
 
 
 def reserved_option_problems(arguments: Sequence[str], reserved: Sequence[str]) -> list[str]:

@@ -1,10 +1,24 @@
-"""Types of the scripts' options for argparse: each function parses a text or raises with what was expected."""
+"""The scripts' parser, and types of their options: each function parses a text or raises with what was expected."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+from argparse import ArgumentParser as Parser
+
+
+def parser(
+    description: str | None, epilog: str = "Any other option is one of `python -m introspection_lit fit`."
+) -> Parser:
+    """The parser of a script that passes on the options which it does not know.
+
+    Args:
+        description: The script's docstring, with an example.
+        epilog: Says which options those are.
+    """
+    layout = argparse.RawDescriptionHelpFormatter
+    return Parser(description=description, formatter_class=layout, epilog=epilog, allow_abbrev=False)
 
 
 def positive(text: str) -> int:

@@ -84,13 +84,8 @@ def make_parser(description: str | None, root: Path) -> argparse.ArgumentParser:
         description: The script's docstring, with an example.
         root: The project's folder.
     """
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any other option is one of `python -m introspection_lit`, such as --data.bands '[middle]' or "
-        "--trainer.accelerator cpu.",
-        allow_abbrev=False,
-    )
+    others = "Any other option is one of `python -m introspection_lit`, such as --data.bands '[middle]' or "
+    parser = option_types.parser(description, f"{others}--trainer.accelerator cpu.")
     parser.add_argument(
         "--model",
         help=f"hub id, folder, .gguf file, or {', '.join(SHORT_NAMES)} (the embedded one); default: that of --config, or "
@@ -256,14 +251,13 @@ def guarded(action: Callable[[], None]) -> None:
     except ConfigurationError as error:
         stop(str(error))
     except (RuntimeError, MemoryError, OSError) as error:
-        from introspection_lit.training.callbacks.out_of_memory import run_error  # slow to import: not for --help
+        from introspection_lit.training.callbacks.out_of_memory import run_error  # imports Lightning: not for --help
 
-        explained = run_error(error)
-        if explained is None and isinstance(error, OSError):
+        if out_of_memory := run_error(error):
+            stop(str(out_of_memory), 1)
+        if isinstance(error, OSError):
             stop(str(error))
-        if explained is None:
-            raise
-        stop(str(explained), 1)
+        raise
     except (KeyboardInterrupt, SystemExit) as error:
         status = 130 if isinstance(error, KeyboardInterrupt) else error.code
         if isinstance(status, int) and status > 128:

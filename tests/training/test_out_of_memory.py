@@ -187,7 +187,7 @@ def in_prefill(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
 
 
 def in_forward(data: IntrospectionDataModule, action: Callable[[], Any]) -> Any:
-    """In the last layer of the detection pass."""
+    """In the last layer of the question pass."""
 
     def hook(module: nn.Module, args: Any) -> None:
         if torch.is_grad_enabled():

@@ -1,18 +1,20 @@
 """Speed and memory of the training step at several batch sizes, beside training on one trial at a time.
 
 **Work.** With N weights in the matrices of the decoder layers, a trial of c context and q question tokens nominally costs
-2·N·c (prefill) + 2·N·q (detection) + 2·N·q (backward: gradients of activations only, as the weights are frozen) floating
-point operations; attention, head and adapter are left out, and padding does not count. ``tflops`` is this nominal work of
-the plain path over the time, for every row alike: what is reused shows up as a higher rate, which may pass the hardware's.
+2·N·c (prefill) + 2·N·q (question pass) + 2·N·q (backward: gradients of activations only, as the weights are frozen)
+floating point operations; attention, head and adapter are left out, and padding does not count. ``tflops`` is this nominal
+work of the plain path over the time, for every row alike: reuse shows up as a higher rate, which may exceed the hardware's.
 ``tflops_run`` counts what really went through the decoder layers, padding included.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -39,11 +41,10 @@ from introspection_lit.utils.memory_errors import free_unused, give_back, is_out
 if TYPE_CHECKING:
     from introspection_lit.cli import IntrospectionCLI
     from introspection_lit.training.datamodule import IntrospectionDataModule
-    from introspection_lit.training.module import IntrospectionModule
     from introspection_lit.training.options import Reuse
 
 
-# As many as training has for all that the schedules of learning rate and reuse can tell; the measurement stops by itself.
+# More than any measurement takes; the schedules of learning rate and reuse behave as in a long training.
 EPOCHS = 10_000
 # The dtype of arithmetic under a precision, by its first part.
 DTYPES = {"bf16": "bfloat16", "16": "float16", "32": "float32"}
@@ -71,12 +72,12 @@ def compare(
         ``rows`` (see :func:`rows`), the best ``ratio``, and all that they depend on.
 
     Raises:
-        ConfigurationError: Several processes were asked for, or memory is not enough for a single trial.
+        ConfigurationError: There are several processes, or memory is not enough for a single trial.
     """
     module, data = cli.model, cli.datamodule
     if cli.trainer.world_size > 1:
         raise ConfigurationError(["--trainer.devices: the benchmark measures one process. Leave it at 1."])
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # says the same of the hardware for every fit
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # repeats the hardware for every fit
     seconds: dict[str, float | None] = dict.fromkeys(("model", "bank"))
     timed(module, "configure_model", seconds, "model")
     timed(data, "make_bank", seconds, "bank")
@@ -92,9 +93,15 @@ def compare(
     queue = [*once * rounds, Setting(ONE_AT_A_TIME, 1)]
     dtype = getattr(torch, DTYPES.get(str(cli.trainer.precision).split("-")[0], module.base.dtype))
     ceiling = matmul_ceiling(module.device, dtype)
-    chunks, too_large, _ = measure(cli, queue, amount, reuse, Progress(len(queue)))
+    done = itertools.count(1)
+
+    def report(setting: Setting, chunk: Chunk) -> None:
+        rate = f"{chunk.trials / chunk.seconds:.3g} trials/s"
+        print(f"{next(done)} of {len(queue)}: {setting.path}, batch {setting.batch}: {rate}", flush=True)
+
+    chunks, too_large, _ = measure(cli, queue, amount, reuse, report)
     ceiling = max(ceiling, matmul_ceiling(module.device, dtype))
-    found = rows(chunks, too_large, ceiling)
+    table = rows(chunks, too_large, ceiling)
     return {
         **module.identity(),
         "device": module.device.type,
@@ -108,30 +115,13 @@ def compare(
         "ceiling_dtype": str(dtype).removeprefix("torch."),
         "seconds_to_start": {**seconds, "first_step": begun.seconds, "total": begun.since_start},
         "largest_batch": largest_batch,
-        "rows": found,
-        "ratio": max((row["ratio"] for row in found if row["ratio"] is not None), default=None),
+        "rows": table,
+        "ratio": max((row["ratio"] for row in table if row["ratio"] is not None), default=None),
     }
 
 
-class Progress:
-    """Says what came out of each measurement, a line for each.
-
-    Args:
-        total: How many there will be.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.done, self.total = 0, total
-
-    def __call__(self, setting: Setting, chunk: Chunk) -> None:
-        """Say it."""
-        self.done += 1
-        rate = f"{chunk.trials / chunk.seconds:.3g} trials/s"
-        print(f"{self.done} of {self.total}: {setting.path}, batch {setting.batch}: {rate}", flush=True)
-
-
 def timed(owner: object, name: str, seconds: dict[str, float | None], key: str) -> None:
-    """Let a method note how long it takes, all its calls together."""
+    """Add the time of a method's calls to ``seconds[key]``."""
     method = getattr(owner, name)
 
     def wrapper(*args: Any, **options: Any) -> Any:
@@ -148,7 +138,7 @@ def measure(
     queue: Sequence[Setting],
     amount: Amount,
     reuse: Reuse,
-    told: Callable[[Setting, Chunk], None] = lambda _setting, _chunk: None,
+    report: Callable[[Setting, Chunk], None] = lambda _setting, _chunk: None,
 ) -> tuple[list[tuple[Setting, Chunk]], set[Setting], FirstStep]:
     """Measure settings in the training loop.
 
@@ -157,7 +147,7 @@ def measure(
         queue: What to measure, in order; at least one batched setting.
         amount: How much of each.
         reuse: What ``batched, reuse`` reuses.
-        told: Is told of each chunk once it is measured.
+        report: Called with each chunk.
 
     Returns:
         The chunks; the settings for which memory was not enough; and the first step of all.
@@ -170,14 +160,14 @@ def measure(
     setattr(module, "cpu", lambda: module)  # noqa: B010 - it is a method, for mypy
     left, chunks, too_large, first_step = list(queue), list[tuple[Setting, Chunk]](), set[Setting](), FirstStep(None, None)
     while left:
-        measurement = Measurement(data, module, left, amount, reuse, told)
+        measurement = Measurement(data, module, left, amount, reuse, report)
         try:
             _fit(cli, measurement)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             give_back(error)
-            too_large.add(measurement.current)
+            too_large.add(measurement.queue[0])
         finally:
             if measurement.tokens is not None:
                 measurement.tokens.remove()
@@ -185,7 +175,9 @@ def measure(
         first_step = first_step if first_step.seconds else measurement.first_step
         left = [setting for setting in measurement.queue if setting not in too_large]
         if too_large:
-            forget(module)
+            module.zero_grad(set_to_none=True)
+            module.trainer = None
+            free_unused()
     if any(setting.path == ONE_AT_A_TIME for setting in too_large):
         raise ConfigurationError(["memory: not even one trial fits. Use quantization nf4, or a smaller model."])
     return chunks, too_large, first_step
@@ -209,20 +201,13 @@ def _fit(cli: IntrospectionCLI, measurement: Measurement) -> None:
         trainer.fit(cli.model, datamodule=cli.datamodule)
 
 
-def forget(module: IntrospectionModule) -> None:
-    """Give back what a fit that ran out of memory has left."""
-    module.zero_grad(set_to_none=True)
-    module.trainer = None
-    free_unused()
-
-
 def largest(fits: Callable[[int], bool], start: int, most: int) -> int:
     """Find the largest even batch that fits: double until it does not, then halve the interval.
 
     Args:
         fits: Tries a batch size.
         start: The first one tried, even.
-        most: Look no further.
+        most: The largest one tried.
 
     Returns:
         The batch size; 0 if not even two trials fit.
@@ -230,23 +215,12 @@ def largest(fits: Callable[[int], bool], start: int, most: int) -> int:
     good, size = 0, start
     while size <= most and fits(size):
         good, size = size, 2 * size
-    bad = min(size, most // 2 * 2 + 2)
-    while bad - good > 2:
-        middle = (good + bad) // 4 * 2
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good
+    between = range(good + 2, min(size, most // 2 * 2 + 2), 2)
+    return good + 2 * bisect_left(between, True, key=lambda each: not fits(each))
 
 
 def sweep(cli: IntrospectionCLI, amount: Amount, reuse: Reuse, start: int, most: int) -> int:
-    """Find the largest batch whose training steps fit into memory, with everything reused.
-
-    Args:
-        cli: Put together by :func:`~introspection_lit.cli.attach`.
-        amount: Contexts and their length; of each size two steps are run.
-        reuse: What is reused.
-        start: The first size tried.
-        most: Look no further.
-    """
+    """Find the largest batch whose training steps fit into memory, with everything reused; two steps of each are run."""
 
     def fits(size: int) -> bool:
         queue, few = [Setting(REUSE, size)], replace(amount, steps=1, warmup=1)
@@ -258,7 +232,7 @@ def sweep(cli: IntrospectionCLI, amount: Amount, reuse: Reuse, start: int, most:
 
 
 def rows(chunks: Sequence[tuple[Setting, Chunk]], too_large: set[Setting], ceiling: float) -> list[dict[str, Any]]:
-    """Put the chunks of each setting together.
+    """Combine the chunks of each setting.
 
     Args:
         chunks: From :func:`measure`, those of ``one at a time`` among them.
@@ -270,32 +244,29 @@ def rows(chunks: Sequence[tuple[Setting, Chunk]], too_large: set[Setting], ceili
         ``highest``: their range), ``tflops`` (nominal), ``of_ceiling`` and ``tflops_run``; ``peak_gib``; and ``ratio``, its
         trials per second over those of one at a time. All None (``out_of_memory`` true) where memory was not enough.
     """
-    found: dict[Setting, list[Chunk]] = {}
+    groups: dict[Setting, list[Chunk]] = {setting: [] for setting in (*(setting for setting, _ in chunks), *too_large)}
     for setting, chunk in chunks:
-        found.setdefault(setting, []).append(chunk)
-    for setting in too_large:
-        found[setting] = []
-    singles = [chunk for setting, group in found.items() if setting.path == ONE_AT_A_TIME for chunk in group]
-    slowest = statistics.median(chunk.trials / chunk.seconds for chunk in singles)
-    made = []
-    for setting in sorted(found, key=lambda setting: (PATHS.index(setting.path), setting.batch)):
+        if setting not in too_large:
+            groups[setting].append(chunk)
+    singles = statistics.median(chunk.trials / chunk.seconds for each, chunk in chunks if each.path == ONE_AT_A_TIME)
+    table = []
+    for setting in sorted(groups, key=lambda setting: (PATHS.index(setting.path), setting.batch)):
         row: dict[str, Any] = {"path": setting.path, "batch": setting.batch, "out_of_memory": setting in too_large}
-        made.append(row | _numbers(found[setting], slowest, ceiling))
-    return made
+        table.append(row | _numbers(groups[setting], singles, ceiling))
+    return table
 
 
-def _numbers(group: Sequence[Chunk], slowest: float, ceiling: float) -> dict[str, float | None]:
+def _numbers(group: Sequence[Chunk], singles: float, ceiling: float) -> dict[str, float | None]:
     if not group:
-        return dict.fromkeys(
-            ("trials_per_second", "lowest", "highest", "ratio", "tflops", "of_ceiling", "tflops_run", "peak_gib")
-        )
+        names = "trials_per_second lowest highest ratio tflops of_ceiling tflops_run peak_gib"
+        return dict.fromkeys(names.split())
     rates = [chunk.trials / chunk.seconds for chunk in group]
     rate, tflops = statistics.median(rates), statistics.median(chunk.nominal / chunk.seconds for chunk in group) / 1e12
     return {
         "trials_per_second": rate,
         "lowest": min(rates),
         "highest": max(rates),
-        "ratio": rate / slowest,
+        "ratio": rate / singles,
         "tflops": tflops,
         "of_ceiling": tflops / ceiling,
         "tflops_run": statistics.median(chunk.run / chunk.seconds for chunk in group) / 1e12,
@@ -304,23 +275,12 @@ def _numbers(group: Sequence[Chunk], slowest: float, ceiling: float) -> dict[str
 
 
 def lengths(data: IntrospectionDataModule) -> dict[str, Any]:
-    """How long contexts and questions of training are, in tokens: mean, shortest and longest.
-
-    Args:
-        data: After a measurement.
-    """
+    """The lengths of training's contexts and questions, in tokens: mean, shortest and longest; after a measurement."""
     split = data.splits["train"]
-    encoded = [
-        split.encoded(context, question)
-        for context in range(len(split.contexts))
-        for question in range(len(split.questions))
-    ]
-    groups = {
-        "context_tokens": [len(each.context_ids) for each in encoded],
-        "question_tokens": [len(each.question_ids) for each in encoded],
-    }
-    found = {
-        name: {"mean": statistics.mean(group), "shortest": min(group), "longest": max(group)}
-        for name, group in groups.items()
-    }
-    return {"contexts": len(split.contexts), **found}
+    places = itertools.product(range(len(split.contexts)), range(len(split.questions)))
+    encoded = [split.encoded(context, question) for context, question in places]
+    table: dict[str, Any] = {"contexts": len(split.contexts)}
+    for name in ("context", "question"):
+        group = [len(getattr(each, f"{name}_ids")) for each in encoded]
+        table[f"{name}_tokens"] = {"mean": statistics.mean(group), "shortest": min(group), "longest": max(group)}
+    return table

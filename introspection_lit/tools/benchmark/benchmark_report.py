@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table."""
+"""The results of a benchmark as a table."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rich.table import Table
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """Lay the rows out as a table that fits 100 columns."""
-    made = Table(title=f"Training steps of {results['base_model']}", padding=(0, 1))
+    """Arrange the rows in a table of at most 100 columns."""
+    rows = Table(title=f"Training steps of {results['base_model']}", padding=(0, 1))
     factor, unit = scale(results["ceiling_tflops"])
     for column in ("training", "batch", "trials/s", "range", "ratio", unit, "share", "run", "GiB"):
-        made.add_column(column, justify="left" if column == "training" else "right", no_wrap=True)
+        rows.add_column(column, justify="left" if column == "training" else "right", no_wrap=True)
     for row in results["rows"]:
         name = (row["path"], str(row["batch"]))
         if row["out_of_memory"]:
-            made.add_row(*name, "out of memory")
+            rows.add_row(*name, "out of memory")
             continue
-        made.add_row(
+        rows.add_row(
             *name,
             digits(row["trials_per_second"]),
             f"{digits(row['lowest'])}-{digits(row['highest'])}",
@@ -29,11 +29,11 @@ def table(results: Mapping[str, Any]) -> Table:
             digits(factor * row["tflops_run"]),
             f"{row['peak_gib']:.2f}",
         )
-    return made
+    return rows
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """What one must know to read the table, a line each."""
+    """Explanations of the table, a line each."""
     context, question = results["context_tokens"], results["question_tokens"]
     factor, unit = scale(results["ceiling_tflops"])
     started = {name: seconds for name, seconds in results["seconds_to_start"].items() if seconds is not None}
@@ -52,10 +52,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def scale(ceiling: float) -> tuple[float, str]:
-    """The unit in which speeds are shown: what TFLOP/s are multiplied by, and its name."""
+    """The unit of the table: the factor on TFLOP/s, and its name."""
     return (1.0, "TFLOP/s") if ceiling >= 10 else (1000.0, "GFLOP/s")
 
 
 def digits(number: float) -> str:
-    """A number with three digits that mean something."""
+    """A number with three significant digits."""
     return f"{number:.3g}" if number < 1000 else f"{number:.0f}"

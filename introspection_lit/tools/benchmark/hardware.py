@@ -1,4 +1,4 @@
-"""What a measurement needs of the hardware: work done, the matrix product's ceiling, peak memory, and when all began."""
+"""Counters for a measurement: operations, the rate of a large matrix product, peak memory, and the process's age."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def nominal_operations(weights: int, context: int, question: int) -> float:
 
 
 class TokensRun:
-    """Counts what goes through the decoder layers, with hooks that stay as long as the object.
+    """Counts operations in the decoder layers, by hooks that stay until :meth:`remove`.
 
     Args:
         module: With its model.
@@ -36,7 +36,7 @@ class TokensRun:
 
     def __init__(self, module: IntrospectionModule) -> None:
         self.recompute = module.recompute
-        self.forward, self.backward = 0.0, 0.0
+        self.forward = self.backward = 0.0
         self.handles = [layer.register_forward_hook(self._hook(2.0 * matrix_weights([layer]))) for layer in module.layers]
 
     def _hook(self, per_token: float) -> Any:
@@ -50,28 +50,21 @@ class TokensRun:
         return hook
 
     def reset(self) -> None:
-        """Begin again."""
-        self.forward, self.backward = 0.0, 0.0
+        """Set the counts to 0."""
+        self.forward = self.backward = 0.0
 
     def operations(self) -> float:
         """Floating point operations since the last reset: 2·N for each token forward, and as much backward."""
-        return self.forward + self.backward * (2 if self.recompute else 1)  # layers that run again do so past the hooks
+        return self.forward + self.backward * (2 if self.recompute else 1)  # recomputed layers do not call the hooks
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, size: int | None = None, times: int = 4) -> float:
-    """What this machine reaches in one large square matrix product, in TFLOP/s: the best of several.
-
-    Args:
-        device: Where.
-        dtype: Of the matrices.
-        size: Rows and columns; by default 8192 on a GPU and 1536 on the CPU.
-        times: How often it is measured.
-    """
+    """The rate of a large square matrix product on this device, in TFLOP/s: the best of several measurements."""
     size = size or (8192 if device.type == "cuda" else 1536)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -85,13 +78,13 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, size: int | None = 
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for a GPU to finish; on the CPU there is nothing to wait for."""
+    """Wait for a GPU to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to look for a new peak of memory."""
+    """Reset the peak of memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -111,9 +104,9 @@ def peak(device: torch.device) -> int:
 
 
 def seconds_since_start() -> float | None:
-    """How long ago this process was started, in seconds; None where the system does not say (not Linux)."""
+    """The age of this process in seconds; None where the system does not say (not Linux)."""
     stat = Path("/proc/self/stat")
     if not stat.exists():
         return None
-    ticks = int(stat.read_text().rsplit(")", 1)[1].split()[19])  # field 22: since the machine was started
+    ticks = int(stat.read_text().rsplit(")", 1)[1].split()[19])  # field 22: its start, since that of the machine
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -1,9 +1,9 @@
 """Measures the training step while it trains: one setting after the other in one fit.
 
-What is measured is the project's own training: its data module, prefill, detection pass, backward, clipping and optimiser
+What is measured is the project's own training: its data module, prefill, question pass, backward, clipping and optimiser
 step, in Lightning's loop. Each epoch of a fit is one measurement with a batch size of its own; between epochs the same
-model trains on one trial at a time (:mod:`~introspection_lit.single_trials`). Everything is measured in several rounds,
-each row once a round, so that a machine that is slower for a minute is slower for all rows.
+model trains on one trial at a time (:mod:`.single_trials`). Everything is measured in several rounds, each row once a
+round, so that a machine that is slower for a minute is slower for all rows.
 """
 
 from __future__ import annotations
@@ -39,86 +39,56 @@ if TYPE_CHECKING:
 
 
 ONE_AT_A_TIME, PLAIN, REUSE = "one at a time", "batched", "batched, reuse"
-# Each saving alone.
+# One saving of data.reuse alone; "batched" has none but for equal caches within a batch, which are always made once.
 LAYERS, CLEAN = "batched, layers shared", "batched, clean kept"
 PATHS = (ONE_AT_A_TIME, PLAIN, LAYERS, CLEAN, REUSE)
 
 
 class Setting(NamedTuple):
-    """A row of the table.
-
-    Attributes:
-        path: ``one at a time``, ``batched`` (``data.reuse`` off; equal caches within a batch are always made once) or
-            ``batched, reuse`` (as ``data.reuse`` says), or with one of its savings alone.
-        batch: Trials in a batch.
-    """
+    """A row of the table: a path (one of :data:`PATHS`), and the trials in a batch."""
 
     path: str
     batch: int
 
 
-@dataclass
-class Chunk:
-    """One measurement.
-
-    Attributes:
-        trials: How many.
-        seconds: How long they took.
-        nominal: Floating point operations of the plain path, see :mod:`~introspection_lit.tools.benchmark.benchmark`.
-        run: Those that went through the decoder layers.
-        memory: Peak, in bytes.
-    """
+class Chunk(NamedTuple):
+    """One measurement."""
 
     trials: int
     seconds: float
-    nominal: float
-    run: float
-    memory: int
+    nominal: float  # floating point operations of the plain path, see :mod:`.benchmark`
+    run: float  # those that went through the decoder layers
+    memory: int  # peak, in bytes
 
 
 class FirstStep(NamedTuple):
-    """When training got going.
+    """The time to the first step, in seconds; None where the system does not say."""
 
-    Attributes:
-        seconds: How long the first step took, with the making of its batch.
-        since_start: How old the process was at its end, in seconds; None where the system does not say.
-    """
-
-    seconds: float | None
-    since_start: float | None
+    seconds: float | None  # the step itself, with its batch
+    since_start: float | None  # the age of the process at its end
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is measured.
+    """How much is measured."""
 
-    Attributes:
-        steps: Optimiser steps in each measurement of a batched row.
-        warmup: Steps before each of them that are not measured; at least 1.
-        singles: Trials in each measurement of one at a time, before which two are not measured.
-        contexts: Different contexts in training.
-        context_tokens: How long they are, about.
-        question_tokens: How long questions are at least: shorter ones get words that mean nothing.
-    """
-
-    steps: int = 3
-    warmup: int = 2
-    singles: int = 8
-    contexts: int = 100
-    context_tokens: int = 72
-    question_tokens: int = 36
+    steps: int = 3  # optimiser steps in each measurement of a batched row
+    warmup: int = 2  # steps before each of them that are not measured; at least 1
+    singles: int = 8  # trials in each measurement of one at a time, after two that are not measured
+    contexts: int = 100  # different contexts in training
+    context_tokens: int = 72  # their length, about
+    question_tokens: int = 36  # the least length of questions: shorter ones get words without meaning
 
 
 def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
-    """Let training have contexts and questions of a length; a second call does nothing.
+    """Give training contexts and questions of a length; a second call does nothing.
 
     Args:
         data: After its set-up.
-        amount: How many contexts (all if there are fewer), of which length (the nearest are taken), and of which length
-            questions.
+        amount: Number and length of contexts (the nearest are taken), and the length of questions.
 
     Returns:
-        The training split, which is now that of ``data``.
+        The new training split of ``data``.
 
     Raises:
         ConfigurationError: The trials come from a manifest.
@@ -138,7 +108,7 @@ def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
 
 
 def lengthened(split: Split, question: str, tokens: int) -> str:
-    """A question with as many words before it as it takes for so many tokens, chat template and answer prefix included."""
+    """Put words before a question until it has so many tokens, chat template and answer prefix included."""
     while len(encode(split.tokenizer, split.contexts[0], question, split.phrasing).question_ids) < tokens:
         question = f"now {question}"
     return question
@@ -153,8 +123,10 @@ class Measurement(Callback):
         queue: What to measure, in order.
         amount: How much of each.
         reuse: What ``batched, reuse`` reuses.
-        told: Is told of each chunk once it is measured.
+        report: Called with each chunk.
     """
+
+    tokens: TokensRun | None = None
 
     def __init__(
         self,
@@ -163,28 +135,21 @@ class Measurement(Callback):
         queue: Sequence[Setting],
         amount: Amount,
         reuse: Reuse,
-        told: Callable[[Setting, Chunk], None] = lambda _setting, _chunk: None,
+        report: Callable[[Setting, Chunk], None],
     ) -> None:
-        self.data, self.module, self.amount, self.reuse, self.told = data, module, amount, reuse, told
-        self.queue = list(queue)
-        self.chunks: list[tuple[Setting, Chunk]] = []
+        self.data, self.module, self.amount, self.reuse, self.report = data, module, amount, reuse, report
+        self.queue, self.chunks = list(queue), list[tuple[Setting, Chunk]]()
         self.steps, self.since, self.trials = 0, 0.0, list[Trial]()
-        self.tokens: TokensRun | None = None
         self.began, self.first_step = 0.0, FirstStep(None, None)
         self._configure()
 
-    @property
-    def current(self) -> Setting:
-        """What is being measured."""
-        return self.queue[0]
-
     def _configure(self) -> None:
-        """Give the data module what the next batched setting needs; loaders are made before an epoch begins."""
+        """Set the data module to the next batched setting; loaders are made before an epoch begins."""
         batched = next((setting for setting in self.queue if setting.path != ONE_AT_A_TIME), Setting(PLAIN, 2))
         self.data.run.batch_size = batched.batch
         self.data.run.trial_counts["train"] = batched.batch * (self.amount.warmup + self.amount.steps)
-        saved = {PLAIN: (False, False), LAYERS: (True, False), CLEAN: (False, True)}
-        layers, clean = saved.get(batched.path, (self.reuse.layers, self.reuse.clean))
+        alone = {PLAIN: (False, False), LAYERS: (True, False), CLEAN: (False, True)}
+        layers, clean = alone.get(batched.path, (self.reuse.layers, self.reuse.clean))
         run = self.data.run
         run.options = replace(run.options, reuse=replace(self.reuse, layers=layers, clean=clean))
 
@@ -197,24 +162,21 @@ class Measurement(Callback):
         self.tokens, self.began = TokensRun(self.module), time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure one at a time where it is due; then make ready for the batches of this epoch."""
+        """Measure one at a time where it is next; then prepare for the batches of this epoch."""
         self._singles(trainer)
-        if not self.queue:
-            return
-        gc.collect()
-        reset_peak(self.module.device)
-        self.steps, self.trials = 0, []
-        if self.data.options.reuse.clean:
-            self._read_all()
+        if self.queue:
+            gc.collect()
+            reset_peak(self.module.device)
+            self.steps, self.trials = 0, []
+            if self.data.options.reuse.clean and not self.data.options.prefill_adapter:
+                self._read_all()
 
     def _read_all(self) -> None:
-        """Read every context once, as the first epochs of a training do: what is measured is what comes after."""
-        split = self.data.splits["train"]
-        if not self.data.options.reuse.clean or self.data.options.prefill_adapter:
-            return
+        """Read every context once, as the first epochs of a training do: the epochs after them are measured."""
+        split, size = self.data.splits["train"], self.queue[0].batch
         assert self.data.bank is not None
-        for start in range(0, len(split.contexts), self.current.batch):
-            numbers = range(start, min(start + self.current.batch, len(split.contexts)))
+        for start in range(0, len(split.contexts), size):
+            numbers = range(start, min(start + size, len(split.contexts)))
             batch = split.collate([Trial("train", number, number, 0, False) for number in numbers], self.data.bank)
             self.data.prefill(batch.to(self.module.device))
 
@@ -231,13 +193,9 @@ class Measurement(Callback):
         if self.steps > self.amount.warmup:
             self.trials += batch.trials
         if self.steps == self.amount.warmup:
-            synchronise(self.module.device)
-            assert self.tokens is not None
-            self.tokens.reset()
-            self.since = time.perf_counter()
+            self._start()
         if self.steps == self.amount.warmup + self.amount.steps:
-            synchronise(self.module.device)
-            self._take(self.trials, time.perf_counter() - self.since)
+            self._stop(self.trials)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the next setting, or end the fit."""
@@ -249,25 +207,27 @@ class Measurement(Callback):
 
     def _singles(self, trainer: Trainer) -> None:
         """Measure training on one trial at a time as often as it is next."""
-        while self.queue and self.current.path == ONE_AT_A_TIME:
-            assert self.tokens is not None
+        while self.queue and self.queue[0].path == ONE_AT_A_TIME:
             gc.collect()
             reset_peak(self.module.device)
             loop = SingleTrials(trainer, self.module, self.data)
             loop.run(range(2))
-            synchronise(self.module.device)
-            self.tokens.reset()
-            self.since = time.perf_counter()
-            trials = loop.run(range(2, 2 + self.amount.singles))
-            synchronise(self.module.device)
-            self._take(trials, time.perf_counter() - self.since)
+            self._start()
+            self._stop(loop.run(range(2, 2 + self.amount.singles)))
 
-    def _take(self, trials: Sequence[Trial], seconds: float) -> None:
+    def _start(self) -> None:
         assert self.tokens is not None
+        synchronise(self.module.device)
+        self.tokens.reset()
+        self.since = time.perf_counter()
+
+    def _stop(self, trials: Sequence[Trial]) -> None:
+        assert self.tokens is not None
+        synchronise(self.module.device)
+        seconds = time.perf_counter() - self.since
         split, weights = self.data.splits["train"], matrix_weights(self.module.layers)
         encoded = [split.encoded(trial.context, trial.question) for trial in trials]
         nominal = sum(nominal_operations(weights, len(e.context_ids), len(e.question_ids)) for e in encoded)
         chunk = Chunk(len(trials), seconds, nominal, self.tokens.operations(), peak(self.module.device))
-        setting = self.queue.pop(0)
-        self.chunks.append((setting, chunk))
-        self.told(setting, chunk)
+        self.chunks.append((self.queue.pop(0), chunk))
+        self.report(*self.chunks[-1])

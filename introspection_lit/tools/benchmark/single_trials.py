@@ -1,4 +1,4 @@
-"""Training on one trial at a time, as earlier implementations do: what the project's own training is compared with.
+"""Training on one trial at a time, as earlier implementations do: the baseline of the benchmark.
 
 No batch, no padding, nothing reused: for each trial the whole context is read under the hooks with logits at every
 position, then the question with logits at every position, then backward; an optimiser step after every eight trials. Model,
@@ -45,14 +45,7 @@ class SingleTrials:
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def run(self, numbers: Iterable[int]) -> list[Trial]:
-        """Train on some trials of the training split.
-
-        Args:
-            numbers: Theirs.
-
-        Returns:
-            The trials.
-        """
+        """Train on the trials of these numbers in the training split; returns them."""
         split, trials = self.data.splits["train"], []
         assert self.data.bank is not None
         for done, number in enumerate(numbers, start=1):
@@ -67,14 +60,7 @@ class SingleTrials:
         return trials
 
     def logits(self, batch: TrialBatch) -> Tensor:
-        """Both passes over one trial.
-
-        Args:
-            batch: Of one trial.
-
-        Returns:
-            Logits at the answer position, ``(1, vocabulary)``.
-        """
+        """Both passes over a batch of one trial; logits at the answer position, ``(1, vocabulary)``."""
         module = self.module
 
         def everywhere(**inputs: Any) -> Any:
