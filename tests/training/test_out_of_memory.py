@@ -451,7 +451,7 @@ def test_benchmark_goes_on_without_what_does_not_fit(cause: Callable, monkeypatc
 
     def fit(cli: Any, measurement: Any) -> None:
         while measurement.queue:
-            if measurement.current.batch > 8:
+            if measurement.queue[0].batch > 8:
                 cause()
             ran.append(measurement.queue.pop(0))
 
