@@ -135,7 +135,12 @@ def marker(tmp_path: Path) -> Path:
     return tmp_path / "it-ran"
 
 
-@pytest.fixture(params=[*FAMILIES, "qwen2-wide in nf4"])
+@pytest.fixture(
+    params=[
+        *("qwen2", "gemma", "qwen2-wide in nf4"),
+        *(pytest.param(family, marks=pytest.mark.thorough) for family in FAMILIES if family not in ("qwen2", "gemma")),
+    ]
+)
 def family_model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> PreTrainedModel:
     """A fresh tiny model of each family, and one in NF4 (computing in float32), frozen and in eval mode."""
     family, _, quantization = request.param.partition(" in ")

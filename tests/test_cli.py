@@ -32,23 +32,25 @@ FIELDS = {
 
 
 @pytest.fixture
-def run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., IntrospectionCLI]:
+def run(
+    tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., IntrospectionCLI]:
     """Runs a subcommand on the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def command(subcommand: str, *options: str) -> IntrospectionCLI:
-        return main([subcommand, "--config", CONFIG, "--model.base.name_or_path", str(tiny), *options])
+        return main([subcommand, "--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, *options])
 
     return command
 
 
 @pytest.fixture(scope="module")
-def fitted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[IntrospectionCLI, Path]:
+def fitted(tiny: Path, some_contexts: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[IntrospectionCLI, Path]:
     """A fit with the test after it, and its run folder."""
     root = tmp_path_factory.mktemp("fit")
     logger = f"--trainer.logger.init_args.save_dir={root}"
     arguments = ["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), "--test_after_fit", "true", logger]
-    cli = main([*arguments, "--checkpoint.save_top_k", "-1"])  # keeps the first epoch's, to resume from
+    cli = main([*arguments, *some_contexts, "--checkpoint.save_top_k", "-1"])  # keeps the first epoch's, to resume from
     return cli, root / "default" / "version_0"
 
 
@@ -226,10 +228,10 @@ def test_qlora_on_the_cpu(run: Callable[..., IntrospectionCLI], tiny_folder: Cal
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(tiny: Path, fitted: tuple, tmp_path: Path) -> None:
+def test_two_processes_share_the_work(tiny: Path, some_contexts: list[str], fitted: tuple, tmp_path: Path) -> None:
     """DDP, started by Lightning's own launcher: the test sets hold the same trials, and score as with one process."""
     best = fitted[0].trainer.checkpoint_callback.best_model_path
-    words = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.base.name_or_path", str(tiny)]
+    words = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.base.name_or_path", str(tiny), *some_contexts]
     arguments = [sys.executable, "-m", "introspection_lit", "test", "--ckpt_path", best, "--config", CONFIG, *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)

@@ -80,6 +80,7 @@ def test_file_and_companion(
     assert again.read_bytes() == text
 
 
+@pytest.mark.slow
 def test_another_seed_gives_mostly_other_texts(by_kind: dict[str, list[Context]]) -> None:
     """In every kind."""
     for kind in (*UNSEEN, *NEW):
@@ -87,6 +88,7 @@ def test_another_seed_gives_mostly_other_texts(by_kind: dict[str, list[Context]]
         assert len({c.key for c in other} & {c.key for c in by_kind[kind]}) <= 2, kind
 
 
+@pytest.mark.slow
 def test_training_and_validation_are_dealt_as_before(built: list[Context]) -> None:
     """Nothing is added to kinds that adapters see, and no split but newkinds changes."""
     builtin = load_contexts(BUILTIN)
@@ -99,6 +101,7 @@ def test_training_and_validation_are_dealt_as_before(built: list[Context]) -> No
     assert shared_messages(after) == []
 
 
+@pytest.mark.slow
 def test_no_message_comes_twice(built: list[Context]) -> None:
     """Within a kind, across kinds, or from the built-in set."""
     messages = [fingerprint(context.user) for context in (*load_contexts(BUILTIN), *built)]
@@ -107,6 +110,7 @@ def test_no_message_comes_twice(built: list[Context]) -> None:
     assert not set(added) & set(messages[: -len(built)])
 
 
+@pytest.mark.slow
 def test_nothing_is_nearly_the_same(by_kind: dict[str, list[Context]]) -> None:
     """Contexts of a kind differ in words."""
     for kind, contexts in by_kind.items():
@@ -161,6 +165,7 @@ def test_unwritable_path(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, mon
     assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_capitals_and_scripts(by_kind: dict[str, list[Context]]) -> None:
     """Capitals have no small letters, and languages have letters or words of their own."""
     for context in by_kind["capitals"]:
@@ -174,6 +179,7 @@ def test_capitals_and_scripts(by_kind: dict[str, list[Context]]) -> None:
         assert all(having), kind
 
 
+@pytest.mark.slow
 def test_quoted_texts_are_what_they_claim(by_kind: dict[str, list[Context]]) -> None:
     """Licences, manual and headers are found again in the files they are from."""
     texts = "\n".join(path.read_text(encoding="utf-8", errors="ignore") for _, path in licence_files())
@@ -239,6 +245,7 @@ def test_cuts_are_whole_sentences_and_lines() -> None:
         assert set(lines.split("\n")) <= {"a b c", "  d e f", "d e f", "g h i", ""}
 
 
+@pytest.mark.slow
 def test_rust_braces_match(by_kind: dict[str, list[Context]]) -> None:
     """In Rust and in LaTeX, and environments are closed."""
     for context in (*by_kind["rust"], *by_kind["latex"]):

@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are tested with the statistics; here only how they are used."""
-    monkeypatch.setattr(analysis, "RESAMPLES", 25)
+    monkeypatch.setattr(analysis, "RESAMPLES", 8)
 
 
 def rows_of(name: str, contexts: int, steered_each: int = 1, start: int = 0, seed: int = 0, sign: float = 1.0) -> Rows:

@@ -78,14 +78,16 @@ def test_overlay_changes_its_control_and_the_folder_only(
 
 
 @pytest.fixture(scope="module")
-def data(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, IntrospectionDataModule]:
+def data(
+    tiny: Path, some_contexts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, IntrospectionDataModule]:
     """A data module for each control, set up on the tiny model."""
     made = {}
     folder = tmp_path_factory.mktemp("data")
     for control in ("none", "random_labels", "no_steering"):
         arguments = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--data.control", control]
         logger = [f"--trainer.logger.init_args.save_dir={folder}", f"--trainer.logger.init_args.name={control}"]
-        cli = attach([*arguments, *logger, "--data.batch_size", "8"])
+        cli = attach([*arguments, *logger, *some_contexts, "--data.batch_size", "8"])
         cli.datamodule.setup("fit")
         made[control] = cli.datamodule
     return made

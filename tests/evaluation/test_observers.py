@@ -178,6 +178,7 @@ def test_few_contexts_do_not_matter(contexts: int) -> None:
     assert all(np.isfinite(values).all() for values in scores.values())
 
 
+@pytest.mark.slow
 def test_a_coin_for_labels_with_few_contexts_does_not_matter() -> None:
     """With ``data.control random_labels`` a fold may hold one class only."""
     for seed in range(3):

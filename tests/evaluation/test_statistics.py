@@ -290,6 +290,7 @@ def test_strengths_that_cannot_be() -> None:
         psychometric.fit_psychometric([1.0], [True], 0.0, [0.0])
 
 
+@pytest.mark.slow
 def test_detection_strength_and_its_interval() -> None:
     """The refit's 75 % strength; vectors that differ widen the interval, and it is about the right width without."""
     truth = Psychometric(0.02, 0.02, -1.0, 0.3)

@@ -32,6 +32,7 @@ def plain_adapter(model: Path, folder: Path, config: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_any_peft_adapter_can_be_evaluated(
     steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,6 +263,7 @@ def test_fields_allowed_are_fields_of_real_results() -> None:
     assert asked - names(content) - set(RUNGS) == set(ALLOWED)
 
 
+@pytest.mark.slow
 def test_shipped_results_show_that_the_adapter_says_yes_to_everything(tmp_path: Path) -> None:
     """Every measure of the side effects is in the page, off and on."""
     report.main(["--run", str(FULL), "--out", str(tmp_path / "full.html")])
@@ -354,6 +355,7 @@ def test_figures_draw_the_numbers(results: dict[str, Any]) -> None:
     assert found == pytest.approx({f"{row['kind']} ({row['n_clean']})": row["fpr"] for row in evidence["kinds"]})
 
 
+@pytest.mark.slow
 def test_figures_can_be_read(results: dict[str, Any]) -> None:
     """Five inches wide, nothing below nine points, an alternative text with numbers of the data."""
     for name, made in report.draw_figures(results).items():

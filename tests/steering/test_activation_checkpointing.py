@@ -207,7 +207,9 @@ def test_backward_reads_the_cache_as_it_was(family_model: PreTrainedModel) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
-def test_fit_gives_the_same_adapter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+def test_fit_gives_the_same_adapter(
+    tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     """The whole training through the command line, bit by bit; what was begun without goes on with it."""
     monkeypatch.chdir(tmp_path)
     calls: list[int] = []
@@ -218,6 +220,7 @@ def test_fit_gives_the_same_adapter(tiny: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("introspection_lit.steering.question_pass.recompute_layers", counted)
     options = ["--model.base.name_or_path", str(tiny), "--trainer.precision", precision, "--checkpoint.save_top_k", "-1"]
+    options += some_contexts
     runs = [main(["fit", "--config", CONFIG, *options])]
     assert not calls
     checkpoints = runs[0].trainer.checkpoint_callback
@@ -234,10 +237,10 @@ def test_fit_gives_the_same_adapter(tiny: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_fsdp_gives_the_same_adapter(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_fsdp_gives_the_same_adapter(tiny_folder: Callable[[str], Path], some_contexts: list[str], tmp_path: Path) -> None:
     """Two processes; decoder layers and LoRA's matrices are units of their own, and a layer's last matrix has one too."""
     options = ["--trainer.strategy", "introspection_fsdp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed"]
-    options += ["--model.base.name_or_path", str(tiny_folder("qwen2-wide")), "--model.lora.dropout", "0.2"]
+    options += [*some_contexts, "--model.base.name_or_path", str(tiny_folder("qwen2-wide")), "--model.lora.dropout", "0.2"]
     options += ["--model.base.quantization", "nf4", "--model.base.dtype", "bfloat16"]
     options += ["--model.lora.target_modules", "[q_proj, v_proj, down_proj]"]
     run_together(tmp_path, [["fit", "--config", CONFIG, *options, "--model.recompute", how] for how in ("false", "true")])

@@ -246,13 +246,13 @@ def test_hashes_tell_tensors_apart() -> None:
 
 
 @pytest.fixture
-def fit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def fit(tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Fits the tiny model through the command line, with its run in a folder."""
     monkeypatch.chdir(tmp_path)
 
     def command(folder: Path, *options: str) -> Any:
         logger = f"--trainer.logger.init_args.save_dir={folder}"
-        return main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), logger, *options])
+        return main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), logger, *some_contexts, *options])
 
     return command
 

@@ -28,25 +28,29 @@ NUMBERED = [*STEPS, "--trainer.max_epochs", "-1", "--trainer.max_steps", "8"]
 
 
 @pytest.fixture
-def fit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., IntrospectionCLI]:
+def fit(
+    tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., IntrospectionCLI]:
     """Fits the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def command(*options: str) -> IntrospectionCLI:
-        return main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), *options])
+        return main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, *options])
 
     return command
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], dict[str, Any]]:
+def whole(
+    tiny: Path, some_contexts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[list[str]], dict[str, Any]]:
     """What a run with some options ends with if nobody stops it."""
     ends: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def run(options: list[str]) -> dict[str, Any]:
         if tuple(options) not in ends:
             folder = str(tmp_path_factory.mktemp("whole"))
-            words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *options]
+            words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, *options]
             ends[tuple(options)] = end(main(["fit", *words, "--trainer.logger.init_args.save_dir", folder]))
         return ends[tuple(options)]
 
@@ -256,13 +260,13 @@ def test_a_second_signal_does_not_wait(fit: Callable[..., IntrospectionCLI], mon
 
 @pytest.mark.parametrize(("command", "hook"), [("test", "test_step"), ("validate", "validation_step")])
 def test_a_signal_ends_what_trains_nothing(
-    command: str, hook: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, hook: str, tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lightning obeys SIGTERM in fit only."""
     monkeypatch.chdir(tmp_path)
     signal_at(monkeypatch, hook, 1, signal.SIGTERM)
     with pytest.raises(SystemExit) as left:
-        main([command, "--config", CONFIG, "--model.base.name_or_path", str(tiny)])
+        main([command, "--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts])
     assert left.value.code == 143
     assert not list(Path().rglob("results.json"))
 
