@@ -61,8 +61,8 @@ def evaluate_variants(cli: IntrospectionCLI, adapter: bool) -> Iterator[tuple[Va
     module, data = cli.model, cli.datamodule
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
     writers = [callback for callback in callbacks if isinstance(callback, ResultsWriter)]
-    if not adapter:
-        data = _with_options(data, info="none")
+    if not adapter:  # the results describe the data module of the command line, so it must be one that is tested
+        data = cli.datamodule = _with_options(data, info="none")
     for callback in callbacks:
         if isinstance(callback, Evidence):
             callback.enabled = False
