@@ -144,29 +144,31 @@ class Detector:
         Raises:
             ConfigurationError: The adapter or the model cannot be used; all problems.
         """
-        found = Problems()
-        adapter = found.attempt(read_adapter, str(folder_or_hub_id))
-        _raise(found)
+        problems = Problems()
+        adapter = problems.attempt(read_adapter, str(folder_or_hub_id))
+        _raise(problems)
         assert adapter is not None
         spec = _base_of(adapter, base)
         if base is None:
-            found.add(base_mismatches(adapter, spec))
+            problems.add(base_mismatches(adapter, spec))
         else:
             for difference in base_mismatches(adapter, spec):
                 warnings.warn(_renamed(difference), stacklevel=2)
         if adapter.description is None:
             warnings.warn(f"{adapter.name} has no {DESCRIPTION}: default question, threshold 0.", stacklevel=2)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        found.add(adapter_file_problems(adapter))
-        config, tokenizer = found.attempt(load_config, spec), found.attempt(load_tokenizer, spec)
+        problems.add(adapter_file_problems(adapter))
+        config, tokenizer = problems.attempt(load_config, spec), problems.attempt(load_tokenizer, spec)
         if config is not None:
-            found.add(nf4_on_cpu_problems(spec, config, device.type))
-        if not found.found:
-            found.add(f"{adapter.name} does not fit {spec.name}: {misfit}." for misfit in weight_mismatches(adapter, spec))
-        _raise(found)
-        model = found.attempt(load_model, spec, device)
-        layers = found.attempt(find_decoder_layers, model, spec.decoder_layers) if model is not None else None
-        _raise(found)
+            problems.add(nf4_on_cpu_problems(spec, config, device.type))
+        if not problems.found:
+            problems.add(
+                f"{adapter.name} does not fit {spec.name}: {misfit}." for misfit in weight_mismatches(adapter, spec)
+            )
+        _raise(problems)
+        model = problems.attempt(load_model, spec, device)
+        layers = problems.attempt(find_decoder_layers, model, spec.decoder_layers) if model is not None else None
+        _raise(problems)
         assert config and tokenizer and model and layers  # noqa: PT018 - a missing one is a problem, and raised by now
         bank = _bank_beside(adapter, config.hidden_size, len(layers))
         return cls(load_adapter(model, adapter, spec), tokenizer, layers, **_wording(adapter), bank=bank)
@@ -210,17 +212,17 @@ class Detector:
         if len(each) != len(conversations) or batch_size < 1:
             got = f"{len(conversations)} conversations, {len(each)} steerings and batch_size {batch_size}"
             raise ConfigurationError([f"got {got}. Expected one steering for each conversation, and a size of 1 or more."])
-        found = Problems()
-        encoded = [self._encoded(number, one, found) for number, one in enumerate(conversations, start=1)]
-        added = [found.attempt(self._added, one) for one in each]
-        _raise(found)
+        problems = Problems()
+        encoded = [self._encoded(number, one, problems) for number, one in enumerate(conversations, start=1)]
+        added = [problems.attempt(self._added, one) for one in each]
+        _raise(problems)
         answers: list[Answer] = []
         for start in range(0, len(encoded), batch_size):
             rows = slice(start, start + batch_size)
             answers += self._answers([e for e in encoded[rows] if e], [a for a in added[rows] if a])
         return answers
 
-    def _encoded(self, number: int, conversation: Conversation, found: Problems) -> Encoded | None:
+    def _encoded(self, number: int, conversation: Conversation, problems: Problems) -> Encoded | None:
         """Tokens of a conversation and the question; None, and its problems are added, if it cannot be used."""
         problem, window = None, getattr(self.config, "max_position_embeddings", None)
         try:
@@ -230,7 +232,7 @@ class Detector:
                 problem = f"it has {tokens} tokens with the question; the model takes {window}. Shorten it."
         except ConfigurationError as error:
             problem = " ".join(map(_renamed, error.problems))
-        found.add([problem and f"conversation {number}: {problem}"])
+        problems.add([problem and f"conversation {number}: {problem}"])
         return encoded if problem is None else None
 
     def _added(self, steering: Steering | None) -> tuple[Tensor, Tensor]:
@@ -266,9 +268,9 @@ def _renamed(problem: str) -> str:
     return problem
 
 
-def _raise(found: Problems) -> None:
-    found.found = list(dict.fromkeys(map(_renamed, found.found)))
-    found.raise_if_any()
+def _raise(problems: Problems) -> None:
+    problems.found = list(dict.fromkeys(map(_renamed, problems.found)))
+    problems.raise_if_any()
 
 
 def _base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:

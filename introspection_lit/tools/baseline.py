@@ -23,7 +23,7 @@ from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, DETECTION, info_o
 RANDOM = "random"
 
 
-class Answer(NamedTuple):
+class AnswerScore(NamedTuple):
     """The scores of one trial.
 
     Attributes:
@@ -64,11 +64,11 @@ def compare_directions(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         ``p_yes_shift``, and the same of ``p_no``, ``log_odds`` and ``mass``; ``auroc``, how often a steered trial outscores
         a clean one, over contexts, averaged over questions; ``n``, the number of pairs.
     """
-    clean: dict[tuple, Answer] = {}
-    steered: dict[tuple, dict[tuple, Answer]] = defaultdict(dict)
+    clean: dict[tuple, AnswerScore] = {}
+    steered: dict[tuple, dict[tuple, AnswerScore]] = defaultdict(dict)
     for row in rows:
         info = info_of(row["split"])
-        answer = Answer(row["log_odds"], row["mass"])
+        answer = AnswerScore(row["log_odds"], row["mass"])
         trial = (info, row["role"], row["question_text"], row["context"])
         if row["steered"]:
             vectors = RANDOM if row["vectors"] in ("train", "heldout") else row["vectors"]
@@ -96,7 +96,7 @@ def compare_directions(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 MEANS = ("p_yes", "p_no", "log_odds", "mass")
 
 
-def _shifts(by_question: Sequence[Sequence[tuple[Answer, Answer]]]) -> dict[str, float | int]:
+def _shifts(by_question: Sequence[Sequence[tuple[AnswerScore, AnswerScore]]]) -> dict[str, float | int]:
     """Means, shifts and AUROC of one direction, from pairs of a clean and a steered answer for each question."""
     pairs = [pair for pairs in by_question for pair in pairs]
     row: dict[str, float | int] = {}

@@ -109,7 +109,7 @@ def read_with_checksum(path: str | Path) -> tuple[dict[str, Any], bool]:
     if not sound:
         advice = mismatch(f"its entry {CHECKSUM!r}") if checksum is not None else "it is damaged, or not one of ours"
         raise ConfigurationError([f"ckpt_path: {path} does not hold what was written: {advice}."])
-    if problems := lora_problems(checkpoint):
+    if problems := adapter_tensor_problems(checkpoint):
         raise ConfigurationError([f"ckpt_path: {path}: {problem}." for problem in problems])
     return checkpoint, checksum is not None
 
@@ -129,7 +129,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}; it may be cut off or damaged"
 
 
-def lora_problems(checkpoint: Mapping[str, Any]) -> list[str]:
+def adapter_tensor_problems(checkpoint: Mapping[str, Any]) -> list[str]:
     """Check the adapter of a checkpoint of ours by itself: its numbers are finite and its shapes those of its rank.
 
     Args:

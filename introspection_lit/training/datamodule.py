@@ -207,7 +207,7 @@ class IntrospectionDataModule(LightningDataModule):
         """Compare what is about to be tested with what an adapter was trained on."""
         if record is None:
             rank_zero_warn(
-                "model.adapter: comes without introspection.json, so nobody knows what it was trained on: whether vectors "
+                "model.adapter: comes without introspection.json, so what it was trained on is not known: whether vectors "
                 "or contexts of the test were among it cannot be checked."
             )
             return

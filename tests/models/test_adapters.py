@@ -42,7 +42,7 @@ def test_any_peft_adapter_can_be_evaluated(
     question = ["--question", "Were you changed? Say {yes} or {no}.", "--answers", "no", "yes", "--threshold", "-0.25"]
     shared = options(steps.model, tmp_path)
     bank = ["--vectors", str(steps.folder / "vectors.safetensors"), "--data.test_trials", '{"heldout": 8}']
-    with pytest.warns(UserWarning, match="nobody knows what it was trained on"):
+    with pytest.warns(UserWarning, match="what it was trained on is not known"):
         script("evaluate").main([*shared, *bank, "--adapter", folder, *question])
     ladder = json.loads((tmp_path / "ladder.json").read_text())
     assert ladder["questions"]["train"] == ["Were you changed? Say no or yes."]

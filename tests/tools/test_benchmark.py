@@ -38,7 +38,7 @@ from introspection_lit.tools.benchmark.measurement import (
     Setting,
     narrow,
 )
-from introspection_lit.tools.benchmark.single_trials import ACCUMULATED, SingleTrials
+from introspection_lit.tools.benchmark.single_trials import ACCUMULATED, SingleTrialLoop
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import Reuse
 from introspection_lit.utils.errors import ConfigurationError
@@ -219,12 +219,12 @@ def reading_adapter(measured: SimpleNamespace) -> IntrospectionModule:
     return module
 
 
-def singles(module: IntrospectionModule, data: Any, rate: float) -> SingleTrials:
+def singles(module: IntrospectionModule, data: Any, rate: float) -> SingleTrialLoop:
     """The loop over single trials with plain gradient descent."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     plugin = SimpleNamespace(forward_context=torch.enable_grad)
     trainer = SimpleNamespace(optimizers=[torch.optim.SGD(trained, rate)], precision_plugin=plugin, gradient_clip_val=None)
-    return SingleTrials(trainer, module, data)  # type: ignore[arg-type]
+    return SingleTrialLoop(trainer, module, data)  # type: ignore[arg-type]
 
 
 def test_single_trials_do_the_work_of_a_batch(measured: SimpleNamespace, reading_adapter: IntrospectionModule) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 from torch import Tensor
 
 from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems, content_problems, identity_problems
-from introspection_lit.training.checkpoint_files import CheckpointFiles, lora_problems
+from introspection_lit.training.checkpoint_files import CheckpointFiles, adapter_tensor_problems
 
 pytestmark = pytest.mark.thorough
 
@@ -130,7 +130,7 @@ def problems(checkpoint: Any, function: str) -> list[str]:
     """What set-up says of a checkpoint that was read."""
     if not isinstance(checkpoint, dict):
         return ["no checkpoint"]
-    wrong = lora_problems(checkpoint) or identity_problems(checkpoint.get("introspection"), IDENTITY)
+    wrong = adapter_tensor_problems(checkpoint) or identity_problems(checkpoint.get("introspection"), IDENTITY)
     return wrong or content_problems(checkpoint, function, LOOPS_OF_ITS_OWN)
 
 

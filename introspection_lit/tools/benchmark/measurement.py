@@ -26,7 +26,7 @@ from introspection_lit.tools.benchmark.hardware import (
     seconds_since_start,
     synchronise,
 )
-from introspection_lit.tools.benchmark.single_trials import SingleTrials
+from introspection_lit.tools.benchmark.single_trials import SingleTrialLoop
 from introspection_lit.training.options import Reuse
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.trial import Trial
@@ -210,7 +210,7 @@ class Measurement(Callback):
         while self.queue and self.queue[0].path == ONE_AT_A_TIME:
             gc.collect()
             reset_peak(self.module.device)
-            loop = SingleTrials(trainer, self.module, self.data)
+            loop = SingleTrialLoop(trainer, self.module, self.data)
             loop.run(range(2))
             self._start()
             self._stop(loop.run(range(2, 2 + self.amount.singles)))

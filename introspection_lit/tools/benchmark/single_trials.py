@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ACCUMULATED = 8
 
 
-class SingleTrials:
+class SingleTrialLoop:
     """A training loop over single trials.
 
     Args:

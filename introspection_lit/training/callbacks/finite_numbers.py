@@ -236,7 +236,7 @@ def _explain(run: RunContext, what: str, trial: Trial, advice: str = ADVICE) -> 
 
 
 def _broken_weights(module: IntrospectionModule) -> str:
-    """The first tensor of the adapter with a number that is not finite, in any process; empty if there is none."""
+    """Collective: the name of the first adapter tensor with a NaN or infinite value, on any rank; empty without one."""
     tensors = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
     own = next((plain_name(name) for name, parameter in tensors if not parameter.isfinite().all()), "")
     return max(gather_objects(own))
