@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 
 class Read(HTMLParser):
@@ -80,3 +84,48 @@ def three(value: float) -> str:
 def ends(interval: list[float]) -> str:
     """An interval, by hand."""
     return "-".join(map(three, interval))
+
+
+def save(folder: Path, results: Any, **others: str) -> Path:
+    """A run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = results if isinstance(results, str) else json.dumps(results)
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    for name, other in others.items():
+        (folder / name.replace("_", ".")).write_text(other, encoding="utf-8")
+    return folder
+
+
+def needs_nothing(page: Read) -> None:
+    """Nothing is loaded, nothing is run."""
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not page.all("iframe")
+    assert not page.all("object")
+    assert "@import" not in page.style
+    assert "url(" not in page.style
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("src", "srcset", "data", "action", "poster", "background"):
+            assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png;base64,"), (
+                tag,
+                attributes,
+            )
+        assert (attributes.get("href") or "#").startswith("#"), attributes
+
+
+def is_sound(page: Read) -> None:
+    """Language, one title, headings in order, links that lead somewhere, tables with headers, pictures in words."""
+    assert page.all("html") == [{"lang": "en"}]
+    levels = [level for level, _ in page.headings]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    assert {f"#{name}" for name in names} >= {link["href"] for link in page.all("a")}
+    assert all(cell.get("scope") in ("col", "row") for cell in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    for picture in page.all("img"):
+        assert any(letter.isdigit() for letter in picture["alt"] or ""), picture["alt"]
+    assert "nan" not in page.text.lower().replace("finance", "").split()
