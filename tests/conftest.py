@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network; read when the hub's package is imported
+
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +25,6 @@ from transformers import (
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
 
 # The same cases every time; `--hypothesis-profile thorough` tries twenty times as many, others at each run.
