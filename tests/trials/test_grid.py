@@ -18,7 +18,7 @@ from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
-from introspection_lit.tools.baseline import Answer, average_directions, compare_directions
+from introspection_lit.tools.baseline import AnswerScore, average_directions, compare_directions
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.trials.grid import Grid, GridPlan
 from introspection_lit.trials.split import Split
@@ -113,7 +113,7 @@ def test_comparison_by_hand() -> None:
 def test_probabilities_of_extreme_scores() -> None:
     """No overflow; the two probabilities add up to the mass."""
     for log_odds in (-1e4, -3.0, 0.0, 3.0, 1e4):
-        answer = Answer(log_odds, 0.8)
+        answer = AnswerScore(log_odds, 0.8)
         assert answer.p_yes + answer.p_no == pytest.approx(0.8)
 
 
