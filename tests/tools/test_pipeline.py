@@ -203,6 +203,7 @@ def test_imported_directions_become_a_test_set(steps: SimpleNamespace, tmp_path:
     assert list(ladder["ways"]) == ["untrained", "with info"]
 
 
+@pytest.mark.slow
 def test_directions_that_reach_no_cache_are_refused(
     steps: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

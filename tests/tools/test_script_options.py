@@ -71,7 +71,7 @@ INTERRUPTED: dict[str, tuple[Any, str, list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("older", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_interrupted_scripts_leave_nothing_half_written(
     name: str, older: bool, steps: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,10 @@ def adapter_of(cli: IntrospectionCLI) -> dict[str, torch.Tensor]:
     return torch.load(Path(cli.trainer.log_dir) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("options", [[], ["--data.reuse.clean", "false"], ["--data.reuse.layers", "false"]])
+ONE_ALONE = [["--data.reuse.clean", "false"], ["--data.reuse.layers", "false"]]
+
+
+@pytest.mark.parametrize("options", [[], *(pytest.param(options, marks=pytest.mark.slow) for options in ONE_ALONE)])
 def test_run_learns_the_same_with_less_work(fit: Callable[..., SimpleNamespace], options: list[str]) -> None:
     """Each saving alone and both together: fewer rows go through the layers; adapter and scores as without."""
     plain, ours = fit(*OFF), fit(*options)

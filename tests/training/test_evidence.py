@@ -148,6 +148,7 @@ def test_with_info_equals_a_test_with_the_info_prompt(fitted: SimpleNamespace, f
     assert informed == pytest.approx({trial: alone[trial] for trial in informed}, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_untrained_writes_its_own_caches(
     fitted: SimpleNamespace, fresh: Callable[..., Scores], tiny: Path, tmp_path: Path
 ) -> None:

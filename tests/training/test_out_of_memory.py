@@ -348,6 +348,7 @@ def told(cli: IntrospectionCLI, function: str, **options: Any) -> str:
     return str(stop.value)
 
 
+@pytest.mark.slow
 def test_message_says_where(ready: IntrospectionCLI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which part of the run, which pass, which batch; with what was tried and what to change."""
     data, module = ready.datamodule, ready.model

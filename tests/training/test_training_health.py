@@ -132,6 +132,7 @@ def lean(*epochs: str) -> list[str]:
     return [*callback, "--trainer.max_epochs", str(len(epochs)), "--trainer.check_val_every_n_epoch", "1"]
 
 
+@pytest.mark.slow
 def test_warnings_of_a_run(run: Callable[..., IntrospectionCLI]) -> None:
     """Yes to everything in the second epoch, and neither answer from the third on: once each, with step and figures."""
     with warnings.catch_warnings(record=True) as caught:
