@@ -111,7 +111,7 @@ def stopped(fit: Callable[..., IntrospectionCLI], options: list[str], status: in
         slow(signal.SIGINT, STEPS, "training_step", 3, 2, id="between the batches of a step"),
         slow(signal.SIGTERM, STEPS, "training_step", 8, 4, id="last step of an epoch, before its validation"),
         slow(signal.SIGTERM, STEPS, "validation_step", 1, 4, id="validation at the end of an epoch"),
-        pytest.param(signal.SIGTERM, STEPS, "on_train_epoch_end", 1, 5, id="end of an epoch"),
+        slow(signal.SIGTERM, STEPS, "on_train_epoch_end", 1, 5, id="end of an epoch"),
         slow(signal.SIGTERM, HALVES, "training_step", 12, 6, id="before a validation in the middle of an epoch"),
         pytest.param(signal.SIGINT, HALVES, "validation_step", 6, 6, id="validation in the middle of an epoch"),
         slow(signal.SIGTERM, HALVES, "on_validation_epoch_end", 1, 3, id="end of that validation"),
