@@ -75,6 +75,7 @@ def test_large_is_made_once(
     assert not list(cache.glob("*.unfinished"))
 
 
+@pytest.mark.slow
 def test_large_that_cannot_be_made_says_what_to_do(
     cache: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,7 +263,7 @@ def test_another_error_in_a_try_is_no_lack_of_memory(ready: IntrospectionCLI) ->
 
     state = torch.get_rng_state()
     with in_forward(ready.datamodule, wrong), pytest.raises(RuntimeError, match="shape"):
-        fits(ready.datamodule, 4)
+        fits(ready.datamodule.run, 4)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in ready.model.parameters())
 
