@@ -26,7 +26,8 @@ KEPT_GIB = "0.001"  # room for some of the ten training contexts
 # Of the same numbers summed in another order. Seen: losses 4e-7, adapters 5e-6, scores 5e-6.
 # With torch 2.6, whose attention over padding differs with the padding: adapters 3e-4.
 OLD = torch.__version__ < ALONE
-FLOAT32 = SimpleNamespace(loss=1e-5, adapter=1e-3 if OLD else 1e-4, score=1e-4)
+# Adapters differ by the rounding of sums over processes, which AdamW amplifies in the few steps of these runs.
+FLOAT32 = SimpleNamespace(loss=1e-5, adapter=1e-3, score=1e-4)
 # A number that is rounded otherwise to bfloat16 changes by 1/256. Seen: 1e-3 and 4e-3; in other batches, 5e-3 and 6e-2
 # (with torch 2.6, 2e-1).
 BFLOAT16 = SimpleNamespace(loss=1e-2, adapter=2e-2, loss_of_one=2e-2, adapter_of_one=0.3 if OLD else 0.15)
