@@ -25,6 +25,7 @@ from introspection_lit.cli import IntrospectionCLI, main
 
 OLD = ROOT / "tests" / "contract"
 QUIET = ["--trainer.enable_progress_bar", "false"]
+NEW_OPTIONS = ("tasks", "lead_in")  # of the data
 
 
 def keys(value: Any, place: str = "") -> set[str]:
@@ -118,6 +119,7 @@ def test_an_old_adapter_gives_the_old_results(tested: dict[str, Any]) -> None:
     # A test of a checkpoint finds the curves of its training; one of an adapter looks beside the adapter.
     for results in (old, tested):
         results["evidence"].pop("training")
+    assert tested["evidence"].pop("tasks") == []  # new
     assert keys(tested) == keys(old)
     for part in ("sets", "threshold"):
         ours, theirs = dict(numbers(tested[part])), dict(numbers(old[part]))
@@ -155,12 +157,14 @@ def test_trials_of_a_test_have_the_same_fields(folder: Path, tested: dict[str, A
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
 def test_options_and_defaults_are_those_of_before(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every option of the configuration, in its order, with its default."""
+    """Every option of the configuration, in its order, with its default; those that are new change nothing by default."""
     with pytest.raises(SystemExit) as left:
         main([subcommand, "--print_config"])
     assert not left.value.code
     printed = capsys.readouterr().out
-    assert yaml.safe_load(printed) == yaml.safe_load((OLD / "printed" / f"{subcommand}.yaml").read_text(encoding="utf-8"))
+    options = yaml.safe_load(printed)
+    assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == dict.fromkeys(NEW_OPTIONS)
+    assert options == yaml.safe_load((OLD / "printed" / f"{subcommand}.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", json.loads((OLD / "scripts.json").read_text(encoding="utf-8")))

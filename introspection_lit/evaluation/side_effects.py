@@ -6,12 +6,10 @@ has learned to give the same answer to every question shows here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +20,7 @@ from introspection_lit.contexts.conversations import Phrasing, render
 from introspection_lit.evaluation.metrics import require_finite
 from introspection_lit.evaluation.statistics import auroc, rate, wilson_interval
 from introspection_lit.steering.prefill import Forward, pad, prefill_mode
-from introspection_lit.tasks.questions import QUESTION, builtin_questions
+from introspection_lit.tasks.questions import QUESTION, Fact, builtin_questions, load_facts
 from introspection_lit.tasks.scoring import log_odds, mass
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -39,29 +37,6 @@ class Adapted(Forward, Protocol):
     """
 
     model: PeftModel
-
-
-class Fact(NamedTuple):
-    """A factual yes/no question.
-
-    Attributes:
-        question: Its text, with one question mark, at the end.
-        answer: ``yes`` or ``no``.
-        topic: Its subject.
-    """
-
-    question: str
-    answer: str
-    topic: str
-
-
-def load_facts() -> list[Fact]:
-    """Load the 160 facts of the package: pairs of a question with the answer yes and a similar one with the answer no.
-
-    The topics take turns, so that the first 20 n facts hold n pairs of each.
-    """
-    text = (files("introspection_lit") / "assets" / "facts.jsonl").read_text(encoding="utf-8")
-    return [Fact(**json.loads(line)) for line in text.splitlines()]
 
 
 def fact_prompt(tokenizer: PreTrainedTokenizerBase, phrasing: Phrasing, question: str) -> str:

@@ -21,6 +21,8 @@ class TrialTable:
 
     Attributes:
         sets: The test set.
+        numbers: The trial's number in its set.
+        questions: The question.
         kinds: The kind of context.
         contexts: The context's fingerprint.
         inputs: A text for each distinct context and question.
@@ -34,6 +36,8 @@ class TrialTable:
     """
 
     sets: NDArray[np.str_]
+    numbers: NDArray[np.int64]
+    questions: NDArray[np.str_]
     kinds: NDArray[np.str_]
     contexts: NDArray[np.str_]
     inputs: NDArray[np.str_]
@@ -62,6 +66,8 @@ class TrialTable:
         steered = np.array([row["steered"] for row in rows], dtype=bool)
         return cls(
             texts("split"),
+            np.array([row["number"] for row in rows], dtype=np.int64),
+            texts("question_text"),
             texts("kind"),
             texts("context_key"),
             np.array([f"{row['context_key']} {row['question_text']}" for row in rows], dtype=str),

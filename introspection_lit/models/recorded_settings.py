@@ -28,6 +28,7 @@ SETTINGS = schema.fields(
         "model.base.revision": schema.text(r"(?!refs/)\w[\w.-]*(/\w[\w.-]*)*", "a branch, a tag or a commit"),
         "data.contexts": schema.text(r"(?s:builtin|large|hub:.*|.*\.jsonl?)", "builtin, large or a JSON file"),
         "data.system_prompt": schema.TEXT,
+        "data.lead_in": schema.TEXT,
         "data.info": schema.text(rf"(?s:{'|'.join(INFO)}|.*\.txt)", f"{', '.join(INFO)} or a .txt file"),
         "data.answers": schema.listed(schema.required(schema.TEXT), 2),
         "data.answer_prefix": schema.TEXT,

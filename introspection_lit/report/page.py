@@ -30,6 +30,7 @@ from introspection_lit.report.tables import (
     seeds_tables,
     side_effects_table,
     strengths_table,
+    tasks_table,
 )
 from introspection_lit.report.terms import TERMS
 from introspection_lit.report.training_plots import draw_logit_lens, learning_plots
@@ -81,6 +82,7 @@ def build_page(run: Run) -> Page:
             figures=detection_plots(evidence, unit),
             tables=present(strengths_table(evidence)),
         ),
+        Section("answers", "Answers, or one word?", tables=present(tasks_table(evidence))),
         Section("roc", "ROC", figures=roc_plots(evidence)),
         Section("heat-maps", "Where steering is missed", figures=heat_maps(evidence, unit)),
         Section("kinds", "Kinds of text", figures=kind_rate_plots({"": evidence.get("kinds") or []})),

@@ -64,6 +64,15 @@ EVIDENCE = fields(
     references=listed(fields("observer set", **ROW, information=NUMBER, share=NUMBER)),
     controls=listed(fields("name", **ROW)),
     factual=listed(fields("question", **ROW, **SAID, clean=NUMBER, steered=NUMBER, shift=NUMBER)),
+    tasks=listed(
+        fields(
+            "set observer",
+            **ROW,
+            **dict.fromkeys(("both_right", "both_right_clean", "both_right_steered", "changed"), SHARE),
+            **dict.fromkeys(("both_right_interval", "changed_interval"), ENDS),
+            shift=NUMBER,
+        )
+    ),
     odd=listed(fields("kind", **ROW)),
     lens=fields(layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
     side_effects=fields(

@@ -21,6 +21,13 @@ from introspection_lit.report.formatting import (
 
 Results = Mapping[str, Any]
 SET_HEAD = ("AUROC", "TPR", "FPR", "TPR at 1 % FPR", "d'", "mass", "steered", "clean (distinct)")
+TASK_SETS = {
+    "codes": "steered? trained words, both orders",
+    "newcodes": "steered? new words, both orders",
+    "facts": "facts, with the lead-in",
+    "facts_bare": "facts, without the lead-in",
+    "reading": "about the text",
+}
 METRICS = {"auroc": "AUROC", "tpr": "TPR", "fpr": "FPR", "tpr_at_1pct_fpr": "TPR at 1 % FPR", "dprime": "d'"}
 
 
@@ -125,6 +132,39 @@ def factual_table(evidence: Results) -> Table | None:
         for row in questions
     ]
     return Table("Factual questions under the same steering", ("question", *titles, "n"), rows) if rows else None
+
+
+def tasks_table(evidence: Results) -> Table | None:
+    """What test sets with several questions show: whether the question is answered, or a word said."""
+    rows = [
+        (
+            TASK_SETS.get(row["set"], row["set"]),
+            row["observer"],
+            format_count(row.get("n")),
+            format_rate_with_interval(row.get("auroc"), row.get("auroc_interval")),
+            format_rate_with_interval(row.get("both_right"), row.get("both_right_interval")),
+            format_rate_with_interval(row.get("changed"), row.get("changed_interval")),
+            MISSING if row.get("shift") is None else f"{row['shift']:+.2f}",
+            format_rate(row.get("accuracy")),
+        )
+        for row in lookup(evidence, "tasks") or []
+    ]
+    head = (
+        "questions",
+        "observer",
+        "trials",
+        "AUROC",
+        "right in both orders",
+        "answers changed",
+        "shift (nats)",
+        "accuracy",
+    )
+    note = (
+        "AUROC of steered against clean caches: 1 is right where the question is about steering, that of the untrained "
+        "model (or .5) where it is not. Right in both orders: of the same answer words, at a threshold of 0, mean of clean "
+        "caches and of those steered at strength 0.5 or more. Answers changed: by the steering, same question and context."
+    )
+    return Table("Answers, or one word?", head, rows, note) if rows else None
 
 
 def odd_table(evidence: Results) -> Table | None:

@@ -16,6 +16,8 @@ from introspection_lit.report.formatting import (
 )
 
 Results = Mapping[str, Any]
+# How far the AUROC of steered against clean may lie from the untrained model's where the question is not about steering.
+MOST_MOVED = 0.06
 
 
 def rung_summaries(results: Results) -> dict[str, Mapping[str, Any]]:
@@ -40,6 +42,7 @@ def verdict_sentences(results: Results) -> list[str]:
         Sentences, most important first.
     """
     parts = (
+        answer_sentences,
         _rungs_holding,
         _detection_strengths,
         _weakest_cell,
@@ -100,6 +103,38 @@ def _rungs_holding(results: Results) -> list[str]:
         if also:
             sentences.append(f"Also failing: {'; '.join(also)}.")
     return sentences
+
+
+def answer_sentences(results: Results) -> list[str]:
+    """Say whether the adapter answers what it is asked, or says one word whenever a cache is steered.
+
+    It answers if detection follows the answer words when they change places, and if steering moves the answers to questions
+    about something else no more than it moves those of the untrained model.
+    """
+    sets, rows = results.get("sets") or {}, lookup(results, "evidence", "tasks") or []
+    adapter = {row["set"]: row for row in rows if row["observer"] == "adapter"}
+    untrained = {row["set"]: row for row in rows if row["observer"] == "untrained"}
+    codes = (adapter.get("codes") or sets.get("swapped") or {}).get("auroc")
+    words = "with the answer words in both orders" if "codes" in adapter else "with the answer words exchanged"
+    others = {name: adapter.get(name) or sets.get(name) or {} for name in ("facts", "reading", "factual")}
+    moved = {
+        name: (row["auroc"], (untrained.get(name) or {}).get("auroc") or 0.5)
+        for name, row in others.items()
+        if row.get("auroc") is not None
+    }
+    if codes is None or not moved:
+        return []
+    name = max(moved, key=lambda name: abs(moved[name][0] - moved[name][1]))
+    area, expected = moved[name]
+    compared = "the untrained model's" if name in untrained else "chance"
+    numbers = (
+        f"Detection {words} has an AUROC of {codes:.3f} (1 is right); steering moves the answers to questions about "
+        f"something else ({name}) to an AUROC of {area:.3f} ({expected:.3f} is {compared})."
+    )
+    if codes >= LOWEST_AUROC and abs(area - expected) <= MOST_MOVED:
+        return [f"It answers what it is asked. {numbers}"]
+    says_a_word = area - expected > MOST_MOVED or codes < 0.5
+    return [f"{'It says a word' if says_a_word else 'It does not always answer what it is asked'}. {numbers}"]
 
 
 def _detection_strengths(results: Results) -> list[str]:

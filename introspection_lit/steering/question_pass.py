@@ -79,3 +79,19 @@ def read_answers(
         )
     logits: Tensor = outputs.logits[torch.arange(len(last), device=last.device), place]
     return logits
+
+
+def read_texts(forward: Forward, ids: Tensor, mask: Tensor) -> Tensor:
+    """Predict every next token of left-padded texts, without steering or cache.
+
+    Args:
+        forward: What to call.
+        ids: ``(texts, seq)``.
+        mask: 1 at tokens, 0 at padding, ``(texts, seq)``.
+
+    Returns:
+        Logits, ``(texts, seq, vocabulary)``; arbitrary at padding.
+    """
+    outputs = forward(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
+    logits: Tensor = outputs.logits
+    return logits

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from introspection_lit.contexts.chat_templates import control_tokens
 from introspection_lit.contexts.context import Context, exchange
 from introspection_lit.contexts.conversations import Phrasing, control_token_problems, render
+from introspection_lit.tasks.task import AnswerWords
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -115,3 +117,23 @@ def _token(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> 
     after = tokenizer(text + continuation, add_special_tokens=False)["input_ids"]
     is_single = continuation.strip() and after[:-1] == before
     return int(after[-1]) if is_single else None
+
+
+def usable_pairs(
+    tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing, pairs: Iterable[tuple[str, str]]
+) -> tuple[AnswerWords, ...]:
+    """The pairs of answer words that are one token each, with these tokens; the others are left out.
+
+    Args:
+        tokenizer: The model's.
+        question: Any question.
+        phrasing: System prompt and answer prefix.
+        pairs: Pairs of words.
+    """
+    text, _ = render(tokenizer, SAMPLE_CONTEXT, question, replace(phrasing, joint=""))
+    usable = []
+    for pair in pairs:
+        with suppress(ConfigurationError):
+            joint, ids = _tokens_after(tokenizer, text, phrasing.answer_prefix, pair)
+            usable.append(AnswerWords(pair, ids, joint))
+    return tuple(usable)

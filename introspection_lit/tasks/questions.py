@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from introspection_lit.contexts.conversations import YES_NO
 from introspection_lit.utils.errors import ConfigurationError
@@ -28,6 +29,29 @@ HELDOUT_QUESTIONS = (
 TRUE_QUESTIONS = ("Is ice made of frozen water? Answer {yes} or {no}.", "Do birds have wings? Answer {yes} or {no}.")
 FALSE_QUESTIONS = ("Is a week longer than a year? Answer {yes} or {no}.", "Is coal a kind of fruit? Answer {yes} or {no}.")
 INFO_CHOICES = ("none", "explained", "neutral")
+
+
+class Fact(NamedTuple):
+    """A factual yes/no question.
+
+    Attributes:
+        question: Its text, with one question mark, at the end.
+        answer: ``yes`` or ``no``.
+        topic: Its subject.
+    """
+
+    question: str
+    answer: str
+    topic: str
+
+
+def load_facts() -> list[Fact]:
+    """Load the 160 facts of the package: pairs of a question with the answer yes and a similar one with the answer no.
+
+    The topics take turns, so that the first 20 n facts hold n pairs of each.
+    """
+    text = (files("introspection_lit") / "assets" / "facts.jsonl").read_text(encoding="utf-8")
+    return [Fact(**json.loads(line)) for line in text.splitlines()]
 
 
 def insert_answers(questions: Sequence[str], answers: tuple[str, str]) -> list[str]:

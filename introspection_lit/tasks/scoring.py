@@ -1,6 +1,7 @@
 """The score and the loss of an answer, from the logits at the answer position.
 
-The score of a trial is its log-odds, logit("steered") - logit("not steered"); training minimises :func:`detection_loss`.
+The score of a row is its log-odds, logit("steered") - logit("not steered"). Training minimises :func:`answer_loss` for one
+question, :func:`task_losses` for several tasks.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def log_odds(logits: Tensor, answer_ids: Tensor) -> Tensor:
-    """The score of a trial: logit(yes) - logit(no), in nats.
+def answer_logits(logits: Tensor, answer_ids: Tensor) -> Tensor:
+    """The logits of the answer words, in float32, since bfloat16 is too coarse.
 
     Args:
-        logits: At the answer position, ``(batch, vocabulary)``.
-        answer_ids: Token ids of yes ("steered") and no, ``(2,)``.
+        logits: At the answer position, ``(rows, vocabulary)``.
+        answer_ids: Token ids, ``(words,)`` for all rows or ``(rows, words)``.
 
     Returns:
-        ``(batch,)`` in float32, since bfloat16 is too coarse. Higher means "steered"; 0 means that both are equally likely.
+        ``(rows, words)``.
     """
-    answers = logits.float()[:, answer_ids]
+    return logits.float().gather(1, answer_ids.expand(len(logits), -1))
+
+
+def log_odds(logits: Tensor, answer_ids: Tensor) -> Tensor:
+    """The score of a row: logit(yes) - logit(no), in nats.
+
+    Args:
+        logits: At the answer position, ``(rows, vocabulary)``.
+        answer_ids: Token ids of yes ("steered") and no, ``(2,)`` or ``(rows, 2)``.
+
+    Returns:
+        ``(rows,)`` in float32. Higher means "steered"; 0 means that both are equally likely.
+    """
+    answers = answer_logits(logits, answer_ids)
     return answers[:, 0] - answers[:, 1]
 
 
@@ -28,22 +42,23 @@ def mass(logits: Tensor, answer_ids: Tensor) -> Tensor:
     """The answer probability P(yes) + P(no) under the full softmax.
 
     Args:
-        logits: At the answer position, ``(batch, vocabulary)``.
-        answer_ids: Token ids of yes and no, ``(2,)``.
+        logits: At the answer position, ``(rows, vocabulary)``.
+        answer_ids: Token ids of yes and no, ``(2,)`` or ``(rows, 2)``.
 
     Returns:
-        ``(batch,)`` in [0, 1], in float32. Higher is better: where it is small, the log-odds have no meaning.
+        ``(rows,)`` in [0, 1], in float32. Higher is better: where it is small, the log-odds have no meaning.
     """
-    return logits.float().softmax(dim=-1)[:, answer_ids].sum(dim=-1).clamp(max=1)  # the sum may round to more than 1
+    probabilities = answer_logits(logits.float().softmax(dim=-1), answer_ids)
+    return probabilities.sum(dim=-1).clamp(max=1)  # the sum may round to more than 1
 
 
-def detection_loss(logits: Tensor, answer_ids: Tensor, labels: Tensor, kind: str = "full") -> Tensor:
-    """Cross-entropy of the right answer, averaged over the batch, in nats.
+def answer_loss(logits: Tensor, answer_ids: Tensor, targets: Tensor, kind: str = "full") -> Tensor:
+    """Cross-entropy of the right answer, averaged over the rows, in nats.
 
     Args:
-        logits: ``(batch, vocabulary)``.
-        answer_ids: Token ids of yes and no, ``(2,)``.
-        labels: True where the trial was steered, ``(batch,)``.
+        logits: ``(rows, vocabulary)``.
+        answer_ids: Token ids of yes and no, ``(2,)`` or ``(rows, 2)``.
+        targets: Index of the right answer, ``(rows,)``: 0 where the trial was steered, else 1.
         kind: ``full``: over the whole vocabulary, which keeps the mass high. ``pairwise``: over the two answers alone,
             which does not constrain the mass; in published work it fell to .013.
 
@@ -51,6 +66,43 @@ def detection_loss(logits: Tensor, answer_ids: Tensor, labels: Tensor, kind: str
         A scalar in float32.
     """
     if kind == "pairwise":
-        return functional.binary_cross_entropy_with_logits(log_odds(logits, answer_ids), labels.float())
-    yes, no = answer_ids
-    return functional.cross_entropy(logits.float(), torch.where(labels.bool(), yes, no))
+        return functional.binary_cross_entropy_with_logits(log_odds(logits, answer_ids), (targets == 0).float())
+    right = answer_ids.expand(len(logits), -1).gather(1, targets[:, None])[:, 0]
+    return functional.cross_entropy(logits.float(), right)
+
+
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL divergence of a prediction from a reference over the whole vocabulary, in nats.
+
+    Args:
+        logits: ``(..., vocabulary)``.
+        reference: Log-probabilities, ``(..., vocabulary)``; without gradient.
+
+    Returns:
+        ``(...)`` in float32; 0 where both are equal.
+    """
+    predicted = logits.float().log_softmax(dim=-1)
+    return (reference.exp() * (reference - predicted)).sum(dim=-1)
+
+
+def task_losses(logits: Tensor, answer_ids: Tensor, targets: Tensor, references: Tensor | None, place: Tensor) -> Tensor:
+    """The loss of each row: cross-entropy of the right answer, or the divergence from a reference; in nats.
+
+    Args:
+        logits: ``(rows, vocabulary)``.
+        answer_ids: ``(rows, words)``.
+        targets: Index of the right answer, ``(rows,)``; -1: the right answer is a reference.
+        references: Log-probabilities of the references, ``(references, vocabulary)``; None: there are none.
+        place: The reference of each row, ``(rows,)``; -1: none.
+
+    Returns:
+        ``(rows,)`` in float32.
+    """
+    losses = torch.zeros(len(logits), device=logits.device)
+    labelled = (targets >= 0).nonzero()[:, 0]
+    right = answer_ids[labelled, targets[labelled]]
+    losses[labelled] = functional.cross_entropy(logits[labelled].float(), right, reduction="none")
+    if references is not None:
+        others = (place >= 0).nonzero()[:, 0]
+        losses[others] = kl_divergence(logits[others], references[place[others]])
+    return losses

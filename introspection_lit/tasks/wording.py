@@ -17,7 +17,7 @@ from introspection_lit.contexts.conversations import (
     fakes_turns,
     repeated_questions,
 )
-from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens
+from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens, usable_pairs
 from introspection_lit.tasks.questions import (
     FALSE_QUESTIONS,
     HELDOUT_QUESTIONS,
@@ -27,6 +27,8 @@ from introspection_lit.tasks.questions import (
     info_text,
     insert_answers,
 )
+from introspection_lit.tasks.task import AnswerWords, with_lead_in
+from introspection_lit.tasks.task_questions import HELDOUT_PAIRS, TRAINED_PAIRS
 from introspection_lit.utils.errors import ConfigurationError, Problems
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class WordingOptions:
         concepts: Words whose directions are extracted; they are checked for control tokens with the other texts.
         max_context_tokens: Longer contexts are left out.
         test_sets: Names of the test sets of the run.
+        lead_in_text: First words of every question; empty: none.
     """
 
     questions: Sequence[str] | None
@@ -58,6 +61,7 @@ class WordingOptions:
     concepts: Sequence[str]
     max_context_tokens: int
     test_sets: Sequence[str]
+    lead_in_text: str
 
 
 class Wording(NamedTuple):
@@ -69,12 +73,14 @@ class Wording(NamedTuple):
         answer_ids: Token ids of the words for "steered" and "not steered".
         questions: Questions by set: ``train``, ``heldout``, ``swapped`` and ``factual``, as in
             :class:`~introspection_lit.trials.test_sets.Source`.
+        pairs: Pairs of answer words that are one token each, for questionnaires: ``trained``, ``heldout`` and ``yes_no``.
     """
 
     tokenizer: PreTrainedTokenizerBase
     phrasing: Phrasing
     answer_ids: tuple[int, int]
     questions: dict[str, list[str]]
+    pairs: dict[str, tuple[AnswerWords, ...]]
 
 
 def build_wording(
@@ -127,20 +133,23 @@ def build_wording(
     tokens = problems.attempt(find_answer_tokens, tokenizer, contexts, questions["train"], phrasing)
     problems.raise_if_any()
     assert tokens is not None
-    return Wording(tokenizer, *tokens, questions)
+    pools = {"trained": TRAINED_PAIRS, "heldout": HELDOUT_PAIRS, "yes_no": [YES_NO]}
+    pairs = {name: usable_pairs(tokenizer, questions["train"][0], phrasing, pool) for name, pool in pools.items()}
+    return Wording(tokenizer, *tokens, questions, pairs)
 
 
 def _questions(options: WordingOptions, answers: tuple[str, str]) -> dict[str, list[str]]:
     """The questions of each set, with the answer words in them; ``swapped`` are those of ``train``, words exchanged."""
 
     def choose(configured: Sequence[str] | None, builtin: Sequence[str], words: tuple[str, str]) -> list[str]:
-        return builtin_questions(builtin, words) if configured is None else insert_answers(configured, words)
+        texts = builtin_questions(builtin, words) if configured is None else insert_answers(configured, words)
+        return [with_lead_in(options.lead_in_text, text) for text in texts]
 
     return {
         "train": choose(options.questions, [QUESTION], answers),
         "heldout": choose(options.heldout_questions, HELDOUT_QUESTIONS, answers),
         "swapped": choose(options.questions, [QUESTION], answers[::-1]),
-        "factual": builtin_questions([*TRUE_QUESTIONS, *FALSE_QUESTIONS], answers),
+        "factual": choose(None, [*TRUE_QUESTIONS, *FALSE_QUESTIONS], answers),
     }
 
 

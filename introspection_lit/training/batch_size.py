@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.loading import load_config
 from introspection_lit.models.memory_estimate import USABLE, Load, Strategy, estimate, largest_batch
 from introspection_lit.steering.clean_caches import GIB
-from introspection_lit.tasks.scoring import detection_loss
+from introspection_lit.tasks.scoring import answer_loss
 from introspection_lit.training.cache_reuse import batch_cache
 from introspection_lit.training.distributed import is_sharded, smallest_of_all
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE
@@ -127,7 +128,7 @@ def _try_step(run: RunContext, size: int, trained: Sequence[Tensor]) -> None:
         with run.trainer.precision_plugin.forward_context():
             batch = longest(run, size).to(device)
             batch.cache = batch_cache(module, module, batch, share=False, adapter=run.options.prefill_adapter)
-            loss = detection_loss(module.answer_logits(batch), batch.answer_ids, batch.labels, module.loss)
+            loss = answer_loss(module.answer_logits(batch), batch.answer_ids, batch.targets.clamp(min=0), module.loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -140,6 +141,8 @@ def ballast(device: torch.device) -> Tensor:
 def longest(run: RunContext, size: int) -> TrialBatch:
     """The training batch that takes the most memory: each trial with its own cache, the longest contexts and question."""
     split, bank = _largest_split(run), run.vector_bank
+    if split.questionnaire is not None:
+        split = replace(split, questionnaire=None, questions=split.questionnaire.longest_texts(), _encoded={}, texts=0.0)
     lengths = split.lengths()
     question_lengths = {
         (context, question): len(split.encoded(context, question).question_ids)

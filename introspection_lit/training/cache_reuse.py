@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import Cache
 
 from introspection_lit.steering.clean_caches import GIB, CleanCaches, make_reader, model_state
-from introspection_lit.steering.prefill import Forward
+from introspection_lit.steering.prefill import Forward, prefill_mode
+from introspection_lit.steering.question_pass import read_answers, read_texts
 from introspection_lit.steering.shared_prefill import shared_cache
 from introspection_lit.training.distributed import is_sharded
 
@@ -56,7 +58,28 @@ class Prefills:
         with trainer.precision_plugin.forward_context():
             kept = self._clean_caches(batch, forward)
             share, always = options.reuse.layers, trainer.world_size > 1
-            return batch_cache(forward, module, batch, kept, share=share, adapter=options.prefill_adapter, always=always)
+            adapter = options.prefill_adapter
+            batch.cache = batch_cache(forward, module, batch, kept, share=share, adapter=adapter, always=always)
+            self._answer_references(batch, forward)
+            return batch.cache
+
+    def _answer_references(self, batch: TrialBatch, forward: Forward) -> None:
+        """Let the untrained model answer the batch's references over clean caches, and read its plain texts."""
+        references, texts = batch.references, batch.texts
+        with prefill_mode(self.run.module.model, adapter=False):
+            if references is not None:
+                asked = replace(
+                    batch,
+                    cache_of=references.cache_of,
+                    question_prefix_ids=None,
+                    question_ids=references.question_ids,
+                    question_mask=references.question_mask,
+                )
+                answers = read_answers(forward, asked)
+                references.log_probabilities = answers.float().log_softmax(dim=-1)
+            if texts is not None:
+                ids, mask = batch.context_ids[texts.caches], batch.context_mask[texts.caches]
+                texts.log_probabilities = read_texts(forward, ids, mask).float().log_softmax(dim=-1)
 
     def _clean_caches(self, batch: TrialBatch, forward: Forward) -> CleanCaches | None:
         """The clean caches that are kept, those of the batch's contexts among them; None: none are kept."""

@@ -190,3 +190,21 @@ def checkpoint_problems(
     if wrong := identity_problems(checkpoint.get("introspection"), identity):
         return wrong
     return [] if loops is None else content_problems(checkpoint, function, loops, with_checksum)
+
+
+def tensor_problems(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> list[str]:
+    """Check that a checkpoint holds the adapter's tensors, each in its shape; at most one sentence.
+
+    Args:
+        tensors: Of the checkpoint, by name.
+        shapes: Of the model's adapter, by name.
+    """
+    if set(tensors) != set(shapes):
+        return [
+            f"ckpt_path: the checkpoint holds {len(set(tensors) & set(shapes))} of the adapter's {len(shapes)} tensors."
+        ]
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            expected = f"has shape {tuple(tensor.shape)}, in the model {tuple(shapes[name])}"
+            return [f"ckpt_path: the checkpoint does not fit the model: {name} {expected}."]
+    return []

@@ -18,11 +18,11 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.steering.question_pass import read_answers
-from introspection_lit.tasks.scoring import detection_loss, log_odds, mass
-from introspection_lit.training.checkpoint_checks import identity_problems
+from introspection_lit.tasks.scoring import log_odds, mass
+from introspection_lit.training.checkpoint_checks import identity_problems, tensor_problems
 from introspection_lit.training.distributed import leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
-from introspection_lit.training.fsdp_shards import plain_name
+from introspection_lit.training.losses import batch_loss, detection_rows
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.test_sets import SOURCES, TEST_SETS
 from introspection_lit.trials.trial import Trial
@@ -108,6 +108,7 @@ class IntrospectionModule(LightningModule):
         self.metrics = nn.ModuleDict({f"{split}_trials": DetectionMetrics(threshold=0.0) for split in SOURCES})
         self.metrics_of("validation").max_fpr = max_fpr
         self.summaries: dict[str, dict[str, Any]] = {}  # the last of each split, for callbacks
+        self.several_tasks = False  # the last validation was over several tasks
         self.scored: list[Scored] = []  # the batches since the last optimiser step; FiniteNumbers checks and empties it
         self.explain: ExplainNotFinite = _explain_not_finite  # FiniteNumbers replaces it by one that knows the trials
         self.shape = {
@@ -169,12 +170,17 @@ class IntrospectionModule(LightningModule):
     def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Score a batch of any split and add it to the metrics; returns loss ``()``, log-odds and mass ``(batch,)``."""
         logits = self.answer_logits(batch)
-        loss = detection_loss(logits, batch.answer_ids, batch.labels, self.loss)
+        loss, parts = batch_loss(self, batch, logits, self.loss)
+        training, size = batch.split == "train", len(batch.trials)
+        named = {f"{batch.split}/loss_{task}": part for task, part in parts.items()}
+        self.log_dict(named, on_step=training, on_epoch=not training, sync_dist=True, batch_size=size)
         scores, masses = log_odds(logits, batch.answer_ids).detach(), mass(logits, batch.answer_ids).detach()
         if gather:
             metrics = self.metrics_of(batch.split)
             metrics.total = batch.total
-            metrics.update(scores, batch.labels, masses, batch.inputs, batch.numbers, batch.kinds)
+            rows = detection_rows(batch)
+            columns = (scores, batch.labels, masses, batch.inputs, batch.numbers, batch.kinds)
+            metrics.update(*(column[rows] for column in columns))
         return loss, scores, masses
 
     def metrics_of(self, split: str) -> DetectionMetrics:
@@ -195,6 +201,7 @@ class IntrospectionModule(LightningModule):
     def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:
         """Score a validation batch."""
         loss, _, _ = self._step(batch)
+        self.several_tasks = batch.weights is not None
         self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(batch.trials))
 
     def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -228,8 +235,11 @@ class IntrospectionModule(LightningModule):
             self.threshold = summary["threshold"]
             self.validated = {name: summary[name] for name in ("auroc", "accuracy", "tpr", "fpr", "mass")}
         # For choosing a checkpoint: the AUROC, and between equal ones (1.000 comes early) the lower loss. AUROCs differ by
-        # at least half a pair of trials; what the loss adds is below half of that.
+        # at least half a pair of trials; what the loss adds is below half of that. Of several tasks, the loss over all.
         loss = self.trainer.callback_metrics["validation/loss"]
+        if self.several_tasks:
+            self.log("validation/selection", torch.exp(-loss))
+            return
         smallest = 0.25 / max(summary["n_steered"] * summary["n_clean"], 1)
         self.log("validation/selection", summary["auroc"] + smallest * torch.exp(-loss).item())
 
@@ -326,15 +336,8 @@ class IntrospectionModule(LightningModule):
                     "cannot go on from it. Use another one."
                 ]
             )
-        own = {plain_name(name) for name, _ in self.named_parameters() if "lora_" in name}
-        if set(checkpoint.get("state_dict", ())) != own:
-            found = len(own & set(checkpoint.get("state_dict", ())))
-            raise ConfigurationError([f"ckpt_path: the checkpoint holds {found} of the adapter's {len(own)} tensors."])
-        shapes = adapter_shapes(self)
-        for name, tensor in checkpoint["state_dict"].items():
-            if tensor.shape != shapes[name]:
-                expected = f"has shape {tuple(tensor.shape)}, in the model {tuple(shapes[name])}"
-                raise ConfigurationError([f"ckpt_path: the checkpoint does not fit the model: {name} {expected}."])
+        if problems := tensor_problems(checkpoint.get("state_dict", {}), adapter_shapes(self)):
+            raise ConfigurationError(problems)
         self.threshold = saved["threshold"] if self.given_threshold is None else self.given_threshold
         self.validated = saved["validation"]
 

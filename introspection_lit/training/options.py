@@ -12,6 +12,8 @@ from introspection_lit.models.base_model import MAX_ROWS, MAX_WORKERS
 from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.steering.vector_bank import name_problem, shown
+from introspection_lit.tasks.questionnaire import task_problems, training_parts
+from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.training.checks import count_problems
 from introspection_lit.trials.grid import Grid
 from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS
@@ -76,6 +78,12 @@ class DataOptions:
             file says. Quote them in YAML: a bare ``no`` is "false".
         answer_prefix: How the answer starts, without a space at the end; by default "The answer is", or as the
             conversations of a file start theirs.
+        tasks: What each cache is asked in training, by name: ``detection`` (was it steered, in answer words that change
+            from question to question), ``factual`` and ``reading`` (questions about the world and the text, whose answers
+            must stay those of the untrained model over the clean cache), and ``plain_text`` (predictions of the text
+            itself, which must stay the same). Each has a ``weight`` and a number of ``questions`` for each cache. By
+            default the single question of ``questions``.
+        lead_in: First words of every question; by default "Introspection query:" with ``tasks``, else none.
         bank: A vector bank made for this model. By default one is made, and saved in the run's folder.
         manifest: Train on the trials of this file instead of drawing them, in its order but for neighbours that are sorted
             by length; an epoch is a pass over it. Needs ``bank``.
@@ -128,6 +136,8 @@ class DataOptions:
     info: str = "none"
     answers: tuple[str, str] | None = None
     answer_prefix: str | None = None
+    tasks: dict[str, TaskOptions] | None = None
+    lead_in: str | None = None
     bank: str | None = None
     manifest: str | None = None
     grid: Grid | None = None
@@ -168,6 +178,16 @@ class DataOptions:
     def manifest_path(self) -> Path | None:
         """The file of the training trials; None: they are drawn."""
         return None if self.manifest is None else parse_path("data.manifest", self.manifest)
+
+    @property
+    def lead_in_text(self) -> str:
+        """First words of every question; empty: none."""
+        return (LEAD_IN if self.tasks else "") if self.lead_in is None else self.lead_in
+
+    @property
+    def questions_of_cache(self) -> int:
+        """Questions that each cache is asked in training and validation."""
+        return sum(part.each for part in training_parts(self.tasks)) if self.tasks else 1
 
     @property
     def held_out_kinds(self) -> tuple[list[str], list[str]]:
@@ -223,6 +243,7 @@ class DataOptions:
             problems += strength_problems("test_strengths", self.strengths_of_tests)
         problems += self.grid.problems() if self.grid is not None else []
         problems += self.reuse.problems()
+        problems += self._task_problems()
         if self.seed < 0 or self.num_workers < 0:
             problems.append(f"data.seed, data.num_workers: got {self.seed} and {self.num_workers}. Expected 0 or more.")
         limits = {"num_workers": MAX_WORKERS, "eval_batch_size": MAX_ROWS, "batch_size": MAX_ROWS}
@@ -232,6 +253,28 @@ class DataOptions:
             if not isinstance(size := getattr(self, option), str) and size > most
         ]
         return problems + self._concept_problems()
+
+    def _task_problems(self) -> list[str]:
+        if self.tasks is None:
+            return []
+        problems = task_problems(self.tasks)
+        if problems:
+            return problems
+        each = 2 * self.questions_of_cache
+        names = ("batch_size", "effective_batch", "eval_batch_size", "validation_trials")
+        sizes = {name: getattr(self, name) for name in names}
+        problems += [
+            f"data.{name}: got {size}. Expected a multiple of {each}: data.tasks asks a clean and a steered cache "
+            f"{self.questions_of_cache} questions each, which stay together."
+            for name, size in sizes.items()
+            if isinstance(size, int) and size % each
+        ]
+        if self.manifest is not None:
+            problems.append("data.manifest: lists single questions. Leave data.tasks out, or draw the trials.")
+        if self.prefill_adapter:
+            expected = "the answers of the untrained model need caches that it has written itself"
+            problems.append(f"data.prefill_adapter: got true with data.tasks; {expected}.")
+        return problems
 
     def _concept_problems(self) -> list[str]:
         problems = []
@@ -261,5 +304,7 @@ class DataOptions:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
+        if self.lead_in_text:
+            values["lead_in"] = self.lead_in_text
         values["info"] = info.name if info.suffix == ".txt" else self.info
         return {f"data.{name}": value for name, value in values.items()}

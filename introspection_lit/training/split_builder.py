@@ -10,14 +10,15 @@ from introspection_lit.contexts.conversations import control_token_problems
 from introspection_lit.contexts.splits import evenly_spaced
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
+from introspection_lit.tasks.questionnaire import PLAIN_TEXT, WORDS_OF, Questionnaire, test_part, training_parts
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
-from introspection_lit.trials.plans import OncePlan, TrialPlan
+from introspection_lit.trials.plans import OncePlan, SeveralQuestionsPlan, TrialPlan
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import SOURCES, Source
-from introspection_lit.utils.errors import Problems
+from introspection_lit.trials.test_sets import QUESTIONNAIRES, SOURCES, Source
+from introspection_lit.utils.errors import ConfigurationError, Problems
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -65,20 +66,28 @@ class SplitBuilder:
         """Training, validation or a test set; validation draws bands and strengths as training: it sets the threshold."""
         options, words, source = self.options, self.wording, SOURCES[name]
         is_test, trials = name in options.test_sets, options.trial_counts[name]
-        contexts, questions = self.contexts[source.contexts], words.questions[source.questions]
+        questionnaire = self._questionnaire(name, source)
+        contexts, questions = (
+            self.contexts[source.contexts],
+            words.questions.get(source.questions, words.questions["train"]),
+        )
         bands = self.bands.tests if is_test else self.bands.training
         drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
-        plan: TrialPlan | OncePlan
+        plan: TrialPlan | OncePlan | SeveralQuestionsPlan
         if source.doses:
             doses = tuple(options.test_doses)
             plan = OncePlan(*drawn_from, (min(doses), max(doses)), trials, doses)
-        elif is_test and options.test_clean == "once":
+        elif is_test and options.test_clean == "once" and questionnaire is None:
             plan = OncePlan(*drawn_from, options.strengths_of_tests, trials)
         else:
             plan = TrialPlan(*drawn_from, options.strengths_of_tests if is_test else options.strengths)
+        if questionnaire is not None:
+            assert isinstance(plan, TrialPlan)
+            plan = SeveralQuestionsPlan(plan, len(questionnaire.places))
         phrasing, answer_ids = words.phrasing, words.answer_ids
         if source.questions == "swapped":
             phrasing, answer_ids = replace(phrasing, answers=phrasing.answers[::-1]), answer_ids[::-1]
+        texts = (options.tasks or {}).get(PLAIN_TEXT) if name in ("train", "validation") else None
         factual = [CLEAR_YES] * len(TRUE_QUESTIONS) + [CLEAR_NO] * len(FALSE_QUESTIONS)
         return Split(
             name,
@@ -94,7 +103,25 @@ class SplitBuilder:
             total=None if name == "train" else trials,
             seed=options.seed,
             control=options.control if name == "train" else "none",
+            questionnaire=questionnaire,
+            texts=texts.questions if texts else 0.0,
+            text_weight=texts.weight if texts else 1.0,
         )
+
+    def _questionnaire(self, name: str, source: Source) -> Questionnaire | None:
+        """The questions of a split whose caches are asked several; None: one question each."""
+        options, words = self.options, self.wording
+        if source.questions in QUESTIONNAIRES:
+            parts, pairs = [test_part(source.questions)], words.pairs[WORDS_OF.get(source.questions, "trained")]
+        elif options.tasks and name in ("train", "validation"):
+            parts, pairs = [*training_parts(options.tasks)], words.pairs["trained"]
+        else:
+            return None
+        if not pairs:
+            where = f"data.test_trials: {name!r}" if name in options.test_sets else "data.tasks"
+            expected = "Expected pairs of answer words that are one token each for this model; it has none of ours"
+            raise ConfigurationError([f"{where}: cannot be asked. {expected}."])
+        return Questionnaire(options.seed, name, tuple(parts), pairs, options.lead_in_text)
 
     def grid(self, config: PretrainedConfig, share_question_prefix: bool) -> dict[str, Split]:
         """A split for each text before the question and each kind of vector of ``data.grid``.

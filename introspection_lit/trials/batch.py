@@ -1,8 +1,9 @@
-"""A batch of trials as padded tensors, and later with its KV cache."""
+"""A batch of trials as padded tensors, and later with its KV cache and its reference answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,40 @@ from transformers import Cache
 
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.trials.trial import Trial
+
+
+@dataclass
+class References:
+    """The questions of a batch whose right answer is what the untrained model predicts from the clean cache.
+
+    Attributes:
+        cache_of: Index of the clean cache that each reads, ``(references,)``.
+        question_ids: Right-padded tokens, ``(references, question)``.
+        question_mask: 1 at tokens, 0 at padding, ``(references, question)``.
+        place: The reference of each row of the batch, ``(batch,)``; -1: none.
+        log_probabilities: The answers, ``(references, vocabulary)``; None before they have been computed.
+    """
+
+    cache_of: Tensor
+    question_ids: Tensor
+    question_mask: Tensor
+    place: Tensor
+    log_probabilities: Tensor | None = None
+
+
+@dataclass
+class Texts:
+    """Plain texts on which the adapter should change nothing: clean contexts of a batch.
+
+    Attributes:
+        caches: Index of the cache whose context each text is, ``(texts,)``.
+        weights: Factor of each text's loss, ``(texts,)``; 0 for a text that only fills up a batch without any.
+        log_probabilities: Of the untrained model, ``(texts, context, vocabulary)``; None before they have been computed.
+    """
+
+    caches: Tensor
+    weights: Tensor
+    log_probabilities: Tensor | None = None
 
 
 @dataclass
@@ -34,7 +69,12 @@ class TrialBatch:
         inputs: Hash of context and question, ``(batch,)`` int64: equal for rows with the same input.
         numbers: Number of each trial in its split, ``(batch,)`` int64.
         kinds: Hash of the context's kind, ``(batch,)`` int64.
-        answer_ids: Token ids of yes ("steered") and no, ``(2,)``.
+        answer_ids: Token ids of the answer words of each row, of two the one for "steered" first, ``(batch, words)``.
+        targets: Index of the right answer, ``(batch,)``; -1: the right answer is one of ``references``.
+        tasks: The task of each row.
+        weights: Factor of each row's loss in the batch's, ``(batch,)``; None: the split asks a single question.
+        references: Questions that are answered by the untrained model; None: there are none.
+        texts: Plain texts; None: there are none.
         total: Trials in the split; rows with this number or a higher one are padding. None: unlimited.
         cache: The KV cache of the contexts; None before the prefill.
     """
@@ -53,6 +93,11 @@ class TrialBatch:
     numbers: Tensor
     kinds: Tensor
     answer_ids: Tensor
+    targets: Tensor
+    tasks: list[str]
+    weights: Tensor | None = None
+    references: References | None = None
+    texts: Texts | None = None
     total: int | None = None
     cache: Cache | None = None
 
@@ -61,10 +106,25 @@ class TrialBatch:
         """Name of the split; all trials of a batch belong to one."""
         return self.trials[0].split
 
+    def select(self, rows: Sequence[int]) -> TrialBatch:
+        """Some rows, with the same caches and without references and texts."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.question_ids.device)
+        names = ("question_ids", "question_mask", "labels", "inputs", "numbers", "kinds", "answer_ids", "targets")
+        return replace(
+            self,
+            trials=[self.trials[row] for row in rows],
+            tasks=[self.tasks[row] for row in rows],
+            cache_of=index if self.cache_of is None else self.cache_of[index],
+            weights=None if self.weights is None else self.weights[index],
+            references=None,
+            texts=None,
+            **{name: getattr(self, name)[index] for name in names},
+        )
+
     def to(self, device: torch.device, **options: Any) -> TrialBatch:
         """Move every tensor to a device, in place; Lightning calls this before the prefill."""
-        for owner in (self, self.intervention):
-            for name, value in vars(owner).items():
+        for owner in (self, self.intervention, self.references, self.texts):
+            for name, value in vars(owner).items() if owner is not None else ():
                 if isinstance(value, Tensor):
                     setattr(owner, name, value.to(device, **options))
         return self

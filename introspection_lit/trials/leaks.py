@@ -8,7 +8,9 @@ from typing import Any
 
 from introspection_lit.contexts.context import fingerprint
 from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.tasks.questionnaire import PLAIN_TEXT
 from introspection_lit.trials.split import Split
+from introspection_lit.trials.test_sets import ASK_TRAINED
 
 OTHER_DATA = (
     "ckpt_path: the checkpoint was trained on other contexts, vectors, questions, bands or strengths than this "
@@ -38,10 +40,15 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     Returns:
         Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
         ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
-        equal data.
+        equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts.
     """
     used = [splits[name] for name in ("train", "validation")]
-    return {
+    train = splits["train"]
+    several = {}
+    if train.questionnaire is not None:
+        parts = [[part.task, part.each, part.weight] for part in train.questionnaire.parts]
+        several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
+    return several | {
         "messages": sorted({fingerprint(context.user) for split in used for context in split.contexts}),
         "kinds": sorted({context.kind for split in used for context in split.contexts}),
         "vectors": sorted(key for split in used for key in direction_keys(split, bank)),
@@ -95,7 +102,8 @@ def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split]
         messages = [context.user for context in split.contexts if fingerprint(context.user) in record["messages"]]
         kinds = sorted({context.kind for context in split.contexts} & set(record["kinds"]))
         trained = vectors & set(record["vectors"])
-        questions = {fingerprint(question) for question in split.questions} & set(record["questions"])
+        asked = split.questions if split.questionnaire is None else split.question_texts()
+        questions = {fingerprint(question) for question in asked} & set(record["questions"])
         leaks = []
         if messages:
             leaks.append(f"{len(messages)} contexts were trained on (such as {messages[0][:50]!r})")
@@ -105,7 +113,7 @@ def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split]
             leaks.append("some of its vectors were not trained on")
         if source.vectors != "train" and trained:
             leaks.append("some of its vectors were trained on")
-        if source.questions != "train" and questions:
+        if source.questions not in ASK_TRAINED and questions:
             leaks.append("some of its questions were trained on")
         problems += [f"ckpt_path: test set {name!r}: {problem}. {HINT}" for problem in leaks]
     return problems

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.trials.manifest import FIELDS, FORMAT, NO_CHECKSUM, SeenTrials, shorten
-from introspection_lit.trials.plans import PairedPlan, equal_part, round_order
+from introspection_lit.trials.plans import PairedPlan, equal_part
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.checksums import CHECKSUM, mismatch
 from introspection_lit.utils.config_files import unique_fields
 from introspection_lit.utils.errors import ConfigurationError, RunError
+from introspection_lit.utils.seeds import round_order
 
 if TYPE_CHECKING:
     from introspection_lit.trials.split import Split

@@ -15,7 +15,7 @@ import numpy as np
 
 from introspection_lit.steering.bands import Bands
 from introspection_lit.trials.trial import Trial
-from introspection_lit.utils.seeds import generator
+from introspection_lit.utils.seeds import draw_in_rounds, generator, round_order
 
 
 class Plan(ABC):
@@ -58,10 +58,14 @@ class PairedPlan(Plan):
     """Trials in pairs: 2j is clean and 2j + 1 is steered, with the same context and question.
 
     Half of any even number of trials is steered, and the two trials of a pair differ in the intervention alone.
+
+    Attributes:
+        trials_of_pair: Trials that belong to a pair; more than two if each cache is asked several questions.
     """
 
     seed: int
     split: str
+    trials_of_pair: int = 2
 
     @abstractmethod
     def context_of(self, pair: int) -> int:
@@ -73,14 +77,15 @@ class PairedPlan(Plan):
         """The trials of a batch, with contexts of similar length to save padding.
 
         The pairs of ``pool`` batches are sorted by the length of the context and cut into batches, which come in random
-        order. ``size`` is even, and half of the trials are steered.
+        order. ``size`` is a multiple of the trials of a pair, and half of the trials are steered.
         """
         pool_number, position = divmod(number, pool)
-        pairs = range(pool_number * pool * size // 2, (pool_number + 1) * pool * size // 2)
+        each = size // self.trials_of_pair
+        pairs = range(pool_number * pool * each, (pool_number + 1) * pool * each)
         by_length = sorted(pairs, key=lambda pair: (lengths[self.context_of(pair)], pair))
         slot = int(round_order(self.seed, self.split, "pool", pool_number, pool)[position])
-        batch = equal_part(by_length[slot * size // 2 : (slot + 1) * size // 2], share)
-        return [self.trial(2 * pair + steered) for pair in batch for steered in (0, 1)]
+        batch = equal_part(by_length[slot * each : (slot + 1) * each], share)
+        return [self.trial(self.trials_of_pair * pair + place) for pair in batch for place in range(self.trials_of_pair)]
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,37 @@ class TrialPlan(PairedPlan):
     def context_of(self, pair: int) -> int:
         """Index of the context of both trials of a pair."""
         return draw_in_rounds(self.seed, self.split, "context", pair, self.contexts)
+
+
+@dataclass(frozen=True)
+class SeveralQuestionsPlan(PairedPlan):
+    """Trials of a plan in pairs, whose caches are asked several questions each.
+
+    Trials 2nj to 2nj + n - 1 ask the clean cache of pair j its n questions, the next n ask the steered cache the same. The
+    number of the question, from 0 to n - 1, is the ``question`` of the trial.
+
+    Attributes:
+        pairs: The plan that contexts and interventions come from.
+        each: Questions of each cache, n.
+    """
+
+    pairs: TrialPlan
+    each: int
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "split", "contexts", "vectors", "bands", "strengths"):
+            object.__setattr__(self, name, getattr(self.pairs, name))
+        object.__setattr__(self, "questions", self.each)
+        object.__setattr__(self, "trials_of_pair", 2 * self.each)
+
+    def trial(self, number: int) -> Trial:
+        """Make trial ``number``."""
+        cache, question = divmod(number, self.each)
+        return self.pairs.trial(cache)._replace(number=number, question=question)
+
+    def context_of(self, pair: int) -> int:
+        """Index of the context of all trials of a pair."""
+        return self.pairs.context_of(pair)
 
 
 @dataclass(frozen=True)
@@ -208,23 +244,3 @@ def draw_strength(seed: int, split: str, number: int, strengths: tuple[float, fl
     """Draw the strength of trial ``number``, log-uniformly between the lowest and the highest."""
     low, high = np.log(strengths)
     return float(np.exp(generator(seed, "strength", split, number).uniform(low, high)))
-
-
-def draw_in_rounds(seed: int, split: str, what: str, position: int, size: int) -> int:
-    """An item of an unlimited random sequence of integers in which each round has every integer below ``size`` once.
-
-    Args:
-        seed: The experiment's seed.
-        split: Name of the split.
-        what: Names the random stream: ``context``, ``question``, ``vector`` or ``cell``.
-        position: Position in the sequence, from 0.
-        size: Length of a round.
-    """
-    round_number, place = divmod(position, size)
-    return int(round_order(seed, split, what, round_number, size)[place])
-
-
-@lru_cache(maxsize=64)
-def round_order(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
-    """The random order of the integers below ``size`` in one round, ``(size,)``."""
-    return generator(seed, "order", split, what, round_number).permutation(size)

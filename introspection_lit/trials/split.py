@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ from introspection_lit.steering.bands import layer_scale
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.trials.batch import TrialBatch
+from introspection_lit.tasks.questionnaire import DETECTION, Questionnaire
+from introspection_lit.tasks.task import AnswerWords, Query
+from introspection_lit.trials.batch import References, Texts, TrialBatch
 from introspection_lit.trials.plans import Plan
 from introspection_lit.trials.test_sets import Source
 from introspection_lit.trials.trial import Trial
@@ -45,6 +47,9 @@ class Split:
         total: Number of trials; None: unlimited.
         seed: The experiment's seed, for random labels and positions.
         control: Deliberate corruption for control runs: ``random_labels``, ``no_steering`` or ``none``.
+        questionnaire: Several questions for each cache, instead of ``questions``; None: one.
+        texts: Plain texts for each pair, in training; 0: none.
+        text_weight: Factor of their mean loss.
         share_question_prefix: Tokens that all questions of a batch begin with are read once for each cache. For grids,
             which ask each cache many questions. It takes another forward pass, so FSDP cannot use it.
     """
@@ -63,8 +68,28 @@ class Split:
     seed: int = 0
     control: str = "none"
     share_question_prefix: bool = False
+    questionnaire: Questionnaire | None = None
+    texts: float = 0.0
+    text_weight: float = 1.0
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
+
+    def query(self, trial: Trial) -> Query:
+        """The question of a trial with its answer words, its right answer and its weight in the loss."""
+        if self.questionnaire is not None:
+            pair = self._cache_number(trial) // 2
+            return self.questionnaire.query(pair, trial.question, self._label(trial))
+        words = AnswerWords(self.phrasing.answers, self.answer_ids, self.phrasing.joint)
+        role = self.roles[trial.question] if self.roles else DETECTION
+        return Query(role, self.question_text(trial), words, int(not self._label(trial)))
+
+    def encoded_trial(self, trial: Trial) -> Encoded:
+        """Tokens of a trial's conversation."""
+        if self.questionnaire is None:
+            return self.encoded(trial.context, trial.question)
+        query = self.query(trial)
+        phrasing = replace(self.phrasing, joint=query.answers.joint)
+        return encode(self.tokenizer, self.contexts[trial.context], query.text, phrasing)
 
     def question(self, context: int, question: int) -> str | None:
         """The configured question for a context and question index; None if the context's own question is asked."""
@@ -88,6 +113,8 @@ class Split:
 
     def question_text(self, trial: Trial) -> str:
         """The text of a trial's question."""
+        if self.questionnaire is not None:
+            return self.query(trial).text
         question = self.question(trial.context, trial.question)
         if question is None:
             question = self.contexts[trial.context].question
@@ -95,7 +122,9 @@ class Split:
         return question
 
     def question_texts(self) -> list[str]:
-        """The texts of all questions that trials of the split may ask."""
+        """The texts of all questions that trials of the split may ask; of a questionnaire, with the answers yes and no."""
+        if self.questionnaire is not None:
+            return self.questionnaire.texts()
         trained = self.source.questions == "train"
         own = [context.question for context in self.contexts if trained and context.question is not None]
         return list(dict.fromkeys([*own, *(self.questions if len(own) < len(self.contexts) else ())]))
@@ -107,7 +136,7 @@ class Split:
             "context_key": context.key,
             "kind": context.kind,
             "question_text": self.question_text(trial),
-            "role": self.roles[trial.question] if self.roles else "detection",
+            "role": self.roles[trial.question] if self.roles else self.query(trial).task,
             "vectors": self.source.vectors,
             "vector_name": bank.names[self.source.vectors][trial.vector] if trial.steered else None,
         }
@@ -120,38 +149,89 @@ class Split:
             trials: Trials of this split, one for each row.
             bank: Directions and residual norms.
         """
-        encoded = [self.encoded(trial.context, trial.question) for trial in trials]
-        pad_token = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        keys = [self._cache_key(trial) for trial in trials]
-        first = {key: row for row, key in reversed(list(enumerate(keys)))}
-        cache_rows = sorted(first.values())  # the first row of each cache
-        place = {keys[row]: number for number, row in enumerate(cache_rows)}
-        cache_of = torch.tensor([place[key] for key in keys]) if len(cache_rows) < len(trials) else None
+        encoded, queries = [self.encoded_trial(trial) for trial in trials], [self.query(trial) for trial in trials]
+        learns = self.name in ("train", "validation")  # tests only compare scores
+        clean = [_clean(trial) for trial, query in zip(trials, queries, strict=True) if learns and query.target is None]
+        tokens = {self._cache_key(trial): row.context_ids for trial, row in reversed([*zip(trials, encoded, strict=True)])}
+        first: dict[tuple[Any, ...], Trial] = {}  # a trial of each cache; references read clean ones
+        for trial in (*trials, *clean):
+            first.setdefault(self._cache_key(trial), trial)
+        cache_trials = list(first.values())
+        place = {key: number for number, key in enumerate(first)}
+        own = [place[self._cache_key(trial)] for trial in trials]
+        cache_of = None if own == list(range(len(first))) else torch.tensor(own)
         questions = [row.question_ids for row in encoded]
         # The information before a grid's questions can be long: without sharing, every question would read it again.
         shared = self.share_question_prefix and cache_of is not None
         prefix = min(len(commonprefix(questions)), min(map(len, questions)) - 1) if shared else 0
-        context_ids, context_mask = pad([encoded[row].context_ids for row in cache_rows], pad_token, "left")
-        question_ids, question_mask = pad([question[prefix:] for question in questions], pad_token, "right")
-        steered_trials = [trials[row] for row in cache_rows]
-        direction, scale = self._direction_and_scale(steered_trials, bank)
+        context_ids, context_mask = pad(
+            [tokens.get(key) or self.encoded(trial.context).context_ids for key, trial in first.items()],
+            self._pad_token,
+            "left",
+        )
+        question_ids, question_mask = pad([question[prefix:] for question in questions], self._pad_token, "right")
+        direction, scale = self._direction_and_scale(cache_trials, bank)
         return TrialBatch(
             trials=trials,
             context_ids=context_ids,
             context_mask=context_mask,
-            contexts=[trial.context for trial in steered_trials],
+            contexts=[trial.context for trial in cache_trials],
             cache_of=cache_of,
             question_prefix_ids=torch.tensor(questions[0][:prefix]) if prefix else None,
             question_ids=question_ids,
             question_mask=question_mask,
-            intervention=Intervention(direction, scale, self._positions(steered_trials, context_mask)),
+            intervention=Intervention(direction, scale, self._positions(cache_trials, context_mask)),
             labels=torch.tensor([self._label(trial) for trial in trials]),
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
             numbers=torch.tensor([trial.number for trial in trials]),
             kinds=torch.tensor([int(fingerprint(self.contexts[trial.context].kind)[:15], 16) for trial in trials]),
-            answer_ids=torch.tensor(self.answer_ids),
+            answer_ids=torch.tensor([query.answers.ids for query in queries]),
+            targets=torch.tensor([-1 if query.target is None else query.target for query in queries]),
+            tasks=[query.task for query in queries],
+            weights=self._weights(queries),
+            references=self._references(trials, queries, questions, place) if learns else None,
+            texts=self._texts(cache_trials),
             total=self.total,
         )
+
+    def _weights(self, queries: list[Query]) -> Tensor | None:
+        """Factors of the rows' losses in the loss of their batch, ``(batch,)``: each task's mean times its weight."""
+        if self.questionnaire is None:
+            return None
+        return torch.tensor([query.weight for query in queries]) * len(self.questionnaire.places) / len(queries)
+
+    @property
+    def _pad_token(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def _references(
+        self, trials: list[Trial], queries: list[Query], questions: list[list[int]], place: dict[tuple[Any, ...], int]
+    ) -> References | None:
+        """The distinct questions that the untrained model answers from clean caches; None if there are none."""
+        keys = [
+            (place[self._cache_key(_clean(trial))], tuple(tokens)) if query.target is None else None
+            for trial, query, tokens in zip(trials, queries, questions, strict=True)
+        ]
+        distinct = list(dict.fromkeys(key for key in keys if key is not None))
+        if not distinct:
+            return None
+        number = {key: index for index, key in enumerate(distinct)}
+        ids, mask = pad([tokens for _, tokens in distinct], self._pad_token, "right")
+        rows = torch.tensor([-1 if key is None else number[key] for key in keys])
+        return References(torch.tensor([cache for cache, _ in distinct]), ids, mask, rows)
+
+    def _texts(self, cache_trials: list[Trial]) -> Texts | None:
+        """The clean contexts of a batch that serve as plain texts, at least one; None: the split has no such task."""
+        if not self.texts:
+            return None
+        clean = [number for number, trial in enumerate(cache_trials) if not trial.steered]
+        drawn = [
+            number
+            for number in clean
+            if generator(self.seed, "text", self.name, self._cache_number(cache_trials[number])).random() < self.texts
+        ]
+        weights = [self.text_weight / (self.texts * len(clean))] * len(drawn) if drawn else [0.0]
+        return Texts(torch.tensor(drawn or [0]), torch.tensor(weights))
 
     def _direction_and_scale(self, trials: list[Trial], bank: VectorBank) -> tuple[Tensor, Tensor]:
         """Unit directions, ``(caches, layers or 1, hidden)``, and lengths, ``(caches, layers)``; zero for clean trials."""
@@ -186,9 +266,18 @@ class Split:
     def _label(self, trial: Trial) -> bool:
         if self.control != "random_labels":
             return trial.steered
-        return bool(generator(self.seed, "label", self.name, trial.number).integers(2))
+        return bool(generator(self.seed, "label", self.name, self._cache_number(trial)).integers(2))
+
+    def _cache_number(self, trial: Trial) -> int:
+        """Number of a trial's cache in the split; with a single question, the trial's own."""
+        return trial.number // (len(self.questionnaire.places) if self.questionnaire is not None else 1)
 
     def _input_number(self, trial: Trial) -> int:
         context = self.contexts[trial.context]
-        question = self.question(trial.context, trial.question)
-        return int(fingerprint(context.key, question or "")[:15], 16)
+        own = self.questionnaire is None and self.question(trial.context, trial.question) is None
+        return int(fingerprint(context.key, "" if own else self.question_text(trial))[:15], 16)
+
+
+def _clean(trial: Trial) -> Trial:
+    """The trial without its intervention."""
+    return trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0)

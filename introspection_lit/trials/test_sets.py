@@ -16,7 +16,8 @@ class Source:
         vectors: Split of the vector bank that directions come from.
         contexts: Split of the contexts. ``first+second`` mixes two, evenly by kind; ``odd`` are corrupted copies of
             ``heldout``.
-        questions: ``train``, ``heldout``, ``swapped`` (answer words exchanged) or ``factual`` (not about steering).
+        questions: ``train``, ``heldout``, ``swapped`` (answer words exchanged), ``factual`` (not about steering) or one of
+            :data:`QUESTIONNAIRES`.
         sign: Factor of every direction, 1 or -1.
         positions: Share of the context's tokens that are steered, drawn at random; 0 to 1.
         doses: The strengths are those of ``data.test_doses`` instead of random ones.
@@ -51,8 +52,18 @@ SOURCES = {
     "odd": Source("heldout", "odd"),
     "swapped": Source("heldout", "heldout", "swapped"),
     "factual": Source("heldout", "heldout", "factual"),
+    # Is the question answered, or a word said? Detection in both orders of trained and of held-out answer words; facts,
+    # with and without the lead-in, and questions about the text, all over the same steered and clean caches.
+    "codes": Source("heldout", "heldout", "codes"),
+    "newcodes": Source("heldout", "heldout", "newcodes"),
+    "facts": Source("heldout", "heldout", "facts"),
+    "facts_bare": Source("heldout", "heldout", "facts_bare"),
+    "reading": Source("heldout", "heldout", "reading"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
 # Test sets with other questions or exchanged answer words: the threshold of the checkpoint does not apply to them.
-OTHER_QUESTIONS = ("swapped", "factual")
+QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading")
+# Those that ask trained questions; of codes and newcodes, the answer words are what is tested.
+ASK_TRAINED = ("train", "codes", "newcodes")
+OTHER_QUESTIONS = ("swapped", "factual", *QUESTIONNAIRES)
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,3 +20,23 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     """
     words = [name if isinstance(name, int) else zlib.crc32(name.encode()) for name in names]
     return np.random.default_rng([seed, *words])
+
+
+def draw_in_rounds(seed: int, split: str, what: str, position: int, size: int) -> int:
+    """An item of an unlimited random sequence of integers in which each round has every integer below ``size`` once.
+
+    Args:
+        seed: The experiment's seed.
+        split: Name of the split.
+        what: Names the random stream: for example ``context``, ``question`` or ``vector``.
+        position: Position in the sequence, from 0.
+        size: Length of a round.
+    """
+    round_number, place = divmod(position, size)
+    return int(round_order(seed, split, what, round_number, size)[place])
+
+
+@lru_cache(maxsize=64)
+def round_order(seed: int, split: str, what: str, round_number: int, size: int) -> np.ndarray:
+    """The random order of the integers below ``size`` in one round, ``(size,)``."""
+    return generator(seed, "order", split, what, round_number).permutation(size)

@@ -43,6 +43,7 @@ def rows_of(name: str, contexts: int, steered_each: int = 1, start: int = 0, see
             rows.append(
                 {
                     "split": name,
+                    "number": len(rows),
                     "kind": KINDS[context % 3],
                     "context_key": f"c{context}",
                     "question_text": "Well?",

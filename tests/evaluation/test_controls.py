@@ -252,6 +252,7 @@ def table(name: str, scores: np.ndarray, steered: np.ndarray, roles: list[str]) 
     rows = [
         {
             "split": name,
+            "number": number,
             "kind": "chat",
             "context_key": str(number // 2),
             "question_text": roles[number],

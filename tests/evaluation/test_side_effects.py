@@ -222,7 +222,7 @@ def test_module_is_left_as_it_was(
     def fails():
         with pytest.raises(ConfigurationError):  # contexts of which nothing can be predicted
             se.perplexity(module, tokenizer, ["x"], 4)
-        with pytest.raises(IndexError):
+        with pytest.raises(RuntimeError, match="out of bounds"):
             se.side_effects(module, tokenizer, asked[0], (10**6, 10**6 + 1), CONTEXTS, n_texts=2, n_facts=4)
 
     measured(fails)

@@ -27,7 +27,7 @@ from introspection_lit.models.memory_estimate import Load, estimate, largest_bat
 from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import steered_cache
-from introspection_lit.tasks.scoring import detection_loss
+from introspection_lit.tasks.scoring import answer_loss
 from introspection_lit.training.module import IntrospectionModule
 
 # Precision, and how the base model is loaded.
@@ -160,7 +160,7 @@ def test_peak_of_a_step(tmp_path: Path, way: str, lengths: tuple[int, int], reco
         with casting(precision):
             batch = prefilled(module, load)
             logits = module.answer_logits(batch)  # type: ignore[arg-type]
-            loss = detection_loss(logits, torch.tensor([5, 6]), torch.arange(load.batch) % 2 == 1)
+            loss = answer_loss(logits, torch.tensor([5, 6]), torch.arange(load.batch) % 2)
         loss.backward()
     computed = estimate(decoder_shape(config), base, lora, load)
     standing = computed.weights + computed.adapter + computed.optimizer

@@ -25,7 +25,7 @@ from introspection_lit.models.loading import add_lora, load_config, load_model, 
 from introspection_lit.models.random_models import SHAPES, random_config, weightless_model
 from introspection_lit.models.sources import resolve
 from introspection_lit.steering.prefill import steered_cache
-from introspection_lit.tasks.scoring import detection_loss, log_odds
+from introspection_lit.tasks.scoring import answer_loss, log_odds
 from introspection_lit.tools.benchmark import benchmark
 from introspection_lit.tools.benchmark.hardware import TokensRun, matrix_weights, nominal_operations
 from introspection_lit.tools.benchmark.measurement import (
@@ -237,7 +237,7 @@ def test_single_trials_do_the_work_of_a_batch(measured: SimpleNamespace, reading
     )
     module.zero_grad()
     logits = module.answer_logits(batch)
-    detection_loss(logits, batch.answer_ids, batch.labels, module.loss).backward()
+    answer_loss(logits, batch.answer_ids, batch.targets, module.loss).backward()
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     expected = {name: parameter.detach() - parameter.grad for name, parameter in trained.items()}
     module.zero_grad()

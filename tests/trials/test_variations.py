@@ -204,7 +204,7 @@ def test_swapped_asks_for_the_other_word(splits: dict[str, Split], bank: VectorB
     assert asked in text
     assert text.endswith(plain.phrasing.answer_prefix)
     trial = swapped.plan.trial(1)
-    assert swapped.collate([trial], bank).answer_ids.tolist() == list(swapped.answer_ids)
+    assert swapped.collate([trial], bank).answer_ids.tolist() == [list(swapped.answer_ids)]
     assert swapped.collate([trial], bank).labels.tolist() == [True]
 
 

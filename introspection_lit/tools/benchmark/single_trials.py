@@ -15,7 +15,7 @@ from torch import Tensor
 
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.question_pass import read_answers
-from introspection_lit.tasks.scoring import detection_loss
+from introspection_lit.tasks.scoring import answer_loss
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -52,7 +52,7 @@ class SingleTrialLoop:
             trials.append(split.plan.trial(number))
             batch = split.collate(trials[-1:], self.data.bank).to(self.module.device)
             with self.trainer.precision_plugin.forward_context():
-                loss = detection_loss(self.logits(batch), batch.answer_ids, batch.labels, self.module.loss) / ACCUMULATED
+                loss = answer_loss(self.logits(batch), batch.answer_ids, batch.targets, self.module.loss) / ACCUMULATED
             torch.autograd.backward(loss)
             if done % ACCUMULATED == 0:
                 self._step()

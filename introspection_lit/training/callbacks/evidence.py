@@ -16,10 +16,11 @@ from introspection_lit.evaluation import analysis, controls
 from introspection_lit.evaluation.learning_curves import learning_curves
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer
 from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
-from introspection_lit.evaluation.side_effects import load_facts, side_effects
+from introspection_lit.evaluation.side_effects import side_effects
+from introspection_lit.evaluation.task_results import task_rows
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.steering.prefill import pad
-from introspection_lit.tasks.questions import info_text
+from introspection_lit.tasks.questions import info_text, load_facts
 from introspection_lit.tasks.scoring import log_odds
 from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
 from introspection_lit.training.module import adapter_off
@@ -186,6 +187,7 @@ class Evidence(Callback):
         found = analysis.analyse(trials, module.threshold, run.options.strengths[0])
         self.found = found | {
             "controls": controls.control_rows(module.summaries, trials),
+            "tasks": task_rows(trials),
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": distinct_clean(trials)},
@@ -204,21 +206,8 @@ def first_trials(split: Split, n: int) -> set[int]:
 
 def rows_of(batch: TrialBatch, numbers: set[int]) -> TrialBatch | None:
     """The rows of a batch whose trials have one of these numbers, with the same caches; None if there are none."""
-    rows = torch.tensor([row for row, trial in enumerate(batch.trials) if trial.number in numbers], dtype=torch.long)
-    if not len(rows):
-        return None
-    rows = rows.to(batch.question_ids.device)
-    return replace(
-        batch,
-        trials=[batch.trials[row] for row in rows.tolist()],
-        cache_of=rows if batch.cache_of is None else batch.cache_of[rows],
-        question_ids=batch.question_ids[rows],
-        question_mask=batch.question_mask[rows],
-        labels=batch.labels[rows],
-        inputs=batch.inputs[rows],
-        numbers=batch.numbers[rows],
-        kinds=batch.kinds[rows],
-    )
+    rows = [row for row, trial in enumerate(batch.trials) if trial.number in numbers]
+    return batch.select(rows) if rows else None
 
 
 def rows_to_run(trainer: Trainer, batch: TrialBatch, numbers: set[int]) -> tuple[TrialBatch | None, bool]:

@@ -19,10 +19,11 @@ from rich.table import Table
 from introspection_lit import report
 from introspection_lit.evaluation.trial_table import USUAL_SETS
 from introspection_lit.report.log_odds_plot import log_odds_figure
+from introspection_lit.report.verdict import answer_sentences
 from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.protocol import protocol
 from introspection_lit.training.run_context import module_of, run_folder, run_of
-from introspection_lit.trials.test_sets import SOURCES
+from introspection_lit.trials.test_sets import OTHER_QUESTIONS, SOURCES
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.files import atomic_file, explain_write_errors, save_figure, write_file
@@ -97,7 +98,10 @@ class ResultsWriter(Callback):
             return
         console = Console()
         headline = {name: row for name, row in sets.items() if name in USUAL_SETS and not SOURCES[name].doses}
-        console.print(results_table(headline or sets))
+        controls = {name: row for name, row in sets.items() if name in OTHER_QUESTIONS}
+        console.print(results_table((headline or sets) | controls))
+        for sentence in answer_sentences(results):
+            console.print(sentence, markup=False)
         console.print(
             f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",
             soft_wrap=True,

@@ -1,0 +1,78 @@
+"""A task: what is asked about a KV cache, in which words it is answered, and what the right answer is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from introspection_lit.contexts.conversations import YES_NO
+
+# Every question that the adapter is meant to answer begins with these words. No ordinary conversation contains them.
+LEAD_IN = "Introspection query:"
+
+
+class AnswerWords(NamedTuple):
+    """The answer words of a query, and their tokens.
+
+    Attributes:
+        words: The words; of two, the first means "steered" or "true".
+        ids: The token id of each at the position of the answer.
+        joint: What follows the answer prefix (see :class:`~introspection_lit.contexts.conversations.Phrasing`).
+    """
+
+    words: tuple[str, ...]
+    ids: tuple[int, ...]
+    joint: str = ""
+
+    def exchanged(self) -> AnswerWords:
+        """The same words with their meanings exchanged."""
+        return AnswerWords(self.words[::-1], self.ids[::-1], self.joint)
+
+
+class Query(NamedTuple):
+    """One question put to one cache.
+
+    Attributes:
+        task: Name of its task.
+        text: The user's message, with lead-in and answer words.
+        answers: The answer words.
+        target: Index of the right answer in ``answers``; None: the right answer is the distribution that the untrained
+            model predicts from the clean cache of the same context.
+        weight: Factor of its loss in the sum over the questions of a cache.
+    """
+
+    task: str
+    text: str
+    answers: AnswerWords
+    target: int | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """How a task takes part in training.
+
+    Attributes:
+        weight: Factor of its mean loss in the sum over all tasks.
+        questions: Questions that each cache is asked. Of ``plain_text``: texts for each pair of a clean and a steered
+            cache, which may be a fraction.
+    """
+
+    weight: float = 1.0
+    questions: float = 1
+
+
+def with_code(question: str, answers: tuple[str, str]) -> str:
+    """A question that ends in a question mark, followed by what the two answer words mean."""
+    return f"{question} Answer {answers[0]} or {answers[1]}." if answers == YES_NO else explained(question, answers)
+
+
+def explained(question: str, answers: Sequence[str]) -> str:
+    """A question, followed by an explanation of both answer words."""
+    return f"{question} Answer {answers[0]} if so and {answers[1]} if not."
+
+
+def with_lead_in(lead_in: str, text: str) -> str:
+    """A question with the lead-in before it, if there is one."""
+    return f"{lead_in} {text}" if lead_in else text

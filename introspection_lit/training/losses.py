@@ -1,0 +1,60 @@
+"""The loss of a batch: of a single question, or of several tasks together with its parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from introspection_lit.steering.prefill import Forward
+from introspection_lit.steering.question_pass import read_texts
+from introspection_lit.tasks.questionnaire import DETECTION, PLAIN_TEXT
+from introspection_lit.tasks.scoring import answer_loss, kl_divergence, task_losses
+from introspection_lit.trials.batch import Texts, TrialBatch
+
+# The splits that several tasks are trained and validated on; tests compare scores only.
+LEARNING = ("train", "validation")
+
+
+def batch_loss(forward: Forward, batch: TrialBatch, logits: Tensor, kind: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch.
+
+    Args:
+        forward: Runs the model with its adapter, for the plain texts.
+        batch: With its references answered.
+        logits: At the answer position of each row, ``(batch, vocabulary)``.
+        kind: Of :func:`~introspection_lit.tasks.scoring.answer_loss`, for a single question.
+
+    Returns:
+        The loss, ``()``: of a single question the mean over the rows, of several tasks the sum of their weighted means. And
+        the mean of each task without gradient, ``()`` each; empty for a single question.
+    """
+    if batch.weights is None or batch.split not in LEARNING:
+        return answer_loss(logits, batch.answer_ids, batch.targets.clamp(min=0), kind), {}
+    references = batch.references
+    place = torch.full_like(batch.targets, -1) if references is None else references.place
+    answers = None if references is None else references.log_probabilities
+    losses = task_losses(logits, batch.answer_ids, batch.targets, answers, place)
+    loss = (losses * batch.weights).sum()
+    parts = {}
+    for task in dict.fromkeys(batch.tasks):
+        rows = [row for row, name in enumerate(batch.tasks) if name == task]
+        parts[task] = losses.detach()[rows].mean()
+    if batch.texts is not None:
+        divergence = text_divergence(forward, batch, batch.texts)
+        loss, parts[PLAIN_TEXT] = loss + divergence, divergence.detach()
+    return loss, parts
+
+
+def text_divergence(forward: Forward, batch: TrialBatch, texts: Texts) -> Tensor:
+    """Divergence from the untrained model on the plain texts of a batch: weighted sum of means over tokens, ``()``."""
+    assert texts.log_probabilities is not None, "the untrained model has not read the texts"
+    mask = batch.context_mask[texts.caches]
+    by_token = kl_divergence(read_texts(forward, batch.context_ids[texts.caches], mask), texts.log_probabilities) * mask
+    return (by_token.sum(dim=1) / mask.sum(dim=1) * texts.weights).sum()
+
+
+def detection_rows(batch: TrialBatch) -> slice | list[int]:
+    """The rows that metrics count: those about steering while several tasks are trained, else all."""
+    if batch.weights is None or batch.split not in LEARNING:
+        return slice(None)
+    return [row for row, task in enumerate(batch.tasks) if task == DETECTION]
