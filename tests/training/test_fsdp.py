@@ -33,6 +33,7 @@ FLOAT32 = SimpleNamespace(loss=1e-5, adapter=1e-3, score=1e-4)
 BFLOAT16 = SimpleNamespace(loss=1e-2, adapter=2e-2, loss_of_one=2e-2, adapter_of_one=0.3 if OLD else 0.15)
 EVIDENCE = {"enabled": "true", "report": "false", "info_trials": "2", "lens_trials": "6", "probe_trials": "32"}
 EVIDENCE |= {"sets": "[heldout]", "texts": "3", "facts": "4"}
+TASKS = "{detection: {questions: 2}, factual: {questions: 1}, reading: {questions: 1}, plain_text: {questions: 0.5}}"
 NF4 = ["--model.base.quantization", "nf4"]
 PRECISIONS = {
     "float32": ["--model.base.quant_storage", "float32"],
@@ -77,6 +78,12 @@ def runs(
     def fit(name: str, precision: str, strategy: str | None, *more: str) -> list[str]:
         return command(root, name, model, precision, strategy, *more)
 
+    def several_tasks(name: str, strategy: str | None) -> list[str]:
+        size = "32" if strategy is None else "16"
+        sizes = ["--data.batch_size", size, "--data.eval_batch_size", size, "--data.trials_per_epoch", "64"]
+        tests = ["--data.test_trials", "{heldout: 8, facts: 16}"]
+        return [*fit(name, "float32", strategy), "--data.tasks", TASKS, *sizes, *tests]
+
     def resumed(first: str, strategy: str | None) -> list[str]:
         saved = str(folder(first) / "checkpoints" / "best-step2.ckpt")
         return fit(f"{first}, then {strategy}", "float32", strategy, "--ckpt_path", saved)
@@ -90,6 +97,7 @@ def runs(
         main([*fit("kept, fsdp of one", "float32", None), *keeping, "--trainer.strategy", FSDP])
     main(fit("one", "float32", None, *observed))
     main(fit("one16", "bfloat16", None))
+    main(several_tasks("tasks, one", None))
     together = [
         fit("ddp", "float32", "ddp"),
         fit("fsdp", "float32", FSDP, *observed),
@@ -99,6 +107,8 @@ def runs(
         fit("fsdp16", "bfloat16", FSDP),
         [*fit("kept, ddp", "float32", "ddp"), *keeping],
         [*fit("kept, fsdp", "float32", FSDP), *keeping],
+        several_tasks("tasks, ddp", "ddp"),
+        several_tasks("tasks, fsdp", FSDP),
     ]
     run_together(root, together)
     main(resumed("fsdp", None))
@@ -121,6 +131,21 @@ def assert_same_tensors(found: dict[Any, Tensor], expected: dict[Any, Tensor], t
     for name, tensor in expected.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
         assert (found[name] - tensor).norm() <= tolerance * tensor.norm(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", ["tasks, ddp", "tasks, fsdp"])
+def test_several_tasks_are_trained_alike(runs: Callable[[str], Path], several: str) -> None:
+    """The loss and each task's part of it in every step, with references and plain texts; and the adapter."""
+    found, expected = runs(several), runs("tasks, one")
+    for name in ("loss", "loss_detection", "loss_factual", "loss_reading"):
+        losses, whole = curve(found, f"train/{name}"), curve(expected, f"train/{name}")
+        assert len(whole) == STEPS
+        torch.testing.assert_close(losses, whole, rtol=1e-4, atol=1e-5)
+    after, reference = checkpoint_of(found), checkpoint_of(expected)
+    assert_same_tensors(after["state_dict"], reference["state_dict"], FLOAT32.adapter)
+    sets = [json.loads((folder / "results.json").read_text(encoding="utf-8"))["sets"] for folder in (found, expected)]
+    assert sets[0]["facts"]["auroc"] == pytest.approx(sets[1]["facts"]["auroc"], abs=0.02)
 
 
 @pytest.mark.slow
