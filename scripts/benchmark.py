@@ -66,6 +66,8 @@ def argument_parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--sweep", action="store_true", help="also find the largest batch that fits, and measure it")
     parser.add_argument("--each-saving", action="store_true", help="also measure each saving of data.reuse alone")
+    tasks = "also measure training with four questions for each cache (data.tasks): a trial is a question"
+    parser.add_argument("--tasks", action="store_true", help=tasks)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     return parser
 
@@ -103,6 +105,9 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
         raise ConfigurationError([f"--batch-sizes: got {odd}. Expected even numbers: half of every batch is steered."])
     if not sizes and not options.sweep:
         raise ConfigurationError(["--batch-sizes: got only 1, which is one trial at a time. Expected an even one, too."])
+    if options.tasks and (odd := [size for size in sizes if size % 8]):
+        expected = "Expected multiples of 8 with --tasks: a clean and a steered cache, four questions each"
+        raise ConfigurationError([f"--batch-sizes: got {odd}. {expected}."])
     output = pipeline.writable(options.json) if options.json else None
 
     import torch  # with what follows it takes seconds to import: not for --help
@@ -123,7 +128,7 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
         question_tokens=options.question_tokens,
     )
     limit = options.sweep_limit if options.sweep else None
-    found = benchmark.compare(cli, sizes, amount, options.rounds, limit, options.each_saving)
+    found = benchmark.compare(cli, sizes, amount, options.rounds, limit, options.each_saving, options.tasks)
     found["seconds_to_start"] = {"imports": imported, **found["seconds_to_start"]}
     results = {**provenance(), "options": vars(options), "more": list(more), **found}
     console = Console(width=100)

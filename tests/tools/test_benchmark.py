@@ -34,6 +34,7 @@ from introspection_lit.tools.benchmark.measurement import (
     ONE_AT_A_TIME,
     PLAIN,
     REUSE,
+    TASKS,
     Amount,
     Setting,
     narrow,
@@ -258,15 +259,17 @@ def test_single_trials_do_the_work_of_a_batch(measured: SimpleNamespace, reading
 def test_script_writes_consistent_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows of every path and size; each ratio is that of the rates; the best one on top; the name says what was run."""
     file = tmp_path / "speed.json"
-    words = ["--model", "tiny", "--batch-sizes", "1", "4", "--rounds", "2", "--steps", "1", "--contexts", "10"]
-    script("benchmark").main([*words, "--each-saving", "--json", str(file), *FEW_VECTORS, "--model.lora.r", "4"])
+    words = ["--model", "tiny", "--batch-sizes", "1", "8", "--rounds", "2", "--steps", "1", "--contexts", "10"]
+    words += ["--each-saving", "--tasks"]
+    script("benchmark").main([*words, "--json", str(file), *FEW_VECTORS, "--model.lora.r", "4"])
     results = json.loads(file.read_text())
     assert results["base_model"] == "random:tiny"
     assert results["lora"]["r"] == 4
     assert {"commit", "versions", "hardware", "ceiling_tflops", "seconds_to_start", "options"} <= set(results)
     rows = {(row["path"], row["batch"]): row for row in results["rows"]}
-    assert set(rows) == {(ONE_AT_A_TIME, 1), (PLAIN, 4), (LAYERS, 4), (CLEAN, 4), (REUSE, 4)}
-    assert rows[REUSE, 4]["tflops_run"] / rows[REUSE, 4]["tflops"] < rows[CLEAN, 4]["tflops_run"] / rows[CLEAN, 4]["tflops"]
+    assert set(rows) == {(ONE_AT_A_TIME, 1), *((path, 8) for path in (PLAIN, LAYERS, CLEAN, REUSE, TASKS))}
+    run = {path: rows[path, 8]["tflops_run"] / rows[path, 8]["tflops"] for path in (CLEAN, REUSE)}
+    assert run[REUSE] < run[CLEAN]
     alone = rows[ONE_AT_A_TIME, 1]
     assert alone["ratio"] == 1
     for row in rows.values():
@@ -278,7 +281,7 @@ def test_script_writes_consistent_results(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "…" not in printed
     framed = [line for line in printed.splitlines() if line.strip()[:1] in "┏┃┡│└" and line.strip()]
-    assert len(framed) == 9
+    assert len(framed) == 10
     assert max(map(len, framed)) <= 100
 
 
@@ -321,6 +324,7 @@ def test_largest(limit: int, start: int, most: int) -> None:
     [
         (["--batch-sizes", "3"], "Expected even numbers"),
         (["--batch-sizes", "1"], "Expected an even one, too"),
+        (["--batch-sizes", "4", "--tasks"], "Expected multiples of 8"),
         (["--model", "random:gpt-5"], "Expected one of the known shapes"),
     ],
 )

@@ -29,6 +29,7 @@ from introspection_lit.tools.benchmark.measurement import (
     PATHS,
     PLAIN,
     REUSE,
+    TASKS,
     Amount,
     Chunk,
     FirstStep,
@@ -57,6 +58,7 @@ def compare(
     rounds: int,
     sweep_limit: int | None = None,
     each_saving: bool = False,
+    tasks: bool = False,
 ) -> dict[str, Any]:
     """Measure training at several batch sizes, nothing reused and everything, and on one trial at a time.
 
@@ -67,6 +69,7 @@ def compare(
         rounds: How often each row is measured.
         sweep_limit: Look for the largest batch that fits, up to this one, and measure it, too; None: do not.
         each_saving: Measure each saving of ``data.reuse`` alone, too.
+        tasks: Measure training with four questions for each cache, too; sizes are multiples of eight then.
 
     Returns:
         ``rows`` (see :func:`rows`), the best ``ratio``, and all that they depend on.
@@ -88,7 +91,8 @@ def compare(
     if sweep_limit is not None:
         largest_batch = sweep(cli, amount, reuse, first.batch, sweep_limit)
         sizes = sorted({*sizes, largest_batch} - {0})
-    paths = (PLAIN, LAYERS, CLEAN, REUSE) if each_saving else (PLAIN, REUSE)
+    paths = [PLAIN, LAYERS, CLEAN, REUSE] if each_saving else [PLAIN, REUSE]
+    paths += [TASKS] if tasks else []
     once = [Setting(ONE_AT_A_TIME, 1), *(Setting(path, size) for path in paths for size in sizes)]
     queue = [*once * rounds, Setting(ONE_AT_A_TIME, 1)]
     dtype = getattr(torch, DTYPES.get(str(cli.trainer.precision).split("-")[0], module.base.dtype))

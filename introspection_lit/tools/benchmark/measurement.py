@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from introspection_lit.contexts.conversations import encode
+from introspection_lit.tasks.questionnaire import DETECTION, FACTUAL, READING, Questionnaire, training_parts
+from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.tools.benchmark.hardware import (
     TokensRun,
     matrix_weights,
@@ -28,7 +30,7 @@ from introspection_lit.tools.benchmark.hardware import (
 )
 from introspection_lit.tools.benchmark.single_trials import SingleTrialLoop
 from introspection_lit.training.options import Reuse
-from introspection_lit.trials.plans import TrialPlan
+from introspection_lit.trials.plans import SeveralQuestionsPlan, TrialPlan
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -41,7 +43,10 @@ if TYPE_CHECKING:
 ONE_AT_A_TIME, PLAIN, REUSE = "one at a time", "batched", "batched, reuse"
 # One saving of data.reuse alone; "batched" has none but for equal caches within a batch, which are always made once.
 LAYERS, CLEAN = "batched, layers shared", "batched, clean kept"
-PATHS = (ONE_AT_A_TIME, PLAIN, LAYERS, CLEAN, REUSE)
+# Everything reused, and four questions for each cache: a trial is a question.
+TASKS = "several tasks, reuse"
+PATHS = (ONE_AT_A_TIME, PLAIN, LAYERS, CLEAN, REUSE, TASKS)
+QUESTIONS = {DETECTION: TaskOptions(questions=2), FACTUAL: TaskOptions(), READING: TaskOptions()}
 
 
 class Setting(NamedTuple):
@@ -107,6 +112,15 @@ def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
     return data.splits["train"]
 
 
+def with_tasks(data: IntrospectionDataModule, split: Split) -> Split:
+    """The training split with four questions for each cache."""
+    assert isinstance(split.plan, TrialPlan)
+    parts, words = training_parts(QUESTIONS), data.run.wording.pairs["trained"]
+    questionnaire = Questionnaire(data.options.seed, split.name, parts, words, LEAD_IN)
+    plan = SeveralQuestionsPlan(split.plan, len(questionnaire.places))
+    return replace(split, plan=plan, questionnaire=questionnaire, _encoded={}, _lengths=[])
+
+
 def lengthened(split: Split, question: str, tokens: int) -> str:
     """Put words before a question until it has so many tokens, chat template and answer prefix included."""
     while len(encode(split.tokenizer, split.contexts[0], question, split.phrasing).question_ids) < tokens:
@@ -152,10 +166,22 @@ class Measurement(Callback):
         layers, clean = alone.get(batched.path, (self.reuse.layers, self.reuse.clean))
         run = self.data.run
         run.options = replace(run.options, reuse=replace(self.reuse, layers=layers, clean=clean))
+        if run.splits:
+            self._choose_split(batched.path == TASKS)
+
+    def _choose_split(self, tasks: bool) -> None:
+        """Ask each cache one question, or several."""
+        split = self.data.splits["train"]
+        if tasks and split.questionnaire is None:
+            self.data.splits["train"] = with_tasks(self.data, split)
+        elif not tasks and isinstance(split.plan, SeveralQuestionsPlan):
+            self.data.splits["train"] = replace(split, plan=split.plan.pairs, questionnaire=None, _encoded={}, _lengths=[])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the contexts; the data module is set up by now."""
+        self._choose_split(tasks=False)
         narrow(self.data, self.amount)
+        self._configure()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
@@ -207,6 +233,8 @@ class Measurement(Callback):
 
     def _singles(self, trainer: Trainer) -> None:
         """Measure training on one trial at a time as often as it is next."""
+        tasks = self.data.splits["train"].questionnaire is not None
+        self._choose_split(tasks=False)
         while self.queue and self.queue[0].path == ONE_AT_A_TIME:
             gc.collect()
             reset_peak(self.module.device)
@@ -214,6 +242,7 @@ class Measurement(Callback):
             loop.run(range(2))
             self._start()
             self._stop(loop.run(range(2, 2 + self.amount.singles)))
+        self._choose_split(tasks)
 
     def _start(self) -> None:
         assert self.tokens is not None
@@ -226,7 +255,7 @@ class Measurement(Callback):
         synchronise(self.module.device)
         seconds = time.perf_counter() - self.since
         split, weights = self.data.splits["train"], matrix_weights(self.module.layers)
-        encoded = [split.encoded(trial.context, trial.question) for trial in trials]
+        encoded = [split.encoded_trial(trial) for trial in trials]
         nominal = sum(nominal_operations(weights, len(e.context_ids), len(e.question_ids)) for e in encoded)
         chunk = Chunk(len(trials), seconds, nominal, self.tokens.operations(), peak(self.module.device))
         self.chunks.append((self.queue.pop(0), chunk))
