@@ -19,7 +19,7 @@ from run_scripts import script
 
 # Every kind of end in turn with one process; two processes of which one, or both, are ended.
 SHORT = [
-    pytest.param(["--kills", "3", "--signals", "KILL", "--places", "half a checkpoint", "validation batch"], id="one"),
+    pytest.param(["--kills", "2", "--signals", "KILL", "--places", "half a checkpoint", "validation batch"], id="one"),
     pytest.param(["--kills", "1", "--signals", "KILL", "TERM", "--processes", "2", "--places", "backward pass"], id="two"),
 ]
 

@@ -15,7 +15,7 @@ from project_paths import CONFIG
 from introspection_lit.cli import IntrospectionCLI, main
 
 # So many trials for the few contexts that clean caches are kept.
-DETERMINISTIC = ["--trainer.deterministic", "true", "--data.trials_per_epoch", "24", "--data.test_trials", "{heldout: 8}"]
+DETERMINISTIC = ["--trainer.deterministic", "true", "--data.trials_per_epoch", "48", "--data.test_trials", "{heldout: 8}"]
 DETERMINISTIC += ["--trainer.max_epochs", "1", "--data.validation_kinds", "[csv]"]
 # What raises under torch.use_deterministic_algorithms(True) on CUDA (torch 2.13's documentation), as far as it is no layer;
 # of cumsum the floating ones. Of the losses it is the one over images (nll_loss2d).
@@ -68,7 +68,7 @@ def test_the_same_bits_twice(run: Callable[..., IntrospectionCLI]) -> None:
 
 @pytest.mark.parametrize(
     ("loss", "trials", "its_own"),
-    [("full", "24", {"nll_loss_forward", "index_put"}), ("pairwise", "12", {"binary_cross_entropy_with_logits"})],
+    [("full", "48", {"nll_loss_forward", "index_put"}), ("pairwise", "12", {"binary_cross_entropy_with_logits"})],
 )
 def test_no_operation_of_training_is_refused(
     loss: str, trials: str, its_own: set[str], run: Callable[..., IntrospectionCLI]
