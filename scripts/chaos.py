@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from endurance.chaos import ANY, PLACES, Outcome, Runs
 from rich.console import Console
 from rich.table import Table
 
 from introspection_lit.tools import option_types, pipeline
-from introspection_lit.tools.endurance.chaos import ANY, PLACES, Outcome, Runs
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.files import write_file
 from introspection_lit.utils.provenance import provenance

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from introspection_lit.evaluation.controls import Row, control_row
 from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.fit_runs import Training, reserved_option_problems, run_missing
+from introspection_lit.utils import schema
 from introspection_lit.utils.checksums import write_json
-from introspection_lit.utils.config_files import read_plain_yaml, untrusted_parts
+from introspection_lit.utils.config_files import read_plain_yaml
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.provenance import provenance
@@ -124,6 +125,48 @@ def options_of_run(run: Path) -> list[str]:
         *("--test_after_fit", "true", "--evidence.enabled", "false"),
         *("--ckpt_path", "null", "--checkpoint.dirpath", "null"),  # the run may have set them
     ]
+
+
+def _without_class(**known: schema.Check) -> schema.Check:
+    """A section of options, none of which is a class; a text in its place would be the name of a file with options."""
+
+    def check(value: Any, place: str) -> Iterator[str]:
+        yield from schema.fields(**known)(value, place)
+        if "class_path" in str(value):
+            yield f"{place} names a class"
+
+    return check
+
+
+# No name of a class or file: a number, a word such as ``ddp`` or ``bf16-mixed``, or a list of these.
+WORD = schema.either("a number or a word", schema.FLAG, schema.number(), schema.text(r"[\w:,-]*"))
+WORD = schema.either("a number or a word", WORD, schema.listed(WORD))
+LOGGER = schema.fields(
+    "class_path",
+    others=schema.unknown,
+    class_path=schema.text(r"(lightning\.pytorch\.loggers\.)?(TensorBoardLogger|CSVLogger)"),
+    init_args=schema.named(schema.single("a single value", lambda value: not isinstance(value, dict | list))),
+)
+RUN_CONFIG = schema.fields(
+    others=schema.unknown,
+    trainer=schema.fields(others=WORD, logger=schema.either("a logger of Lightning", WORD, LOGGER)),
+    model=_without_class(
+        base=schema.fields(trust_remote_code=schema.single("false", lambda trusted: not trusted)), lora=schema.fields()
+    ),
+    data=_without_class(grid=schema.fields(), reuse=schema.fields()),
+    checkpoint=_without_class(filename=schema.text(r"[^/\\]*", "a name without a folder")),
+    evidence=_without_class(),
+    **dict.fromkeys(("seed_everything", "test_after_fit", "ckpt_path", "weights_only"), schema.ANYTHING),
+)
+
+
+def untrusted_parts(config: object) -> list[str]:
+    """List what of a run's configuration is not read unless the user gives it himself: classes, other files, code.
+
+    Args:
+        config: The content of ``config.yaml``.
+    """
+    return schema.problems(schema.required(RUN_CONFIG), config)
 
 
 def training_of(run: Path, name: str, shared: Sequence[str]) -> Training:

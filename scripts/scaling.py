@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Operations of a backward pass over those of its forward pass. The weights are frozen, so matrix products have gradients of
 # activations only; in attention, queries, keys and values all have gradients, and the scores are computed again.
 BACKWARD, ATTENTION_BACKWARD = 1.0, 2.5
-# Passes over all weights in a training step: prefill, detection pass, backward.
+# Passes over all weights in a training step: prefill, question pass, backward.
 PASSES = 3
 
 
@@ -46,7 +46,7 @@ def trial_operations(shape: Shape, context: int, question: int, prefill_share: f
 
     With N weights in the matrices of the decoder layers, c context and q question tokens, L layers and queries of width w:
     prefill 2·N·c, detection 2·N·q forward and as many backward (weights are frozen, so no gradient of theirs is computed);
-    attention 4·L·w·c² in the prefill and 4·L·w·q·(c + q) · (1 + 2.5) in the detection pass. Embeddings, the head at one
+    attention 4·L·w·c² in the prefill and 4·L·w·q·(c + q) · (1 + 2.5) in the question pass. Embeddings, the head at one
     position, norms and the adapter are left out: below 3 % together in the models of the configs.
 
     Args:

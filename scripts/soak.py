@@ -21,7 +21,7 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import save_figure, write_file
 
 if TYPE_CHECKING:
-    from introspection_lit.tools.endurance.soak import Sample
+    from endurance.soak import Sample
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -68,9 +68,9 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
         raise ConfigurationError(["soak: reads /proc, which is there on Linux only."])
     output = pipeline.writable(options.out / "soak.json")
 
+    from endurance import soak, soak_report
     from rich.console import Console  # with what follows it takes seconds to import: not for --help
 
-    from introspection_lit.tools.endurance import soak, soak_report
     from introspection_lit.utils.provenance import provenance
 
     arguments = ["--model.base.name_or_path", options.model, *more]

@@ -8,19 +8,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network; read when
 
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from project_paths import CONFIG
+from project_paths import CONFIG, ROOT
 from tiny_models import FAMILIES, NO_SYSTEM, SIZES, WIDE, contexts_file, train_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from xdist.scheduler import LoadScopeScheduling
 
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
@@ -150,14 +153,26 @@ def family_model(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Pa
     return load_model(BaseModel(folder, quantization=quantization or "none", quant_storage="uint8"))  # type: ignore[arg-type]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a module's fixture, or the pipeline's run, go to one worker, so that it is made once."""
-    for item in items:
-        definitions = item._fixtureinfo.name2fixturedefs
-        if "steps" in definitions:
-            item.add_marker(pytest.mark.xdist_group("steps"))
-        elif any(each[-1].scope == "module" for each in definitions.values()):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+@cache
+def shared_run(file: str) -> str | None:
+    """The costly run that the tests of a file share: the pipeline's, or that of a fixture of the file; None: none."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return "steps" if "steps: SimpleNamespace" in text else file if 'scope="module"' in text else None
+
+
+class SharedRuns(LoadScopeScheduling):
+    """Sends tests that share a run to one worker, so that it is made once, and every other test to any.
+
+    Instead of ``--dist loadgroup``: xdist 3.8 adds groups to names of tests that pytest 9.2 does not let it change.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return shared_run(nodeid.partition("::")[0]) or nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRuns:
+    """Let xdist use it."""
+    return SharedRuns(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -26,13 +26,13 @@ pytestmark = [
 ]
 # What makes a command small; later options win over README's. The precision is that of any CPU.
 EVERYWHERE = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.eval_batch_size=4"]
-SETS = "--data.test_trials={seen: 4, heldout: 4, concept: 4, newkinds: 4}"
-VALIDATION = "--data.validation_trials=8"
+SETS = "--data.test_trials={seen: 2, heldout: 2, concept: 2, newkinds: 2}"
+VALIDATION = "--data.validation_trials=4"
 SMALL = {
     "generate_vectors.py": ["--n-random=8", "--data.validation_vectors=4", "--concepts", "bread", "cats", "gold"],
     "baseline_benchmark.py": ["--n-vectors=1", "--n-contexts=1"],
     "generate_training_data.py": ["--n-examples=16", "--n-train-vectors=4"],
-    "finetune.py": ["--epochs=1", "--grad-accum=1", VALIDATION, "--trainer.limit_train_batches=2"],
+    "finetune.py": ["--epochs=1", "--grad-accum=1", VALIDATION, "--data.batch_size=4", "--trainer.limit_train_batches=2"],
     "evaluate.py": ["--n-train-vectors=4", SETS],
 }
 
@@ -101,6 +101,7 @@ def test_full_experiment_runs_from_a_fresh_clone(clone: Path, cache: Path) -> No
     command = ["python", "-m", "introspection_lit", "fit", "--config", "configs/smollm2-135m.yaml", *EVERYWHERE]
     sizes = ["--trainer.max_steps=1", "--data.batch_size=4", "--data.trials_per_epoch=4", VALIDATION, SETS]
     few = [f"--data.{split}_vectors=4" for split in ("train", "validation", "heldout")]
+    few.append("--data.concepts=[bread, cats, gold]")
     done([*command, *sizes, *few, "--evidence.enabled=false"], clone, clone, cache)
     results = json.loads((clone / "lightning_logs" / "smollm2-135m" / "version_0" / "results.json").read_text())
     assert results["contexts"] == "large"

@@ -1,18 +1,15 @@
-"""Options and configuration files before classes are made of them: ambiguous YAML, empty options, foreign parts."""
+"""Options and configuration files before classes are made of them: ambiguous YAML, empty options."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-
-from introspection_lit.utils import schema
-from introspection_lit.utils.schema import Check, either, fields, number, single, text
 
 # Values of a configuration with every alias written out. Ours have fewer than a hundred.
 MAX_VALUES = 100_000
@@ -144,43 +141,3 @@ def checkpoint_name_problems(name: object) -> list[str]:
     if name not in NO_FILES:
         return []
     return [f"ckpt_path: got {name!r}. Expected the file of a checkpoint, such as .../checkpoints/last.ckpt."]
-
-
-def _without_class(**known: Check) -> Check:
-    """A section of options, none of which is a class; a text in its place would be the name of a file with options."""
-
-    def check(value: Any, place: str) -> Iterator[str]:
-        yield from fields(**known)(value, place)
-        if "class_path" in str(value):
-            yield f"{place} names a class"
-
-    return check
-
-
-# No name of a class or file: a number, a word such as ``ddp`` or ``bf16-mixed``, or a list of these.
-WORD = either("a number or a word", schema.FLAG, number(), text(r"[\w:,-]*"))
-WORD = either("a number or a word", WORD, schema.listed(WORD))
-LOGGER = fields(
-    "class_path",
-    others=schema.unknown,
-    class_path=text(r"(lightning\.pytorch\.loggers\.)?(TensorBoardLogger|CSVLogger)"),
-    init_args=schema.named(single("a single value", lambda value: not isinstance(value, dict | list))),
-)
-RUN_CONFIG = fields(
-    others=schema.unknown,
-    trainer=fields(others=WORD, logger=either("a logger of Lightning", WORD, LOGGER)),
-    model=_without_class(base=fields(trust_remote_code=single("false", lambda trusted: not trusted)), lora=fields()),
-    data=_without_class(grid=fields(), reuse=fields()),
-    checkpoint=_without_class(filename=text(r"[^/\\]*", "a name without a folder")),
-    evidence=_without_class(),
-    **dict.fromkeys(("seed_everything", "test_after_fit", "ckpt_path", "weights_only"), schema.ANYTHING),
-)
-
-
-def untrusted_parts(config: object) -> list[str]:
-    """List what of a run's configuration is not read unless the user gives it himself.
-
-    Args:
-        config: The content of ``config.yaml``.
-    """
-    return schema.problems(schema.required(RUN_CONFIG), config)

@@ -97,3 +97,15 @@ def test_limit_on_false_alarms_looks_beyond_the_scores_seen() -> None:
     assert metrics.choose_threshold(trials, 1.0) == statistics.best_threshold(scores, labels)
     twice = metrics.SplitScores(*(torch.cat([column, column[:59]]) for column in trials))  # the same inputs again
     assert metrics.choose_threshold(twice, 0.01) == pytest.approx(limit)
+
+
+def test_false_alarms_allowed_are_shares_of_distinct_inputs() -> None:
+    """As the FPR that is reported: inputs that come twice in validation are one."""
+    metric = metrics.DetectionMetrics()
+    metric.max_fpr = 0.06
+    low = torch.linspace(-3, -1, 18)
+    scores = torch.cat([low, low, torch.tensor([0.0, 0.1]), torch.full((38,), -0.5)])
+    inputs = torch.cat([torch.arange(18), torch.arange(18), torch.arange(18, 20), torch.arange(100, 138)])
+    labels = torch.arange(76) >= 38
+    metric.update(scores, labels, torch.ones(76), inputs, torch.arange(76))
+    assert metric.compute()["fpr"] <= 0.06

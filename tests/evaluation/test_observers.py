@@ -170,7 +170,7 @@ def test_one_context_is_refused() -> None:
         Observers(fitted.features, fitted.labels, fitted.groups)
 
 
-@pytest.mark.parametrize("contexts", [16, 5, 3, 2])
+@pytest.mark.parametrize("contexts", [*(pytest.param(n, marks=pytest.mark.slow) for n in (16, 5, 3)), 2])
 def test_few_contexts_do_not_matter(contexts: int) -> None:
     """32 trials are the fewest that are allowed, and a user may have a handful of conversations, or one."""
     fitted = trials(32, contexts, 2.0)

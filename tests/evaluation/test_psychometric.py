@@ -119,12 +119,12 @@ def test_detection_strength_and_its_interval() -> None:
     """The refit's 75 % strength; vectors that differ widen the interval, and it is about the right width without."""
     truth = Psychometric(0.02, 0.02, -1.0, 0.3)
     strengths, detected = simulate(truth, 200, 0)
-    told = psychometric.detection_strength(strengths, detected, 0.02, [np.arange(1400)], resamples=200)
+    told = psychometric.detection_strength(strengths, detected, 0.02, [np.arange(1400)], resamples=100)
     assert told["strength"] == pytest.approx(truth.strength_at(0.75), rel=0.15)
     assert told["share"] == 0.75
     low, high = told["interval"]
     assert low < told["strength"] < high
-    again = [psychometric.fit_psychometric(*simulate(truth, 200, seed), 0.02).strength_at(0.75) for seed in range(1, 101)]
+    again = [psychometric.fit_psychometric(*simulate(truth, 200, seed), 0.02).strength_at(0.75) for seed in range(1, 61)]
     spread = np.log(np.quantile(again, 0.975) / np.quantile(again, 0.025))
     assert np.log(high / low) == pytest.approx(spread, rel=0.35)
     random = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def test_detection_strength_and_its_interval() -> None:
     shifted = strengths / 10 ** (0.4 * random.standard_normal(20)[vectors])
     detected = random.random(1400) < truth.probability(shifted)
     narrow, wide = (
-        psychometric.detection_strength(strengths, detected, 0.02, [factor], resamples=200)["interval"]
+        psychometric.detection_strength(strengths, detected, 0.02, [factor], resamples=50)["interval"]
         for factor in (np.arange(1400), vectors)
     )
     assert np.log(wide[1] / wide[0]) > 1.5 * np.log(narrow[1] / narrow[0])

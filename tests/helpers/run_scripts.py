@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -29,13 +31,16 @@ GRID = ["--n-vectors", "2", "--n-contexts", "3"]
 
 
 def all_steps(tiny: Path, folder: Path) -> SimpleNamespace:
-    """Run all five steps on a model: their folder, and the shared options."""
+    """Run all five steps on a model: their folder, the shared options, and what ``finetune`` printed."""
     shared = options(tiny, folder)
     script("generate_vectors").main([*shared, "--n-random", "8", "--data.validation_vectors", "3"])
     script("baseline_benchmark").main([*shared, *GRID, "--with-info"])
     script("generate_training_data").main([*shared, "--n-examples", "24", "--n-train-vectors", "4"])
     train = ["--epochs", "2", "--grad-accum", "2", "--lr", "1e-2", "--output", str(folder / "checkpoints")]
-    script("finetune").main([*shared, *train])
+    with redirect_stdout(io.StringIO()) as printed:
+        script("finetune").main([*shared, *train])
     adapter = ["--adapter", str(folder / "checkpoints" / "best")]
     script("evaluate").main([*shared, *adapter, "--n-train-vectors", "4"])
-    return SimpleNamespace(folder=folder, shared=shared, train=train, adapter=adapter, model=tiny)
+    return SimpleNamespace(
+        folder=folder, shared=shared, train=train, finetuned=printed.getvalue(), adapter=adapter, model=tiny
+    )

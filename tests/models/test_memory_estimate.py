@@ -106,7 +106,7 @@ def prefilled(module: IntrospectionModule, load: Load) -> SimpleNamespace:
 
 
 def kept_for_backward(module: IntrospectionModule, batch: SimpleNamespace, precision: str) -> int:
-    """Bytes of the distinct storages that the detection pass saves, without parameters and the cache."""
+    """Bytes of the distinct storages that the question pass saves, without parameters and the cache."""
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ def check_activations(folder: Path, precision: str, options: dict[str, Any], lor
 @pytest.mark.parametrize("lengths", [(24, 36), (200, 12)])
 @pytest.mark.parametrize("way", ["float32", "mixed", "nf4"])
 def test_peak_of_a_step(tmp_path: Path, way: str, lengths: tuple[int, int], recompute: bool) -> None:
-    """Prefill, detection pass and backward: the most bytes alive at once, within 15 %; the gradients are there after it."""
+    """Prefill, question pass and backward: the most bytes alive at once, within 15 %; the gradients are there after it."""
     precision, options = WAYS[way]
     sizes = {"hidden_size": 128, "intermediate_size": 640, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = Qwen2Config(**sizes, num_hidden_layers=6, vocab_size=200, pad_token_id=0)

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 OLD = ROOT / "docs/results/quickstart/seed-0.json"
+PAGES = ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("old", "compare"))]
 # Measures a page from within, closed and with everything unfolded, and tells the page around it.
 MEASURE = """<script>
 addEventListener("load", () => {
@@ -89,8 +90,8 @@ def measured(page: Path, width: int, folder: Path) -> dict[str, Any]:
     return json.loads(html.unescape(found[1]))
 
 
-@pytest.mark.parametrize("name", ["full", "old", "compare"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [360, pytest.param(1280, marks=pytest.mark.slow)])
 def test_nothing_is_wider_than_the_screen(pages: dict[str, Path], name: str, width: int, tmp_path: Path) -> None:
     """Folded and unfolded; wide tables scroll inside their own boxes, and pictures decode."""
     found = measured(pages[name], width, tmp_path)
@@ -113,7 +114,7 @@ def test_nothing_is_wider_than_the_screen(pages: dict[str, Path], name: str, wid
         assert 250 < shown < width
 
 
-@pytest.mark.parametrize("name", ["full", "old", "compare"])
+@pytest.mark.parametrize("name", PAGES)
 def test_console_stays_empty(pages: dict[str, Path], name: str, tmp_path: Path) -> None:
     """The page as it is: no error, no refused request, nothing said."""
     console = [line for line in browse(pages[name], tmp_path / "profile").stderr.splitlines() if "CONSOLE" in line]

@@ -67,7 +67,7 @@ def intervention_of(
 
 
 def two_pass(model: PreTrainedModel, contexts: list[list[int]], questions: list[list[int]], scales: list[dict[int, float]]):
-    """Prefill and detection pass of a padded batch; logits at the answer position ``(batch, vocabulary)`` and cache."""
+    """Prefill and question pass of a padded batch; logits at the answer position ``(batch, vocabulary)`` and cache."""
     peft = add_lora(model, Lora()) if not hasattr(model, "get_base_model") else model
     ids, mask = pad(contexts, 0, "left")
     question_ids, question_mask = pad(questions, 0, "right")
@@ -217,7 +217,7 @@ def test_training_changes_the_cache_only_if_the_adapter_writes_it(family_model: 
     assert same == (not adapter)
 
 
-def test_gradient_comes_from_the_detection_pass_alone(family_model: PreTrainedModel) -> None:
+def test_gradient_comes_from_the_question_pass_alone(family_model: PreTrainedModel) -> None:
     """The cache carries no gradient, and LoRA's gradient is that of the question given a constant cache."""
     peft = add_lora(family_model, Lora(dropout=0.0)).train()
     trained_a_little(peft)

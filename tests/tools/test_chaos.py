@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from endurance import chaos
+from endurance.chaos import PLACES, Fault, Runs
 from project_paths import ROOT
 from run_scripts import script
 
-from introspection_lit.tools.endurance import chaos
-from introspection_lit.tools.endurance.chaos import PLACES, Fault, Runs
-
 # Every kind of end in turn with one process; two processes of which one, or both, are ended.
 SHORT = [
-    pytest.param(["--kills", "3", "--signals", "KILL", "--places", "half a checkpoint", "validation batch"], id="one"),
+    pytest.param(["--kills", "2", "--signals", "KILL", "--places", "half a checkpoint", "validation batch"], id="one"),
     pytest.param(["--kills", "1", "--signals", "KILL", "TERM", "--processes", "2", "--places", "backward pass"], id="two"),
 ]
 

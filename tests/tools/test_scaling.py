@@ -24,7 +24,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, 
 
 @pytest.mark.parametrize(("context", "question"), [(40, 20), (200, 10), (10, 60)])
 def test_operations_are_those_that_torch_counts(context: int, question: int) -> None:
-    """Prefill, detection pass and backward of a frozen model with a small adapter, counted operator by operator."""
+    """Prefill, question pass and backward of a frozen model with a small adapter, counted operator by operator."""
     config = Qwen2Config(**SIZES, num_hidden_layers=4, vocab_size=8)
     # Eager attention: torch's counter knows its products, backward included, on the CPU.
     base = AutoModelForCausalLM.from_config(config, attn_implementation="eager").requires_grad_(False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from memory_failures import cuda, host
 from project_paths import CONFIG, ROOT
 from run_scripts import GRID, SCRIPTS, options, script
 
@@ -219,3 +220,18 @@ def test_the_users_own_file_wins(tmp_path: Path) -> None:
         else:
             with pytest.raises(ConfigurationError, match="--conversations FILE"):
                 pipeline.recorded_options(theirs, tmp_path / "train.jsonl", steps)
+
+
+@pytest.mark.parametrize("cause", [host, cuda])
+def test_scripts_say_that_memory_was_not_enough(cause: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no trainer was running: a sentence, and 1."""
+    with pytest.raises(SystemExit) as stop:
+        pipeline.guarded(cause)
+    assert stop.value.code == 1
+    assert "memory was not enough" in capsys.readouterr().err
+
+
+def test_other_errors_of_scripts_pass() -> None:
+    """With their traceback: they are faults of ours."""
+    with pytest.raises(RuntimeError, match="shape"):
+        pipeline.guarded(lambda: (_ for _ in ()).throw(RuntimeError("shape")))

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import endurance.soak
 import pytest
 import torch
+from endurance.footprint import Footprint, footprint, function_caches, most_remembered
+from endurance.soak import LONG, REST, SHORT, Sample, Soak
+from endurance.soak_report import checks, figure, growth
 from matplotlib.figure import Figure
 from project_paths import CONFIG
 from run_scripts import script
 from torch import nn
 
-import introspection_lit.tools.endurance.soak
-from introspection_lit.tools.endurance.footprint import Footprint, footprint, function_caches, most_remembered
-from introspection_lit.tools.endurance.soak import LONG, REST, SHORT, Sample, Soak
-from introspection_lit.tools.endurance.soak_report import checks, figure, growth
 from introspection_lit.training.module import IntrospectionModule
 
 MIB = 2**20
@@ -185,7 +185,7 @@ def soak(tiny: Path, few_contexts: str, tmp_path: Path, monkeypatch: pytest.Monk
     contexts = ["--data.contexts", few_contexts, "--data.validation_kinds", "[csv]"]
     tests = ["--data.test_trials", "{heldout: 8}", "--trainer.log_every_n_steps", "50"]
 
-    monkeypatch.setattr(introspection_lit.tools.endurance.soak, "FEWEST_LIVES", 2)
+    monkeypatch.setattr(endurance.soak, "FEWEST_LIVES", 2)
 
     def run() -> dict[str, Any]:
         code = 0

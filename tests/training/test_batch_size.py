@@ -16,10 +16,13 @@ from introspection_lit.training.batch_size import fits, largest_part, longest, s
 
 
 @pytest.fixture
-def run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., IntrospectionCLI]:
+def run(
+    tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., IntrospectionCLI]:
     """Trains the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *options: main(["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), *NO_DROPOUT, *options])
+    words = ["fit", "--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, *NO_DROPOUT]
+    return lambda *options: main([*words, *options])
 
 
 NO_DROPOUT = ["--model.lora.dropout", "0.0", "--trainer.max_epochs", "1"]
@@ -67,10 +70,12 @@ def test_second_fit_has_the_same_steps(run: Callable[..., IntrospectionCLI], mon
     assert (cli.datamodule.run.batch_size, again.accumulate_grad_batches) == (4, 4)
 
 
-def test_only_a_fit_is_refused_for_its_steps(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_fit_is_refused_for_its_steps(
+    tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A test of the same configuration makes no steps."""
     monkeypatch.chdir(tmp_path)
-    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--data.effective_batch", "6"]
+    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, "--data.effective_batch", "6"]
     with pytest.raises(SystemExit):
         main(["fit", *words])
     main(["test", *words, "--data.test_trials", "{heldout: 4}"])
@@ -102,10 +107,11 @@ def test_formula_and_what_is_free_decide_on_the_cpu(
 
 
 @pytest.fixture
-def ready(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IntrospectionCLI:
+def ready(tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IntrospectionCLI:
     """Everything set up, nothing trained."""
     monkeypatch.chdir(tmp_path)
-    cli = attach(["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--model.lora.dropout", "0.5"])
+    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts]
+    cli = attach([*words, "--model.lora.dropout", "0.5"])
     cli.datamodule.setup("fit")
     return cli
 

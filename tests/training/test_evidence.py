@@ -13,14 +13,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from project_paths import CONFIG
-from torch.utils.tensorboard import SummaryWriter
 from transformers import Cache
 
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.contexts.context import BUILTIN
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.evaluation.learning_curves import learning_curves
-from introspection_lit.evaluation.metrics import DetectionMetrics
 from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
 from introspection_lit.evaluation.trial_table import ADAPTER
 from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence, summarise_lens
@@ -139,6 +136,7 @@ def test_untrained_equals_a_test_of_a_fresh_adapter(fitted: SimpleNamespace, fre
     assert max(abs(adapter[trial] - untrained[trial]) for trial in untrained) > 0.1
 
 
+@pytest.mark.slow
 def test_with_info_equals_a_test_with_the_info_prompt(fitted: SimpleNamespace, fresh: Callable[..., Scores]) -> None:
     """Without an adapter, trial by trial."""
     informed = said(fitted.scores, WITH_INFO)
@@ -348,11 +346,6 @@ def test_problems_of_the_options_are_found_before_the_model_is_loaded(
         assert "evidence" in capsys.readouterr().err
 
 
-def test_learning_curves_of_nothing(tmp_path: Path) -> None:
-    """A folder without a TensorBoard file is no run."""
-    assert learning_curves(tmp_path) is None
-
-
 @pytest.mark.slow
 def test_threshold_keeps_to_the_false_alarms_allowed(tiny: Path, tmp_path: Path) -> None:
     """``model.max_fpr``: the threshold that validation sets, and the FPR that it then reports over distinct inputs."""
@@ -364,17 +357,6 @@ def test_threshold_keeps_to_the_false_alarms_allowed(tiny: Path, tmp_path: Path)
     assert strict.metrics_of("train").max_fpr == strict.metrics_of("heldout").max_fpr == 1.0
 
 
-def test_learning_curves_of_a_run_that_was_too_short_to_log_its_loss(tmp_path: Path) -> None:
-    """Lightning logs every 50 steps unless told otherwise; the validations are there all the same."""
-    with SummaryWriter(str(tmp_path)) as writer:
-        for step in (3, 7):
-            for name in ("auroc", "tpr", "fpr", "mass", "threshold"):
-                writer.add_scalar(f"validation/{name}", step / 10, step)
-    found = learning_curves(tmp_path)
-    assert found is not None
-    assert (found["steps"], found["auroc"], found["loss"]) == ([3, 7], pytest.approx([0.3, 0.7]), [])
-
-
 def test_lens_of_trials_of_one_class() -> None:
     """A batch may hold clean trials only."""
     read = {number: (np.full(3, number, np.float32), False) for number in range(4)}
@@ -383,15 +365,3 @@ def test_lens_of_trials_of_one_class() -> None:
     assert found is not None
     assert (found["clean"]["mean"], found["steered"]["mean"], found["n"]) == ([1.5] * 3, [1.0] * 3, 5)
     json.dumps(found, allow_nan=False)
-
-
-def test_false_alarms_allowed_are_shares_of_distinct_inputs() -> None:
-    """As the FPR that is reported: inputs that come twice in validation are one."""
-    metric = DetectionMetrics()
-    metric.max_fpr = 0.06
-    low = torch.linspace(-3, -1, 18)
-    scores = torch.cat([low, low, torch.tensor([0.0, 0.1]), torch.full((38,), -0.5)])
-    inputs = torch.cat([torch.arange(18), torch.arange(18), torch.arange(18, 20), torch.arange(100, 138)])
-    labels = torch.arange(76) >= 38
-    metric.update(scores, labels, torch.ones(76), inputs, torch.arange(76))
-    assert metric.compute()["fpr"] <= 0.06

@@ -169,7 +169,7 @@ def test_printed_command_shows_where_it_goes_wrong(
     assert f"replayed train:{number}, steered" in shown
     assert f"prefill: not finite from what steering makes of the output of layer {first} on" in shown
     assert "float16 ends at 6.55e+04" in shown
-    assert "detection pass: not finite from the output of layer " in shown
+    assert "question pass: not finite from the output of layer " in shown
 
 
 def test_replayed_scores_are_those_of_the_test(
@@ -198,7 +198,7 @@ def test_replay_finds_a_poisoned_weight(run: Callable[..., IntrospectionCLI], ca
     run("predict", "--data.replay", "seen:0", *breaking)
     shown = capsys.readouterr().out
     assert "prefill: not finite from the output of layer 3 on" in shown
-    assert "detection pass: not finite from the output of layer 3 on" in shown
+    assert "question pass: not finite from the output of layer 3 on" in shown
     assert "loss: nan; gradient: not finite in 48 of 48 tensors" in shown
 
 

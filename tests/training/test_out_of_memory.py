@@ -5,156 +5,33 @@ from __future__ import annotations
 import gc
 import shlex
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from endurance.footprint import hooks
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
+from memory_failures import cuda, host, python
 from project_paths import CONFIG
 from torch import Tensor, nn
 
 from introspection_lit.cli import IntrospectionCLI, attach, main
-from introspection_lit.tools import pipeline
 from introspection_lit.tools.benchmark import benchmark
 from introspection_lit.tools.benchmark.measurement import ONE_AT_A_TIME, PLAIN, Amount, Setting
-from introspection_lit.tools.endurance.footprint import hooks
 from introspection_lit.training import batch_size, distributed
-from introspection_lit.training.batch_size import fits, largest_part, step_problems
-from introspection_lit.training.callbacks.memory_advice import Situation, changes
+from introspection_lit.training.batch_size import fits, largest_part
 from introspection_lit.training.callbacks.out_of_memory import HOOKS, explained_memory
 from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.distributed import smallest_of_all
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import Reuse
 from introspection_lit.utils.errors import RunError
-from introspection_lit.utils.memory_errors import give_back, is_out_of_memory
-
-
-def cuda(*_: Any) -> Any:
-    """As a GPU says it."""
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.39 GiB")
-
-
-def host(*_: Any, **__: Any) -> Any:
-    """The CPU's allocator itself: a million GiB."""
-    return torch.empty(1 << 50, dtype=torch.uint8)
-
-
-def python(*_: Any) -> Any:
-    """Python's own."""
-    return bytearray(1 << 60)
-
-
-def caught(action: Callable[[], Any]) -> BaseException:
-    """What an action raises."""
-    try:
-        action()
-    except BaseException as error:
-        return error
-    raise AssertionError("nothing was raised")
-
-
-@pytest.mark.parametrize("cause", [cuda, host, python])
-def test_errors_of_memory_are_known(cause: Callable[[], Any]) -> None:
-    """Whoever raises them."""
-    assert is_out_of_memory(caught(cause))
-
-
-def test_other_errors_are_none_of_memory() -> None:
-    """A shape that does not fit, Ctrl-C, an index; and what we have made of one already."""
-    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-    for error in (RuntimeError("shape '[2]' is invalid"), KeyboardInterrupt(), ValueError("CUDA out of memory")):
-        assert not is_out_of_memory(error)
-    assert not is_out_of_memory(RunError([f"it said: {caught(cuda)}"]))
-
-
-def test_what_an_error_holds_is_given_back() -> None:
-    """Also of the error that was being handled when it came, and though somebody keeps them."""
-    seen = []
-
-    def inner() -> None:
-        large = torch.zeros(10)
-        seen.append(weakref.ref(large))
-        host()
-
-    def outer() -> None:
-        other = torch.zeros(10)
-        seen.append(weakref.ref(other))
-        try:
-            inner()
-        finally:
-            cuda()
-
-    error = caught(outer)
-    traceback = error.__traceback__  # as debuggers and loggers keep it
-    assert all(reference() is not None for reference in seen)
-    give_back(error)
-    assert [reference() for reference in seen] == [None, None]
-    assert isinstance(error, torch.OutOfMemoryError)
-    assert traceback is not None
-
-
-@pytest.mark.parametrize("cause", [host, cuda])
-def test_scripts_say_it_too(cause: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """Where no trainer was running: a sentence, and 1."""
-    with pytest.raises(SystemExit) as stop:
-        pipeline.guarded(cause)
-    assert stop.value.code == 1
-    assert "memory was not enough" in capsys.readouterr().err
-
-
-def test_other_errors_of_scripts_pass() -> None:
-    """With their traceback: they are faults of ours."""
-    with pytest.raises(RuntimeError, match="shape"):
-        pipeline.guarded(lambda: (_ for _ in ()).throw(RuntimeError("shape")))
-
-
-@pytest.mark.parametrize(
-    ("size", "accumulated", "world", "auto"), list(product((2, 4, 6, 16), (1, 3), (1, 2), (False, True)))
-)
-def test_smaller_batches_keep_the_step(size: int, accumulated: int, world: int, auto: bool) -> None:
-    """As typed, they are accepted, are smaller, and make steps of as many trials."""
-    now = Situation(batch_size=size, parts=accumulated, world=world, auto=auto, last="last.ckpt")
-    advised = [change.typed for change in changes(now) if change.typed.startswith("--data.batch_size")]
-    smaller = largest_part(size * accumulated, lambda part: part < size)
-    assert len(advised) == (not auto and size > 2) + bool(smaller)
-    for typed in advised:
-        words = shlex.split(typed)
-        given = dict(zip(words[::2], words[1::2], strict=True))
-        value = given["--data.batch_size"]
-        assert int(given["--data.effective_batch"]) == size * accumulated * world
-        assert step_problems(value if value == "auto" else int(value), size * accumulated * world, world, 1) == []
-        assert value == "auto" or int(value) == smaller < size
-        assert given["--ckpt_path"] == "last.ckpt"
-
-
-@pytest.mark.parametrize(
-    ("now", "first", "never"),
-    [
-        (Situation(), "--data.batch_size auto", "eval_batch_size"),
-        (Situation(batch_size=2), "--model.recompute true", "data.batch_size"),
-        (Situation(recompute=True, batch_size=2, context_tokens=128), "--data.max_context_tokens 64", "recompute"),
-        (Situation(host=True, kept_gib=8.0), "--data.reuse.gib 4", "fsdp"),
-        (Situation("scoring"), "--data.eval_batch_size 16", "recompute"),
-        (Situation("scoring", fitting=False, last="x.ckpt"), "--data.eval_batch_size 16", "ckpt_path"),
-        (Situation("start", quantised=False), "--model.base.quantization nf4", "batch_size"),
-        (Situation("start", cuda=False, float32=True, quantised=False), "--model.base.dtype", "nf4"),
-        (Situation("start", sharded=True), "more GPUs", "fsdp.yaml"),
-        (Situation("evidence", fitting=False, eval_batch_size=2), "--evidence.enabled false", "eval_batch"),
-    ],
-)
-def test_advice_is_what_applies(now: Situation, first: str, never: str) -> None:
-    """The most useful first; nothing that cannot help."""
-    advised = [change.typed for change in changes(now)]
-    assert advised[0].startswith(first)
-    assert not any(never in typed for typed in advised)
+from introspection_lit.utils.memory_errors import is_out_of_memory
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +239,7 @@ def test_message_says_where(ready: IntrospectionCLI, monkeypatch: pytest.MonkeyP
 
     with in_forward(data, third):
         said = told(ready, "fit")
-    assert "memory was not enough in training, epoch 0, after 2 steps, batch 3 of 3, during the detection pass" in said
+    assert "memory was not enough in training, epoch 0, after 2 steps, batch 3 of 3, during the question pass" in said
     assert "can't allocate memory: you tried to allocate 1125899906842624 bytes" in said
     assert "tried: data.batch_size 4, 1 process: steps of 4 trials; 4 trials of train" in said
     for part in ("weights", "activations", "peak", "the machine has", "--data.batch_size 2 --data.effective_batch 4"):

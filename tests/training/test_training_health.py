@@ -155,6 +155,7 @@ def test_warnings_of_a_run(run: Callable[..., IntrospectionCLI]) -> None:
     assert set(kept["callbacks"]["Watch"]["said"]) == {"mass", "false alarms in training"}
 
 
+@pytest.mark.slow
 def test_no_warning_of_an_untrained_model(run: Callable[..., IntrospectionCLI]) -> None:
     """It has no mass and may say yes to everything: neither its validation nor the first ones of a fit are a reason."""
     with warnings.catch_warnings(record=True) as caught:

@@ -14,7 +14,6 @@ from run_scripts import script
 
 from introspection_lit.cli import main
 from introspection_lit.utils import config_files
-from introspection_lit.utils.config_files import untrusted_parts
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError, IntrospectionError, visible
 from introspection_lit.utils.paths import inside_folder
@@ -40,17 +39,18 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_runs_own_configuration_names_no_class(name: str, tmp_path: Path, marker: Path) -> None:
     """controls.py reads it without being told to, so it must not be a program."""
+    controls = script("controls")
     usual = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
     usual |= {"test_after_fit": True}
-    assert untrusted_parts(usual) == []
+    assert controls.untrusted_parts(usual) == []
     for section, options in CONFIGS[name].items():
         whole = isinstance(options, str)
         usual[section] = options if whole else usual.get(section, {}) | options
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(usual))
     (tmp_path / "results.json").write_text(json.dumps({"sets": {}}))
     with pytest.raises(IntrospectionError, match="could run code or write elsewhere"):
-        script("controls").options_of_run(tmp_path)
-    assert untrusted_parts(usual)
+        controls.options_of_run(tmp_path)
+    assert controls.untrusted_parts(usual)
 
 
 def test_yaml_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

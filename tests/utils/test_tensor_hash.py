@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from introspection_lit.utils.tensor_hash import content_hash
@@ -19,6 +19,7 @@ values = some.recursive(
 )
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(values, values)
 def test_equal_content_and_only_that_has_equal_hashes(first: Any, second: Any) -> None:
     """Against pickle, which tells apart whatever is not the same."""

@@ -39,7 +39,7 @@ HOOKS = {
     **dict.fromkeys(("on_test_start", "on_test_batch_end", "on_test_end"), EVIDENCE),
     "backward": "the backward pass",
     "on_after_batch_transfer": "reading the contexts (prefill)",
-    **dict.fromkeys(("training_step", "validation_step", "test_step", "predict_step"), "the detection pass"),
+    **dict.fromkeys(("training_step", "validation_step", "test_step", "predict_step"), "the question pass"),
     "save_checkpoint": "saving a checkpoint",
     "optimizer_step": "the optimiser's step",
 }

@@ -133,7 +133,7 @@ class Trace:
         return f"{name}: {'; '.join(parts)}"
 
 
-PREFILL, DETECTION = "prefill", "detection pass"
+PREFILL, QUESTION = "prefill", "question pass"
 
 
 class ReplayReport(Callback):
@@ -152,7 +152,7 @@ class ReplayReport(Callback):
 
     def on_predict_batch_start(self, trainer: Trainer, *args: Any, **options: Any) -> None:
         """The prefill is done: record the question pass."""
-        self.trace.current = DETECTION
+        self.trace.current = QUESTION
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrialBatch, *args: Any, **options: Any
@@ -165,7 +165,7 @@ class ReplayReport(Callback):
         trial, (log_odds, mass) = batch.trials[0], (outputs[name][0].item() for name in ("log_odds", "mass"))
         lines = [
             f"replayed {format_trial(run.describe(trial))}",
-            *(self.trace.summary(name) for name in (PREFILL, DETECTION)),
+            *(self.trace.summary(name) for name in (PREFILL, QUESTION)),
         ]
         lines.append(f"answer: log-odds {log_odds:.6g}, mass {mass:.6g}")
         if not is_sharded(trainer):  # else every process would have to take part

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
+from endurance.soak import LONG, REST, RESUMED, SHORT, Sample, Soak
 from introspection_lit.report.log_odds_plot import ANOTHER, CLEAN, STEERED
-from introspection_lit.tools.endurance.soak import LONG, REST, RESUMED, SHORT, Sample, Soak
 
 MIB = 2**20
 # The first part of each half, in which caches fill, lazy imports happen and allocators reach their size.

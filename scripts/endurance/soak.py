@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from endurance.footprint import Footprint, footprint, most_encoded, most_remembered
 from introspection_lit.models.loading import load_tokenizer
-from introspection_lit.tools.endurance.footprint import Footprint, footprint, most_encoded, most_remembered
 from introspection_lit.tools.pipeline import as_arguments
 from introspection_lit.training import experiment_setup
 from introspection_lit.training.batch_size import largest_part

@@ -120,9 +120,8 @@ def hooks(module: nn.Module | None) -> Iterator[Any]:
 
 
 def function_caches() -> list[Any]:
-    """The package's functions, imported so far, that cache results (``functools.lru_cache``)."""
-    package = __name__.partition(".")[0]
-    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == package]
+    """The functions of introspection_lit, imported so far, that cache results (``functools.lru_cache``)."""
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "introspection_lit"]
     caches = {id(value): value for module in modules for value in vars(module).values() if hasattr(value, "cache_info")}
     return list(caches.values())
 
