@@ -83,17 +83,17 @@ def choose_batch_size(run: RunContext) -> None:
 
 def _largest(run: RunContext, share: int) -> int:
     """The largest even part of a process's share of a step that fits; 0 if none does."""
-    trainer = run.trainer
+    trainer, pair = run.trainer, 2 * run.options.questions_of_cache
     if trainer.strategy.root_device.type == "cuda" and not is_sharded(trainer):
-        return largest_part(share, lambda size: fits(run, size))
+        return largest_part(share, lambda size: fits(run, size), pair)
     # A process of FSDP cannot try alone, and on the CPU there is no error to be caught: the system ends the process.
     most = _largest_by_estimate(run)
-    return largest_part(share, lambda size: size <= most)
+    return largest_part(share, lambda size: size <= most, pair)
 
 
-def largest_part(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest even number that divides a process's share of a step and fits; 0 if none does."""
-    parts = [size for size in range(share, 1, -1) if share % size == 0 and size % 2 == 0]
+def largest_part(share: int, fits: Callable[[int], bool], pair: int = 2) -> int:
+    """The largest multiple of the trials of a pair that divides a process's share of a step and fits; 0 if none does."""
+    parts = [size for size in range(share, 1, -1) if share % size == 0 and size % pair == 0]
     return next((size for size in parts if fits(size)), 0)
 
 

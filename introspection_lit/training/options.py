@@ -269,6 +269,8 @@ class DataOptions:
             for name, size in sizes.items()
             if isinstance(size, int) and size % each
         ]
+        if self.batch_size == "auto" and self.effective_batch is None:
+            problems.append(f"data.effective_batch: got none, with data.tasks and auto. Expected a multiple of {each}.")
         if self.manifest is not None:
             problems.append("data.manifest: lists single questions. Leave data.tasks out, or draw the trials.")
         if self.prefill_adapter:

@@ -15,12 +15,13 @@ from introspection_lit.report.comparison import comparison_page
 from introspection_lit.report.shape import SHAPES
 
 FULL = ROOT / "docs/results/smollm2-135m/results.json"
-# What a report asks for that the full experiment has not got.
+TASKS = ROOT / "docs/results/tasks/results.json"  # of several tasks, which the full experiment does not train
+# What a report asks for that neither has got.
 OPTIONAL = {
     r"sets\.(concept_pca|imported)": "test sets that are measured if a bank has such vectors",
     r"sets\.\w+\.(auroc|tpr|mass)_interval": "of the rates of a test set only the FPR has an interval",
 }
-# What a file may have and the full experiment has not got.
+# What a file may have and neither has got.
 ALLOWED = {
     "mass_interval": "a row may have an interval of each of its rates",
 }
@@ -66,13 +67,16 @@ def recorded(value: Any, place: str = "", asked: dict[str, bool] | None = None) 
 @pytest.mark.parametrize("runs", [1, 2])
 def test_fields_asked_for_are_fields_of_real_results(runs: int) -> None:
     """A name that no results file has would silently leave out a row, of a page on one run or on several."""
-    full = recorded(json.loads(FULL.read_text(encoding="utf-8")))
-    if runs == 1:
-        report.build_page(report.Run(FULL, full, {}, None))
-    else:
-        comparison_page({"a": full, "b": full})
-    assert len(full.asked) > 150  # it has been asked
-    missing = [place for place, there in full.asked.items() if not there]
+    asked: dict[str, bool] = {}
+    for path in (FULL, TASKS):
+        full = recorded(json.loads(path.read_text(encoding="utf-8")))
+        if runs == 1:
+            report.build_page(report.Run(path, full, {}, None))
+        else:
+            comparison_page({"a": full, "b": full})
+        assert len(full.asked) > 100  # it has been asked
+        asked |= {place: there or asked.get(place, False) for place, there in full.asked.items()}
+    missing = [place for place, there in asked.items() if not there]
     assert [place for place in missing if not any(re.fullmatch(pattern, place) for pattern in OPTIONAL)] == []
     if runs == 2:  # between them the two ask for all that is said to be optional
         assert all(any(re.fullmatch(pattern, place) for place in missing) for pattern in OPTIONAL)
@@ -85,8 +89,11 @@ def test_fields_allowed_are_fields_of_real_results() -> None:
         below = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
         return set(part if isinstance(part, dict) else ()).union(*map(names, below))
 
-    content = json.loads(FULL.read_text(encoding="utf-8"))
-    full = recorded(content)
-    assert list(SHAPES["sets"](full, "")) == []
-    asked = {place.rpartition(".")[2] for place, there in full.asked.items() if not there}
-    assert asked - names(content) - set(RUNGS) == set(ALLOWED)
+    asked, present = set[str](), set[str]()
+    for path in (FULL, TASKS):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        full = recorded(content)
+        assert list(SHAPES["sets"](full, "")) == []
+        asked |= {place.rpartition(".")[2] for place, there in full.asked.items() if not there}
+        present |= names(content)
+    assert asked - present - set(RUNGS) == set(ALLOWED)

@@ -39,6 +39,7 @@ def adapter_of(cli: IntrospectionCLI) -> dict[str, torch.Tensor]:
 def test_part_is_the_largest_even_one_that_fits(share: int, most: int, expected: int) -> None:
     """Parts divide the share, so that every step is whole, and are even, so that half of each is steered."""
     assert largest_part(share, lambda size: size <= most) == expected
+    assert largest_part(4 * share, lambda size: size <= 4 * most, pair=8) == 4 * expected  # four questions for each cache
 
 
 @pytest.mark.slow

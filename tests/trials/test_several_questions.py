@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from introspection_lit.steering.prefill import prefill_mode, steered_cache
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.tasks.scoring import task_losses
+from introspection_lit.tasks.task import TaskOptions
 from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.plans import SeveralQuestionsPlan
 from introspection_lit.trials.split import Split
@@ -199,6 +202,24 @@ def test_test_sets_ask_for_words_that_training_does_not(splits: dict[str, Split]
     assert asked.startswith("Introspection query: ")
     assert not bare.startswith("Introspection")
     assert splits["heldout"].question_text(splits["heldout"].plan.trial(0)).startswith("Introspection query: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"batch_size": 12}, "data.batch_size: got 12. Expected a multiple of 8"),
+        ({"eval_batch_size": 20}, "data.eval_batch_size: got 20. Expected a multiple of 8"),
+        ({"batch_size": "auto"}, "data.effective_batch: got none"),
+        ({"manifest": "trials.jsonl", "bank": "bank.safetensors"}, "data.manifest: lists single questions"),
+        ({"prefill_adapter": True}, "data.prefill_adapter: got true with data.tasks"),
+        ({"tasks": {"guessing": TaskOptions()}}, "'guessing' is no task"),
+    ],
+)
+def test_what_does_not_go_with_tasks_is_refused(changes: dict[str, Any], part: str) -> None:
+    """Before a model is loaded; the usual sizes go."""
+    tasks = {"detection": TaskOptions(questions=2), "factual": TaskOptions(), "reading": TaskOptions()}
+    assert any(part in problem for problem in DataOptions(**{"tasks": tasks, **changes}).problems())
+    assert DataOptions(tasks=tasks).problems() == []
 
 
 def test_divergence_has_the_gradient_of_a_cross_entropy(splits: dict[str, Split]) -> None:

@@ -39,6 +39,7 @@ class Situation(NamedTuple):
     float32: bool = False  # the base model's dtype
     sharded: bool = False  # FSDP
     workers: int = 0  # data.num_workers
+    pair: int = 2  # trials of a clean and a steered cache, which stay together
     last: str | None = None  # the newest checkpoint
 
 
@@ -77,6 +78,7 @@ def situation(trainer: Trainer, stage: Stage, host: bool) -> Situation:
         float32=module.base.dtype == "float32",
         sharded=is_sharded(trainer),
         workers=run.options.num_workers,
+        pair=2 * run.options.questions_of_cache,
         last=(saver.last_model_path if isinstance(saver, ModelCheckpoint) else "") or run.checkpoint,
     )
 
@@ -86,9 +88,10 @@ def changes(now: Situation) -> list[Change]:
     resume = f" --ckpt_path {now.last}" if now.last and now.fitting else ""
     share, accumulate = now.batch_size * now.parts, " --trainer.accumulate_grad_batches 1" * now.accumulate
     step = f"--data.effective_batch {share * now.world}{accumulate}{resume}"
-    smaller, fewer = largest_part(share, lambda size: size < now.batch_size), now.eval_batch_size // 4 * 2
+    smaller = largest_part(share, lambda size: size < now.batch_size, now.pair)
+    fewer = now.eval_batch_size // 2 // now.pair * now.pair
     in_step, starting, scoring = now.stage == "step", now.stage == "start", now.stage in ("scoring", "evidence")
-    auto, cut = in_step and not now.auto and now.batch_size > 2, not starting and now.context_tokens > 16
+    auto, cut = in_step and not now.auto and now.batch_size > now.pair, not starting and now.context_tokens > 16
     full, on_gpu = not now.quantised, now.cuda and not now.host
     same = "steps have the same trials, in smaller parts; sums are rounded and dropout is drawn otherwise"
     half = "half of the clean caches are kept in host memory; steps take longer"
