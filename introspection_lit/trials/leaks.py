@@ -40,7 +40,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     Returns:
         Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
         ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
-        equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts.
+        equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; and ``lead_in``.
     """
     used = [splits[name] for name in ("train", "validation")]
     train = splits["train"]
@@ -48,6 +48,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     if train.questionnaire is not None:
         parts = [[part.task, part.each, part.weight] for part in train.questionnaire.parts]
         several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
+        several["lead_in"] = train.questionnaire.lead_in
     return several | {
         "messages": sorted({fingerprint(context.user) for split in used for context in split.contexts}),
         "kinds": sorted({context.kind for split in used for context in split.contexts}),
@@ -77,6 +78,9 @@ def training_differences(record: Mapping[str, Any], split: Split, prefill_adapte
         "strength_unit": split.strength_unit,
     }
     then = {"prefill_adapter": record["prefill_adapter"], **record["phrasing"], "strength_unit": record["strength_unit"]}
+    lead_in = record.get("lead_in") or ""
+    if not split.questions[0].startswith(lead_in):
+        now["lead_in"], then["lead_in"] = "another", lead_in
     return [
         f"{name} is {now[name]!r}, in training it was {then[name]!r}: the threshold was set under the latter."
         for name in now

@@ -1,0 +1,114 @@
+"""A run with several tasks, through the command line: losses, results, the exported adapter, and resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from project_paths import CONFIG
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from introspection_lit.cli import main
+
+TASKS = "{detection: {questions: 2}, factual: {}, reading: {}, plain_text: {questions: 0.5, weight: 0.3}}"
+SIZES = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "16"]
+MODEL = ["--model.base.name_or_path", "random:tiny"]
+SETS = ["--data.test_trials", "{heldout: 8, swapped: 8, codes: 16, newcodes: 16, facts: 16, facts_bare: 16, reading: 16}"]
+EVIDENCE = ["--evidence.enabled", "true", "--evidence.sets", "[codes, facts, reading]", "--evidence.report", "false"]
+EVIDENCE += [f"--evidence.{name}=0" for name in ("probe_trials", "lens_trials", "texts", "facts")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, some_contexts: list[str]) -> SimpleNamespace:
+    """A run of two epochs of two steps with its test; and how to make another."""
+    root = tmp_path_factory.mktemp("tasks")
+
+    def command(name: str, *more: str, subcommand: str = "fit") -> Path:
+        words = [*MODEL, *some_contexts, *SIZES, *SETS, *EVIDENCE, "--trainer.deterministic", "true"]
+        saved = ["--trainer.logger.init_args.save_dir", str(root), "--trainer.logger.init_args.name", name]
+        return Path(main([subcommand, "--config", CONFIG, *words, *saved, *more]).trainer.log_dir)
+
+    trained = ["--data.tasks", TASKS, "--data.trials_per_epoch", "32", "--checkpoint.save_top_k", "-1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["pytest"])
+        folder = command("whole", *trained, "--test_after_fit", "true")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return SimpleNamespace(folder=folder, results=results, command=command, trained=trained)
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    """The scalars of TensorBoard, by name."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_each_tasks_loss_is_logged_and_they_add_up(run: SimpleNamespace) -> None:
+    """In training and validation; before the first step the predictions of plain text have not changed."""
+    logged = curves(run.folder)
+    parts = ("detection", "factual", "reading", "plain_text")
+    for split, steps in (("train", 4), ("validation", 2)):
+        assert all(len(logged[f"{split}/loss_{part}"]) == steps for part in parts)
+    for step in range(4):
+        total = sum(logged[f"train/loss_{part}"][step] for part in parts)
+        assert logged["train/loss"][step] == pytest.approx(total, rel=1e-5)
+    assert logged["train/loss_plain_text"][0] == pytest.approx(0, abs=1e-6)
+    assert logged["train/loss_detection"][0] > 1  # a random model gives the answers hardly any probability
+    selected = [torch.exp(-torch.tensor(loss)).item() for loss in logged["validation/loss"]]
+    assert logged["validation/selection"] == pytest.approx(selected, rel=1e-5)
+
+
+def test_results_say_for_each_observer_whether_it_answers(run: SimpleNamespace) -> None:
+    """Adapter and untrained model where they scored a set; the other sets have the adapter's row alone."""
+    rows = {(row["set"], row["observer"]): row for row in run.results["evidence"]["tasks"]}
+    others = [(name, "untrained") for name in ("codes", "facts", "reading")]
+    adapter = [(name, "adapter") for name in ("codes", "newcodes", "facts", "facts_bare", "reading")]
+    assert set(rows) == {*others, *adapter}
+    for (name, observer), row in rows.items():
+        assert row["n"] == 16
+        if observer == "adapter":
+            assert row["auroc"] == pytest.approx(run.results["sets"][name]["auroc"])
+    assert all("both_right" in rows[name, "adapter"] for name in ("codes", "newcodes"))
+    assert "accuracy" in rows["facts", "adapter"]
+
+
+def test_exported_adapter_brings_its_lead_in(run: SimpleNamespace) -> None:
+    """Its description records it, with the tasks; tested by itself, it is asked with it."""
+    description = json.loads((run.folder / "adapter" / "introspection.json").read_text(encoding="utf-8"))
+    assert description["options"]["data.lead_in"] == "Introspection query:"
+    assert description["question"][0].startswith("Introspection query: ")
+    assert description["trained_on"]["tasks"] == [
+        ["detection", 2, 1.0], ["factual", 1, 1.0], ["reading", 1, 1.0], ["plain_text", 0.5, 0.3]
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_adapter_alone_has_the_results_of_its_run(run: SimpleNamespace) -> None:
+    """With the lead-in that it was trained with; without, a warning says so."""
+    bank = ["--data.bank", str(run.folder / "vectors.safetensors"), "--data.lead_in", "Introspection query:"]
+    folder = run.command("alone", *bank, "--model.adapter", str(run.folder / "adapter"), subcommand="test")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    for name, row in run.results["sets"].items():
+        assert results["sets"][name]["auroc"] == pytest.approx(row["auroc"], abs=1e-6)
+    with pytest.warns(UserWarning, match="lead_in is 'another', in training it was 'Introspection query:'"):
+        run.command("bare", *bank[:2], "--model.adapter", str(run.folder / "adapter"), subcommand="test")
+
+
+@pytest.mark.slow
+def test_resumed_run_ends_with_the_same_bits(run: SimpleNamespace) -> None:
+    """From the end of the first epoch; other tasks are refused."""
+    checkpoints = run.folder / "checkpoints"
+    bank = ["--data.bank", str(run.folder / "vectors.safetensors")]
+    resumed = run.command("resumed", *run.trained, *bank, "--ckpt_path", str(checkpoints / "best-step2.ckpt"))
+    ends: list[dict[str, Any]] = [
+        torch.load(folder / "best-step4.ckpt", weights_only=True) for folder in (checkpoints, resumed / "checkpoints")
+    ]
+    assert ends[0]["state_dict"].keys() == ends[1]["state_dict"].keys()
+    for name, tensor in ends[0]["state_dict"].items():
+        assert torch.equal(tensor, ends[1]["state_dict"][name]), name
+    other = [*run.trained[2:], "--data.tasks", "{detection: {questions: 2}, factual: {questions: 2}}"]
+    with pytest.raises(SystemExit):
+        run.command("other", *other, *bank, "--ckpt_path", str(checkpoints / "best-step2.ckpt"))
