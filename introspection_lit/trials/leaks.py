@@ -44,7 +44,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     """
     used = [splits[name] for name in ("train", "validation")]
     train = splits["train"]
-    several = {}
+    several: dict[str, Any] = {}
     if train.questionnaire is not None:
         parts = [[part.task, part.each, part.weight] for part in train.questionnaire.parts]
         several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
