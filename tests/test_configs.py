@@ -59,9 +59,9 @@ def flat(tree: Any, name: str = "") -> dict[str, Any]:
     return {key: value for child, below in tree.items() for key, value in flat(below, f"{name}.{child}").items()}
 
 
-def test_there_are_the_four_experiments() -> None:
-    """The quickstart, the full experiment, and the two target models."""
-    assert {path.stem for path in CONFIGS} >= {"quickstart", "smollm2-135m", "qwen2.5-7b", "qwen2.5-coder-32b"}
+def test_there_are_the_experiments() -> None:
+    """The quickstart, several tasks, the full experiment, and the two target models."""
+    assert {path.stem for path in CONFIGS} >= {"quickstart", "tasks", "smollm2-135m", "qwen2.5-7b", "qwen2.5-coder-32b"}
 
 
 def documented_commands() -> list[str]:
