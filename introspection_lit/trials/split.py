@@ -19,7 +19,7 @@ from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import DETECTION, Questionnaire
 from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import References, Texts, TrialBatch
-from introspection_lit.trials.plans import Plan
+from introspection_lit.trials.plans import Plan, SeveralQuestionsPlan
 from introspection_lit.trials.test_sets import Source
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.seeds import generator
@@ -73,6 +73,13 @@ class Split:
     text_weight: float = 1.0
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
+
+    def single_question(self) -> Split:
+        """The same contexts and interventions, each cache asked the first of ``questions`` once."""
+        if self.questionnaire is None:
+            return self
+        assert isinstance(self.plan, SeveralQuestionsPlan)
+        return replace(self, plan=self.plan.pairs, questionnaire=None, texts=0.0, _encoded={}, _lengths=[])
 
     def query(self, trial: Trial) -> Query:
         """The question of a trial with its answer words, its right answer and its weight in the loss."""

@@ -174,8 +174,8 @@ class Measurement(Callback):
         split = self.data.splits["train"]
         if tasks and split.questionnaire is None:
             self.data.splits["train"] = with_tasks(self.data, split)
-        elif not tasks and isinstance(split.plan, SeveralQuestionsPlan):
-            self.data.splits["train"] = replace(split, plan=split.plan.pairs, questionnaire=None, _encoded={}, _lengths=[])
+        elif not tasks:
+            self.data.splits["train"] = split.single_question()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the contexts; the data module is set up by now."""

@@ -237,7 +237,8 @@ def features_of(run: RunContext, batch: TrialBatch) -> Features:
 
 def fit_observers(run: RunContext, n: int, device: torch.device) -> Observers:
     """Fit the outside observers on the first trials of the training."""
-    split = replace(run.splits["train"], control="none")  # true labels and steering, also in control runs
+    # True labels and steering, also in control runs; each cache once.
+    split = replace(run.splits["train"], control="none").single_question()
     batches = SplitBatches(split, run.vector_bank, DEFAULT_BATCH_SIZE, 1)  # not the training batch size
     seen, labels, groups = [], [], []
     for number in range(-(-n // DEFAULT_BATCH_SIZE)):
@@ -254,7 +255,7 @@ def with_info(run: RunContext, batch: TrialBatch) -> TrialBatch:
     phrasing = replace(split.phrasing, info=info_text("explained", split.tokenizer))
     informed = replace(split, phrasing=phrasing, _encoded={}, _lengths=[])
     fill = split.tokenizer.pad_token_id or 0
-    ids, mask = pad([informed.encoded(t.context, t.question).question_ids for t in batch.trials], fill, "right")
+    ids, mask = pad([informed.encoded_trial(trial).question_ids for trial in batch.trials], fill, "right")
     device = batch.question_ids.device
     return replace(batch, question_prefix_ids=None, question_ids=ids.to(device), question_mask=mask.to(device))
 
