@@ -21,12 +21,14 @@ Row = dict[str, Any]
 CODE_SETS = ("codes", "newcodes")
 CLEAN_ANSWER_SETS = ("facts", "facts_bare", "reading")
 QUESTIONS_OF_CACHE = 2
+# Observers that are asked the question; the others know nothing of it.
+READERS = (ADAPTER, "untrained", "with info")
 # Steering at least as strong as this counts for "right in both orders".
 STRONG = 0.5
 
 
 def task_rows(trials: TrialTable) -> list[Row]:
-    """Summarise every test set with several questions, for the adapter and for each other observer that scored all of it.
+    """Summarise every test set with several questions, for the adapter and each other reader that scored all of it.
 
     Args:
         trials: All trials of the test.
@@ -41,8 +43,8 @@ def task_rows(trials: TrialTable) -> list[Row]:
     rows = []
     for name in (*CODE_SETS, *CLEAN_ANSWER_SETS):
         subset = _in_order(trials.of_sets(name))
-        for observer in trials.scores if len(subset) else ():
-            scores = subset.scores[observer]
+        for observer in READERS if len(subset) else ():
+            scores = subset.scores.get(observer, np.full(len(subset), np.nan))
             if not np.isfinite(scores).all():
                 continue
             interval = auroc_interval(scores, subset)

@@ -131,10 +131,11 @@ def answer_sentences(results: Results) -> list[str]:
         f"Detection {words} has an AUROC of {codes:.3f} (1 is right); steering moves the answers to questions about "
         f"something else ({name}) to an AUROC of {area:.3f} ({expected:.3f} is {compared})."
     )
-    if codes >= LOWEST_AUROC and abs(area - expected) <= MOST_MOVED:
-        return [f"It answers what it is asked. {numbers}"]
-    says_a_word = area - expected > MOST_MOVED or codes < 0.5
-    return [f"{'It says a word' if says_a_word else 'It does not always answer what it is asked'}. {numbers}"]
+    if codes < LOWEST_AUROC:
+        return [f"It says a word. {numbers}"]
+    if abs(area - expected) > MOST_MOVED:
+        return [f"It follows the answer words, but steering also moves other answers. {numbers}"]
+    return [f"It answers what it is asked. {numbers}"]
 
 
 def _detection_strengths(results: Results) -> list[str]:

@@ -33,6 +33,11 @@ def says_yes(name: str, steered: bool, strength: float, question: int, pair: int
     return 2.0 if steered else -2.0
 
 
+def half_honest(name: str, steered: bool, strength: float, question: int, pair: int) -> float:
+    """Follows the answer words, and says yes to anything else over steered caches."""
+    return (honest if name in ("codes", "newcodes") else says_yes)(name, steered, strength, question, pair)
+
+
 def table(**observers: Score) -> TrialTable:
     """Trials of four sets, shuffled: two questions to the clean and the steered cache of each pair."""
     facts, rows = load_facts(), []
@@ -78,13 +83,18 @@ def test_who_answers_and_who_says_a_word_are_told_apart() -> None:
 
 def test_observers_that_did_not_score_everything_are_left_out() -> None:
     """Their numbers would be of other trials."""
-    rows = task_rows(table(adapter=honest, partly=lambda *trial: np.nan if trial[4] == 3 else 0.0))
+    partly = lambda *trial: np.nan if trial[4] == 3 else 0.0  # noqa: E731
+    rows = task_rows(table(adapter=honest, untrained=partly, norms=honest))  # norms are asked nothing
     assert {row["observer"] for row in rows} == {ADAPTER}
 
 
 @pytest.mark.parametrize(
     ("observer", "beginning"),
-    [(honest, "It answers what it is asked."), (says_yes, "It says a word.")],
+    [
+        (honest, "It answers what it is asked."),
+        (says_yes, "It says a word."),
+        (half_honest, "It follows the answer words, but steering also moves other answers."),
+    ],
 )
 def test_verdict_says_which(observer: Score, beginning: str) -> None:
     """In plain words, with both numbers."""
