@@ -116,7 +116,7 @@ def answer_sentences(results: Results) -> list[str]:
     untrained = {row["set"]: row for row in rows if row["observer"] == "untrained"}
     codes = (adapter.get("codes") or sets.get("swapped") or {}).get("auroc")
     words = "with the answer words in both orders" if "codes" in adapter else "with the answer words exchanged"
-    others = {name: adapter.get(name) or sets.get(name) or {} for name in ("facts", "reading", "factual")}
+    others = {name: adapter.get(name) or {} for name in ("facts", "reading")} | {"factual": sets.get("factual") or {}}
     moved = {
         name: (row["auroc"], (untrained.get(name) or {}).get("auroc") or 0.5)
         for name, row in others.items()
