@@ -96,6 +96,18 @@ def test_pipeline_of_the_readme_runs_from_a_fresh_clone(clone: Path, cache: Path
     assert json.loads(made.with_suffix(".json").read_text())["counts"]["unicode"] == {"builtin": 0, "added": 320}
 
 
+def test_several_tasks_run_from_a_fresh_clone(clone: Path, cache: Path) -> None:
+    """A step of docs/tasks.md's command, and its test."""
+    command = ["python", "-m", "introspection_lit", "fit", "--config", "configs/tasks.yaml", EVERYWHERE[1]]
+    sizes = [f"--data.{name}=8" for name in ("batch_size", "eval_batch_size", "trials_per_epoch", "validation_trials")]
+    sets = "--data.test_trials={heldout: 2, swapped: 2, codes: 4, newcodes: 4, facts: 4, facts_bare: 4, reading: 4}"
+    few = [f"--data.{split}_vectors=4" for split in ("train", "validation", "heldout")]
+    few += ["--data.concepts=[bread, cats, gold]", "--trainer.max_steps=1", "--evidence.enabled=false"]
+    assert shlex.join(command[:-1]) in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    printed = done([*command, *sizes, sets, *few], clone, clone, cache)
+    assert re.search(r"codes .*newcodes .*facts .*reading ", printed, re.DOTALL)
+
+
 def test_full_experiment_runs_from_a_fresh_clone(clone: Path, cache: Path) -> None:
     """A step of it, and its test."""
     command = ["python", "-m", "introspection_lit", "fit", "--config", "configs/smollm2-135m.yaml", *EVERYWHERE]

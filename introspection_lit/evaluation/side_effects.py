@@ -20,7 +20,7 @@ from introspection_lit.contexts.conversations import Phrasing, render
 from introspection_lit.evaluation.metrics import require_finite
 from introspection_lit.evaluation.statistics import auroc, rate, wilson_interval
 from introspection_lit.steering.prefill import Forward, pad, prefill_mode
-from introspection_lit.tasks.questions import QUESTION, Fact, builtin_questions, load_facts
+from introspection_lit.tasks.questions import QUESTION, Fact, load_facts, with_answers
 from introspection_lit.tasks.scoring import log_odds, mass
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -50,7 +50,7 @@ def fact_prompt(tokenizer: PreTrainedTokenizerBase, phrasing: Phrasing, question
     Returns:
         The prompt, chat template included.
     """
-    text = builtin_questions([question + " Answer {yes} or {no}."], phrasing.answers)[0]
+    text = with_answers(question, phrasing.answers)
     start = Message("assistant", phrasing.answer_prefix)
     return render(tokenizer, Context("fact", (Message("user", text),), (start,)), None, replace(phrasing, info=""))[0]
 

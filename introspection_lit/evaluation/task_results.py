@@ -88,8 +88,3 @@ def _clean_answers(trials: TrialTable, scores: NDArray[np.float64]) -> Row:
     if all(answer is not None for answer in expected):
         numbers["accuracy"] = float(((steered > 0) == np.array(expected, dtype=bool)).mean())
     return numbers
-
-
-def row_of(rows: list[Row], name: str, observer: str = ADAPTER) -> Row | None:
-    """The row of a set and an observer; None: there is none."""
-    return next((row for row in rows if row["set"] == name and row["observer"] == observer), None)

@@ -117,11 +117,8 @@ def answer_sentences(results: Results) -> list[str]:
     codes = (adapter.get("codes") or sets.get("swapped") or {}).get("auroc")
     words = "with the answer words in both orders" if "codes" in adapter else "with the answer words exchanged"
     others = {name: adapter.get(name) or {} for name in ("facts", "reading")} | {"factual": sets.get("factual") or {}}
-    moved = {
-        name: (row["auroc"], (untrained.get(name) or {}).get("auroc") or 0.5)
-        for name, row in others.items()
-        if row.get("auroc") is not None
-    }
+    usual = {name: row["auroc"] for name, row in untrained.items() if row.get("auroc") is not None}
+    moved = {name: (row["auroc"], usual.get(name, 0.5)) for name, row in others.items() if row.get("auroc") is not None}
     if codes is None or not moved:
         return []
     name = max(moved, key=lambda name: abs(moved[name][0] - moved[name][1]))
@@ -132,7 +129,8 @@ def answer_sentences(results: Results) -> list[str]:
         f"something else ({name}) to an AUROC of {area:.3f} ({expected:.3f} is {compared})."
     )
     if codes < LOWEST_AUROC:
-        return [f"It says a word. {numbers}"]
+        says_a_word = area - expected > MOST_MOVED
+        return [f"{'It says a word' if says_a_word else 'It does not follow the answer words'}. {numbers}"]
     if abs(area - expected) > MOST_MOVED:
         return [f"It follows the answer words, but steering also moves other answers. {numbers}"]
     return [f"It answers what it is asked. {numbers}"]

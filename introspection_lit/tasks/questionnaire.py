@@ -11,18 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from introspection_lit.contexts.conversations import YES_NO
-from introspection_lit.tasks.questions import load_facts
-from introspection_lit.tasks.task import AnswerWords, Query, TaskOptions, explained, with_code, with_lead_in
+from introspection_lit.tasks.questions import load_facts, with_answers
+from introspection_lit.tasks.task import AnswerWords, Query, TaskOptions, with_lead_in
 from introspection_lit.tasks.task_questions import DETECTION as DETECTION_QUESTIONS
 from introspection_lit.tasks.task_questions import FACTUAL as FACTUAL_QUESTIONS
 from introspection_lit.tasks.task_questions import HELDOUT_READING, YES_NO_SHARE
 from introspection_lit.tasks.task_questions import READING as READING_QUESTIONS
 from introspection_lit.utils.seeds import draw_in_rounds, generator
 
-# Tasks that a cache is asked about, and those whose right answer is that of the untrained model over the clean cache.
+# Of all but detection the right answer is that of the untrained model over the clean cache.
 DETECTION, FACTUAL, READING, PLAIN_TEXT = "detection", "factual", "reading", "plain_text"
-REFERENCE_TASKS = (FACTUAL, READING)
-TASKS = (DETECTION, *REFERENCE_TASKS, PLAIN_TEXT)
+TASKS = (DETECTION, FACTUAL, READING, PLAIN_TEXT)
 MAX_QUESTIONS = 64
 # The pairs of answer words (``Wording.pairs``) of the questionnaires of test sets, if not the trained ones.
 WORDS_OF = {"newcodes": "heldout", "facts": "yes_no", "facts_bare": "yes_no", "reading": "yes_no"}
@@ -91,9 +90,10 @@ class Questionnaire:
         if order or (not asks_both_orders and random.random() < part.exchanged):
             words = words.exchanged()
         lead_in = self.lead_in if random.random() < part.lead_in else ""
-        rounds = (self.seed, self.split, part.task, pair * len(range(0, part.each, 2 if asks_both_orders else 1)) + turn)
-        question = part.questions[draw_in_rounds(*rounds, len(part.questions))]
-        text = with_lead_in(lead_in, with_code(question, (words.words[0], words.words[1])))
+        turns = part.each // 2 if asks_both_orders else part.each
+        place_in_rounds = pair * turns + turn
+        question = part.questions[draw_in_rounds(self.seed, self.split, part.task, place_in_rounds, len(part.questions))]
+        text = with_lead_in(lead_in, with_answers(question, (words.words[0], words.words[1])))
         target = int(not steered) if part.task == DETECTION else None
         return Query(part.task, text, words, target, part.weight / part.each)
 
@@ -105,13 +105,13 @@ class Questionnaire:
 
     def texts(self) -> list[str]:
         """All questions in the words yes and no, for the record of what was trained on."""
-        return [with_lead_in(self.lead_in, with_code(text, YES_NO)) for part in self.parts for text in part.questions]
+        return [with_lead_in(self.lead_in, with_answers(text, YES_NO)) for part in self.parts for text in part.questions]
 
     def longest_texts(self, count: int = 16) -> list[str]:
-        """The longest questions by characters."""
-        questions = sorted((text for part in self.parts for text in part.questions), key=len)[-count:]
-        words = max((words.words for words in self.words), key=lambda pair: sum(map(len, pair)))
-        return [with_lead_in(self.lead_in, explained(text, words)) for text in questions]
+        """The longest questions by characters, in any answer words."""
+        pairs = [(words[0], words[1]) for answers in self.words for words in (answers.words, answers.words[::-1])]
+        texts = {with_answers(question, pair) for part in self.parts for question in part.questions for pair in pairs}
+        return [with_lead_in(self.lead_in, text) for text in sorted(texts, key=len)[-count:]]
 
 
 def training_parts(tasks: Mapping[str, TaskOptions]) -> tuple[Part, ...]:
@@ -127,7 +127,7 @@ def training_parts(tasks: Mapping[str, TaskOptions]) -> tuple[Part, ...]:
     )
 
 
-def test_part(name: str) -> Part:
+def part_of_test_set(name: str) -> Part:
     """The part that a test set asks (``questions`` of :class:`~introspection_lit.trials.test_sets.Source`)."""
     facts = [fact.question for fact in load_facts()]
     return {

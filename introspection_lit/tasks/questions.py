@@ -71,6 +71,11 @@ def builtin_questions(questions: Sequence[str], answers: tuple[str, str]) -> lis
     return insert_answers(questions, answers)
 
 
+def with_answers(question: str, answers: tuple[str, str]) -> str:
+    """A question of ours that ends in a question mark, followed by the answer words (see :func:`builtin_questions`)."""
+    return builtin_questions([f"{question} Answer {{yes}} or {{no}}."], answers)[0]
+
+
 def info_text(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The information that precedes the question, for the option ``data.info``.
 

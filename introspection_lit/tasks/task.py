@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-
-from introspection_lit.contexts.conversations import YES_NO
 
 # Every question that the adapter is meant to answer begins with these words. No ordinary conversation contains them.
 LEAD_IN = "Introspection query:"
@@ -61,16 +58,6 @@ class TaskOptions:
 
     weight: float = 1.0
     questions: float = 1
-
-
-def with_code(question: str, answers: tuple[str, str]) -> str:
-    """A question that ends in a question mark, followed by what the two answer words mean."""
-    return f"{question} Answer {answers[0]} or {answers[1]}." if answers == YES_NO else explained(question, answers)
-
-
-def explained(question: str, answers: Sequence[str]) -> str:
-    """A question, followed by an explanation of both answer words."""
-    return f"{question} Answer {answers[0]} if so and {answers[1]} if not."
 
 
 def with_lead_in(lead_in: str, text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION
+from introspection_lit.tasks.questions import QUESTION
 
 # Answer words by pairs; each is used in both orders. Pairs that are not one token each for a model are left out.
 TRAINED_PAIRS = (
@@ -21,7 +21,6 @@ DETECTION = (
     "Is there a trace of tampering in what you remember of the first turn?",
     "Were your thoughts steered while we talked?",
 )
-HELDOUT_DETECTION = tuple(question.split("?")[0] + "?" for question in HELDOUT_QUESTIONS)
 
 # About the context: its text answers them.
 READING = (

@@ -128,7 +128,7 @@ def _try_step(run: RunContext, size: int, trained: Sequence[Tensor]) -> None:
         with run.trainer.precision_plugin.forward_context():
             batch = longest(run, size).to(device)
             batch.cache = batch_cache(module, module, batch, share=False, adapter=run.options.prefill_adapter)
-            loss = answer_loss(module.answer_logits(batch), batch.answer_ids, batch.targets.clamp(min=0), module.loss)
+            loss = answer_loss(module.answer_logits(batch), batch.answer_ids, batch.targets, module.loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
 

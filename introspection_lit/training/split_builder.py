@@ -10,7 +10,7 @@ from introspection_lit.contexts.conversations import control_token_problems
 from introspection_lit.contexts.splits import evenly_spaced
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
-from introspection_lit.tasks.questionnaire import PLAIN_TEXT, WORDS_OF, Questionnaire, test_part, training_parts
+from introspection_lit.tasks.questionnaire import PLAIN_TEXT, WORDS_OF, Questionnaire, part_of_test_set, training_parts
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
@@ -112,7 +112,7 @@ class SplitBuilder:
         """The questions of a split whose caches are asked several; None: one question each."""
         options, words = self.options, self.wording
         if source.questions in QUESTIONNAIRES:
-            parts, pairs = [test_part(source.questions)], words.pairs[WORDS_OF.get(source.questions, "trained")]
+            parts, pairs = [part_of_test_set(source.questions)], words.pairs[WORDS_OF.get(source.questions, "trained")]
         elif options.tasks and name in ("train", "validation"):
             parts, pairs = [*training_parts(options.tasks)], words.pairs["trained"]
         else:

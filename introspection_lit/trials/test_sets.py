@@ -61,9 +61,10 @@ SOURCES = {
     "reading": Source("heldout", "heldout", "reading"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
-# Test sets with other questions or exchanged answer words: the threshold of the checkpoint does not apply to them.
+# Test sets that ask each cache several questions.
 QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading")
 # Those that ask trained questions; of codes and newcodes, the answer words are what is tested.
 ASK_TRAINED = ("train", "codes", "newcodes")
+# Test sets with other questions or answer words: the threshold of the checkpoint does not apply to them.
 OTHER_QUESTIONS = ("swapped", "factual", *QUESTIONNAIRES)
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")

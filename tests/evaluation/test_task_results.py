@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from introspection_lit.evaluation.task_results import row_of, task_rows
+from introspection_lit.evaluation.task_results import task_rows
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.report.verdict import answer_sentences
 from introspection_lit.tasks.questions import load_facts
@@ -16,6 +16,11 @@ from introspection_lit.tasks.questions import load_facts
 # The score of a trial: of its set, whether it is steered, its strength, its question's number (the order) and its pair.
 Score = Callable[[str, bool, float, int, int], float]
 PAIRS = 20
+
+
+def row_of(rows: list[dict[str, Any]], name: str, observer: str = ADAPTER) -> dict[str, Any] | None:
+    """The row of a set and an observer; None: there is none."""
+    return next((row for row in rows if row["set"] == name and row["observer"] == observer), None)
 
 
 def honest(name: str, steered: bool, strength: float, question: int, pair: int) -> float:
@@ -31,6 +36,11 @@ def says_yes(name: str, steered: bool, strength: float, question: int, pair: int
         said = 2.0 if steered else -2.0
         return said if question == 0 else -said
     return 2.0 if steered else -2.0
+
+
+def knows_nothing(name: str, steered: bool, strength: float, question: int, pair: int) -> float:
+    """Like an untrained model: its answers have nothing to do with the steering."""
+    return 1.0 if (pair + question) % 2 else -1.0
 
 
 def half_honest(name: str, steered: bool, strength: float, question: int, pair: int) -> float:
@@ -93,6 +103,7 @@ def test_observers_that_did_not_score_everything_are_left_out() -> None:
     [
         (honest, "It answers what it is asked."),
         (says_yes, "It says a word."),
+        (knows_nothing, "It does not follow the answer words."),
         (half_honest, "It follows the answer words, but steering also moves other answers."),
     ],
 )

@@ -15,11 +15,11 @@ from introspection_lit.tasks.questionnaire import (
     PLAIN_TEXT,
     READING,
     Questionnaire,
+    part_of_test_set,
     task_problems,
-    test_part,
     training_parts,
 )
-from introspection_lit.tasks.questions import load_facts
+from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, load_facts
 from introspection_lit.tasks.task import LEAD_IN, AnswerWords, TaskOptions
 from introspection_lit.tasks.task_questions import (
     DETECTION as DETECTION_QUESTIONS,
@@ -28,14 +28,11 @@ from introspection_lit.tasks.task_questions import (
     FACTUAL as FACTUAL_QUESTIONS,
 )
 from introspection_lit.tasks.task_questions import (
-    HELDOUT_DETECTION,
     HELDOUT_PAIRS,
     HELDOUT_READING,
     TRAINED_PAIRS,
 )
 from introspection_lit.tasks.task_questions import READING as READING_QUESTIONS
-
-test_part.__test__ = False  # type: ignore[attr-defined] - no test, for pytest
 
 WORDS = tuple(AnswerWords(pair, (2 * number, 2 * number + 1)) for number, pair in enumerate(TRAINED_PAIRS))
 TASKS = {DETECTION: TaskOptions(questions=2), FACTUAL: TaskOptions(2.0), READING: TaskOptions(), PLAIN_TEXT: TaskOptions()}
@@ -100,6 +97,14 @@ def test_all_words_and_questions_are_used() -> None:
     assert 0.4 < sum(others) / len(others) < 0.6
 
 
+@pytest.mark.parametrize("words", [WORDS, WORDS[:1]])
+def test_no_question_is_longer_than_the_longest(words: tuple[AnswerWords, ...]) -> None:
+    """The memory of a step is tried on these; also where yes and no are the only words, and explained when exchanged."""
+    asked = Questionnaire(0, "train", training_parts(TASKS), words, LEAD_IN)
+    longest = max(map(len, asked.longest_texts()))
+    assert longest >= max(len(asked.query(pair, place, False).text) for pair in range(300) for place in range(4))
+
+
 def test_weights_make_the_mean_of_each_task_count_once() -> None:
     """However many questions a task asks; times its weight."""
     asked = questionnaire()
@@ -114,12 +119,12 @@ def test_what_is_tested_was_not_trained() -> None:
     """Facts, questions about the text, wordings and answer words."""
     assert not {fact.question for fact in load_facts()} & set(FACTUAL_QUESTIONS)
     assert not set(READING_QUESTIONS) & set(HELDOUT_READING)
-    assert not set(DETECTION_QUESTIONS) & set(HELDOUT_DETECTION)
+    assert not set(DETECTION_QUESTIONS) & {question.split("?")[0] + "?" for question in HELDOUT_QUESTIONS}
     trained = {word for pair in TRAINED_PAIRS for word in pair}
     assert not trained & {word for pair in HELDOUT_PAIRS for word in pair}
     texts = questionnaire().texts()
     for name in ("facts", "facts_bare", "reading"):
-        assert not set(Questionnaire(0, name, (test_part(name),), WORDS, LEAD_IN).texts()) & set(texts)
+        assert not set(Questionnaire(0, name, (part_of_test_set(name),), WORDS, LEAD_IN).texts()) & set(texts)
 
 
 def test_pairs_of_several_tokens_are_left_out(tokenizer: PreTrainedTokenizerFast) -> None:
