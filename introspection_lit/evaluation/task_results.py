@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from introspection_lit.evaluation.analysis import auroc_interval, finite_or_none, rate_interval
 from introspection_lit.evaluation.statistics import auroc
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
+from introspection_lit.tasks.questionnaire import QUESTIONS_OF_TEST_SETS
 from introspection_lit.tasks.questions import load_facts
 
 Row = dict[str, Any]
-# Test sets that ask for detection in both orders of the answer words, and those about something else; questions of a cache.
+# Test sets that ask for detection in both orders of the answer words, and those about something else.
 CODE_SETS = ("codes", "newcodes")
 CLEAN_ANSWER_SETS = ("facts", "facts_bare", "reading")
-QUESTIONS_OF_CACHE = 2
 # Observers that are asked the question; the others know nothing of it.
 READERS = (ADAPTER, "untrained", "with info")
 # Steering at least as strong as this counts for "right in both orders".
@@ -62,8 +62,8 @@ def _in_order(trials: TrialTable) -> TrialTable:
 
 
 def _codes(trials: TrialTable, scores: NDArray[np.float64]) -> Row:
-    right = ((scores > 0) == trials.steered).reshape(-1, QUESTIONS_OF_CACHE).all(axis=1)
-    caches = trials.where(np.arange(len(trials)) % QUESTIONS_OF_CACHE == 0)
+    right = ((scores > 0) == trials.steered).reshape(-1, QUESTIONS_OF_TEST_SETS).all(axis=1)
+    caches = trials.where(np.arange(len(trials)) % QUESTIONS_OF_TEST_SETS == 0)
     groups = {"clean": ~caches.steered, "steered": caches.steered & (caches.strengths >= STRONG)}
     if not all(group.any() for group in groups.values()):
         return {"both_right": None}
@@ -77,7 +77,7 @@ def _codes(trials: TrialTable, scores: NDArray[np.float64]) -> Row:
 
 
 def _clean_answers(trials: TrialTable, scores: NDArray[np.float64]) -> Row:
-    pairs = scores.reshape(-1, 2, QUESTIONS_OF_CACHE)
+    pairs = scores.reshape(-1, 2, QUESTIONS_OF_TEST_SETS)
     clean, steered = pairs[:, 0].ravel(), pairs[:, 1].ravel()
     changed = (clean > 0) != (steered > 0)
     rows = trials.where(trials.steered)

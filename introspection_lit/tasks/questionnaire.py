@@ -23,6 +23,8 @@ from introspection_lit.utils.seeds import draw_in_rounds, generator
 DETECTION, FACTUAL, READING, PLAIN_TEXT = "detection", "factual", "reading", "plain_text"
 TASKS = (DETECTION, FACTUAL, READING, PLAIN_TEXT)
 MAX_QUESTIONS = 64
+# Questions that test sets ask each cache: of detection, the two orders of the same words.
+QUESTIONS_OF_TEST_SETS = 2
 # The pairs of answer words (``Wording.pairs``) of the questionnaires of test sets, if not the trained ones.
 WORDS_OF = {"newcodes": "heldout", "facts": "yes_no", "facts_bare": "yes_no", "reading": "yes_no"}
 
@@ -53,7 +55,7 @@ class Questionnaire:
 
     Both caches of a pair, the clean one and the steered one, are asked the same, in the same words. Detection asks two
     questions after another in both orders of the same words, so that whoever says one word always is right as often as
-    wrong, in every pair.
+    wrong, over every cache.
 
     Attributes:
         seed: The experiment's seed.
@@ -131,11 +133,11 @@ def part_of_test_set(name: str) -> Part:
     """The part that a test set asks (``questions`` of :class:`~introspection_lit.trials.test_sets.Source`)."""
     facts = [fact.question for fact in load_facts()]
     return {
-        "codes": Part(DETECTION, DETECTION_QUESTIONS, 2),
-        "newcodes": Part(DETECTION, DETECTION_QUESTIONS, 2),
-        "facts": Part(FACTUAL, facts, 2, exchanged=0),
-        "facts_bare": Part(FACTUAL, facts, 2, lead_in=0, exchanged=0),
-        "reading": Part(READING, HELDOUT_READING, 2, exchanged=0),
+        "codes": Part(DETECTION, DETECTION_QUESTIONS, QUESTIONS_OF_TEST_SETS),
+        "newcodes": Part(DETECTION, DETECTION_QUESTIONS, QUESTIONS_OF_TEST_SETS),
+        "facts": Part(FACTUAL, facts, QUESTIONS_OF_TEST_SETS, exchanged=0),
+        "facts_bare": Part(FACTUAL, facts, QUESTIONS_OF_TEST_SETS, lead_in=0, exchanged=0),
+        "reading": Part(READING, HELDOUT_READING, QUESTIONS_OF_TEST_SETS, exchanged=0),
     }[name]
 
 

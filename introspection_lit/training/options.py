@@ -12,11 +12,11 @@ from introspection_lit.models.base_model import MAX_ROWS, MAX_WORKERS
 from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.steering.vector_bank import name_problem, shown
-from introspection_lit.tasks.questionnaire import task_problems, training_parts
+from introspection_lit.tasks.questionnaire import QUESTIONS_OF_TEST_SETS, task_problems, training_parts
 from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.training.checks import count_problems
 from introspection_lit.trials.grid import Grid
-from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS
+from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, QUESTIONNAIRES
 from introspection_lit.utils.paths import parse_path
 
 # Trials in a training batch of one process, if neither data.batch_size nor data.effective_batch says otherwise.
@@ -255,11 +255,19 @@ class DataOptions:
         return problems + self._concept_problems()
 
     def _task_problems(self) -> list[str]:
+        each = 2 * QUESTIONS_OF_TEST_SETS
+        counts = {f"test_trials.{name}": count for name, count in self.test_trials.items() if name in QUESTIONNAIRES}
+        counts |= {"eval_batch_size": self.eval_batch_size} if counts else {}
+        problems = [
+            f"data.{name}: got {count}. Expected a multiple of {each}: {', '.join(QUESTIONNAIRES)} ask a clean and a "
+            f"steered cache {QUESTIONS_OF_TEST_SETS} questions each, which stay together."
+            for name, count in counts.items()
+            if count % each
+        ]
         if self.tasks is None:
-            return []
-        problems = task_problems(self.tasks)
-        if problems:
             return problems
+        if wrong := task_problems(self.tasks):
+            return problems + wrong
         each = 2 * self.questions_of_cache
         names = ("batch_size", "effective_batch", "eval_batch_size", "validation_trials")
         sizes = {name: getattr(self, name) for name in names}

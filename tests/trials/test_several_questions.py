@@ -222,6 +222,19 @@ def test_what_does_not_go_with_tasks_is_refused(changes: dict[str, Any], part: s
     assert DataOptions(tasks=tasks).problems() == []
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"test_trials": {"codes": 10}}, "data.test_trials.codes: got 10. Expected a multiple of 4"),
+        ({"test_trials": {"facts": 8}, "eval_batch_size": 2}, "data.eval_batch_size: got 2. Expected a multiple of 4"),
+    ],
+)
+def test_pairs_of_test_sets_are_whole(options: dict[str, Any], part: str) -> None:
+    """Else a test would end in an error after all its trials; sets with one question have any even number."""
+    assert any(part in problem for problem in DataOptions(**options).problems())
+    assert DataOptions(test_trials={"heldout": 10, "codes": 12}).problems() == []
+
+
 def test_divergence_has_the_gradient_of_a_cross_entropy(splits: dict[str, Split]) -> None:
     """KL to a reference differs from the cross-entropy with it by a constant."""
     logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0), requires_grad=True)
