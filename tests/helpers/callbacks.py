@@ -48,7 +48,7 @@ class Leaning(Callback):
         upright = type(pl_module).answer_logits
 
         def leaning(batch: Any) -> torch.Tensor:
-            yes, no = batch.answer_ids.tolist()
+            yes, no = batch.answer_ids[0].tolist()
             token = {"steered": yes, "clean": no, "other": max(yes, no) + 1}[self.epochs[trainer.current_epoch]]
             added = torch.zeros(pl_module.model.config.vocab_size)
             added[token] = 50.0

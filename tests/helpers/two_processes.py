@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,20 @@ class ShardCount(Callback):
         (folder / f"shards.rank{trainer.global_rank}.json").write_text(json.dumps(self.counts))
 
 
+def free_port() -> int:
+    """A port on which processes can meet, also a while later.
+
+    It is none that the system hands out by itself (from 32768 on), and workers of the tests choose among different ones:
+    a port that was free a moment ago was now and then taken when the processes met.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.SystemRandom().sample(range(20_000 + 1_000 * worker, 21_000 + 1_000 * worker), 100):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("", port))
+            return port
+    raise OSError("no free port")
+
+
 def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:
     """Run command lines one after the other in two processes, started as ``torchrun`` starts them.
 
@@ -38,11 +54,8 @@ def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:
         folder: Where they run.
         commands: Without the program's name.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
     running = []
     for rank in range(2):
         words = [sys.executable, str(Path(__file__)), json.dumps(list(map(list, commands)))]
