@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,10 +14,10 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from project_paths import CONFIG, ROOT
+from project_paths import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
-from two_processes import free_port
+from two_processes import meeting_place
 
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.steering.prefill import fork, position_ids, steered_cache
@@ -234,8 +233,7 @@ def test_two_processes_share_the_work(tiny: Path, some_contexts: list[str], fitt
     best = fitted[0].trainer.checkpoint_callback.best_model_path
     words = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.base.name_or_path", str(tiny), *some_contexts]
     arguments = [sys.executable, "-m", "introspection_lit", "test", "--ckpt_path", best, "--config", CONFIG, *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(arguments, cwd=tmp_path, env=meeting_place(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     test = json.loads((tmp_path / "lightning_logs/default/version_0/results.json").read_text())
     alone = json.loads((fitted[1] / "results.json").read_text())

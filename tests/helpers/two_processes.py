@@ -47,6 +47,12 @@ def free_port() -> int:
     raise OSError("no free port")
 
 
+def meeting_place() -> dict[str, str]:
+    """The environment of processes that work together: one thread each, and where they meet."""
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", **here}
+
+
 def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:
     """Run command lines one after the other in two processes, started as ``torchrun`` starts them.
 
@@ -54,8 +60,7 @@ def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:
         folder: Where they run.
         commands: Without the program's name.
     """
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    environment = meeting_place() | {"NODE_RANK": "0"}
     running = []
     for rank in range(2):
         words = [sys.executable, str(Path(__file__)), json.dumps(list(map(list, commands)))]
