@@ -17,7 +17,7 @@ from peft import PeftModel
 from project_paths import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
-from two_processes import meeting_place
+from two_processes import environment_of_processes
 
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.steering.prefill import fork, position_ids, steered_cache
@@ -233,7 +233,9 @@ def test_two_processes_share_the_work(tiny: Path, some_contexts: list[str], fitt
     best = fitted[0].trainer.checkpoint_callback.best_model_path
     words = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--model.base.name_or_path", str(tiny), *some_contexts]
     arguments = [sys.executable, "-m", "introspection_lit", "test", "--ckpt_path", best, "--config", CONFIG, *words]
-    done = subprocess.run(arguments, cwd=tmp_path, env=meeting_place(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        arguments, cwd=tmp_path, env=environment_of_processes(), capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     test = json.loads((tmp_path / "lightning_logs/default/version_0/results.json").read_text())
     alone = json.loads((fitted[1] / "results.json").read_text())

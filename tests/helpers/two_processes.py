@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from project_paths import HELPERS, ROOT
+
+LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class ShardCount(Callback):
@@ -33,24 +33,14 @@ class ShardCount(Callback):
         (folder / f"shards.rank{trainer.global_rank}.json").write_text(json.dumps(self.counts))
 
 
-def free_port() -> int:
-    """A port on which processes can meet, also a while later.
+def environment_of_processes() -> dict[str, str]:
+    """The environment of processes that work together, one thread each.
 
-    It is none that the system hands out by itself (from 32768 on), and workers of the tests choose among different ones:
-    a port that was free a moment ago was now and then taken when the processes met.
+    Lightning's launcher leaves its variables in ``os.environ`` (2.6.6), also after a fit in this process with FSDP of one:
+    with them, others would wait for each other for ever, or meet where this process still listens.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    for port in random.SystemRandom().sample(range(20_000 + 1_000 * worker, 21_000 + 1_000 * worker), 100):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("", port))
-            return port
-    raise OSError("no free port")
-
-
-def meeting_place() -> dict[str, str]:
-    """The environment of processes that work together: one thread each, and where they meet."""
-    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS}", **here}
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    return {**inherited, "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
 
 
 def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:
@@ -60,7 +50,10 @@ def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:
         folder: Where they run.
         commands: Without the program's name.
     """
-    environment = meeting_place() | {"NODE_RANK": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = environment_of_processes() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
     running = []
     for rank in range(2):
         words = [sys.executable, str(Path(__file__)), json.dumps(list(map(list, commands)))]

@@ -20,7 +20,7 @@ from manifest_example import manifest_of, training_split
 from poison import Poison
 from project_paths import CONFIG
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from two_processes import meeting_place
+from two_processes import environment_of_processes
 
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.training.callbacks.finite_numbers import SMALLEST_SCALE
@@ -307,7 +307,9 @@ def test_two_processes_tell_one_story(tiny: Path, some_contexts: list[str], tmp_
     ]
     words += [*poison(call=2, row=1, process=1), "--data.batch_size", "2"]
     arguments = [sys.executable, "-m", "introspection_lit", "fit", "--config", CONFIG, *words]
-    done = subprocess.run(arguments, cwd=tmp_path, env=meeting_place(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        arguments, cwd=tmp_path, env=environment_of_processes(), capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 1, done.stderr[-2000:]
     assert re.search(r"1 of the step's 4 trials gave no finite score, first train:\d+, .*\(process 2 of 2\)", done.stderr)
     assert (tmp_path / RUN / "checkpoints" / "diverged.ckpt").is_file()
