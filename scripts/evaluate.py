@@ -3,7 +3,8 @@
     python evaluate.py --adapter ../checkpoints/best --n-train-vectors 100
     python evaluate.py --adapter someone/their-adapter --question "Were you steered? Say {yes} or {no}." --threshold 0.5
 
-The rungs are training vectors, held-out random vectors, concepts, and kinds of text that are not in training. The untrained
+The rungs are training vectors, held-out random vectors, concepts, and kinds of text that are not in training; controls
+below them (exchanged answer words, factual questions) show whether the question is answered or a word said. The untrained
 model is tested with and without the info prompt; it and adapters without a threshold of their own use log-odds 0 as
 threshold. --adapter takes any PEFT adapter for the model, a folder or a hub id. With an introspection.json it is tested
 with its training options, and its training contexts are kept out of the test; without one they are unknown, and the script
@@ -62,7 +63,8 @@ def evaluate(steps: pipeline.Steps) -> None:
     if not cli.trainer.is_global_zero:
         return
     ways = {name: ways[name] for name in ("untrained", "with info", "adapter") if name in ways}
-    verdicts = [rungs.ladder_verdict(name, rows) for name, rows in ways.items()]
+    verdicts = [rungs.ladder_verdict(name, ladder.only_rungs(rows)) for name, rows in ways.items()]
+    verdicts += [f"adapter: {rungs.control_verdict(ways['adapter'])}"] if "adapter" in ways else []
     origin = {**provenance(), **cli.model.identity(), "adapter": options.adapter, **protocol(cli.datamodule.run)}
     results = {**origin, "verdicts": verdicts, "ways": ways}
     write_file(folder / "ladder.json", json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from introspection_lit.contexts.chat_templates import (
@@ -73,10 +74,12 @@ class Encoded:
     Attributes:
         context_ids: Tokens of the context, the only ones that may be steered.
         question_ids: Tokens of the question, up to and including the answer prefix.
+        mark: Index in ``question_ids`` of the token that ends what is asked, before the answer words; -1: not looked for.
     """
 
     context_ids: list[int]
     question_ids: list[int]
+    mark: int = -1
 
 
 def render(
@@ -235,10 +238,13 @@ def _layout(
     return find_layout(tokenizer, roles, filled, steered, again)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> Encoded:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing, asked: int = 0
+) -> Encoded:
     """Tokenise a conversation and split it into context and question; arguments as for :func:`render`.
 
-    A token across the boundary belongs to the question, so that only the context is steered.
+    ``asked`` is the number of the question's characters after which the mark is set; 0: none. A token across the boundary
+    belongs to the question, so that only the context is steered.
 
     Raises:
         UnfitText: A text holds a control token, or merges with one of the template's.
@@ -258,7 +264,27 @@ def encode(tokenizer: PreTrainedTokenizerBase, context: Context, question: str |
     if [number for number, _, _ in controls] != layout_control_tokens(tokenizer, written.layout):
         raise UnfitText("data.contexts", context.user, TURN)
     cut = next((i for i, (_, end) in enumerate(offsets) if end > written.boundary), len(ids))
-    return Encoded(ids[:cut], ids[cut:])
+    if question is None or not asked:
+        return Encoded(ids[:cut], ids[cut:])
+    asked_end = written.places[-2][1] - len(question) + asked  # information may precede the question
+    return Encoded(ids[:cut], ids[cut:], sum(end < asked_end for _, end in offsets) - cut)
+
+
+def line_spans(
+    tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing
+) -> list[tuple[int, int]]:
+    """The tokens of each line of a context's first user message, as (first, one after the last).
+
+    Arguments as for :func:`render`; a token across two lines belongs to the first.
+    """
+    written = _write(tokenizer, context, question, phrasing)
+    tokens = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
+    message = next(number for number, message in enumerate(written.messages) if message.role == "user")
+    start, end = written.places[message]
+    ends = [start + len(line) for line in accumulate(written.text[start:end].splitlines(keepends=True))]
+    first = sum(beginning < start for beginning, _ in tokens["offset_mapping"])
+    places = [sum(beginning < end for beginning, _ in tokens["offset_mapping"]) for end in ends]
+    return list(pairwise([first, *places]))
 
 
 def control_token_problems(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], option: str = "data") -> list[str]:

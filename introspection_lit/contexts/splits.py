@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from introspection_lit.contexts.context import Context, Message, fingerprint
+from introspection_lit.contexts.context import Context, Message, exchange, fingerprint
 from introspection_lit.contexts.odd_text import ODD, make_odd
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
@@ -127,6 +127,44 @@ def mix_by_kind(groups: Sequence[Sequence[Context]]) -> list[Context]:
         by_kind.setdefault(context.kind, []).append(context)
     most = max(MOST_OF_A_KIND, MIXED // max(len(by_kind), 1))
     return [context for contexts in by_kind.values() for context in contexts[:most]]
+
+
+# What a context says, first without and then with the signal, where the signal is visible.
+SIGNALS = ("No signal was added while you read this.", "A signal was added while you read this.")
+
+
+def visible_signals(contexts: Sequence[Context], signal: str) -> list[Context]:
+    """Every context with a text at the end of its first message that says whether a signal was added."""
+    return [
+        replace(context, turns=(turn._replace(content=f"{turn.content}\n\n{signal}"), *context.turns[1:]))
+        for context in contexts
+        for turn in context.turns[:1]
+    ]
+
+
+# Numbered lines are user messages of at most this many characters; each message is used in this many contexts.
+LONGEST_LINE, USES_OF_LINE = 50, 3
+READ = "I have read all of them."
+
+
+def line_contexts(contexts: Sequence[Context], seed: int, split: str, lines: int) -> list[Context]:
+    """Make contexts of numbered lines, each a short user message of another context; none if there are too few.
+
+    Args:
+        contexts: Contexts of a split.
+        seed: The experiment's seed.
+        split: Name of the split; names the random stream.
+        lines: Lines of a context.
+    """
+    short = list(dict.fromkeys(c.user for c in contexts if "\n" not in c.user and len(c.user) <= LONGEST_LINE))
+    made = []
+    for turn in range(USES_OF_LINE):
+        order = generator(seed, "lines", split, turn).permutation(len(short))
+        for start in range(0, len(short) - lines + 1, lines):
+            texts = [short[place] for place in order[start : start + lines]]
+            message = "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
+            made.append(exchange("lines", message, READ))
+    return made
 
 
 def odd_contexts(contexts: Sequence[Context], seed: int) -> list[Context]:

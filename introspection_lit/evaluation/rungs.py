@@ -15,8 +15,12 @@ RUNGS = {
     "newkinds": "unseen kinds",
     "newquestions": "unseen questions",
 }
+# Test sets that an adapter which says yes to anything fails, whatever the rungs show; and the AUROC of an honest one.
+CONTROLS = {"swapped": ("yes and no exchanged", 1.0), "factual": ("factual questions", 0.5)}
 # A rung holds if its AUROC, TPR and FPR all keep to these limits.
 LOWEST_AUROC, LOWEST_TPR, HIGHEST_FPR = 0.95, 0.9, 0.05
+# How far the AUROC of a control may lie from that of an honest adapter.
+CONTROL_TOLERANCE = 0.1
 # Summaries of test sets (:func:`~introspection_lit.evaluation.metrics.summarise`), by name.
 Summaries = dict[str, dict[str, Any]]
 
@@ -35,6 +39,20 @@ def failures(row: Mapping[str, Any]) -> list[str]:
     if row["fpr"] > HIGHEST_FPR:
         reasons.append(f"false alarms (FPR {row['fpr']:.2f})")
     return reasons
+
+
+def control_verdict(rows: Summaries) -> str:
+    """Say what the controls show: whether the adapter answers the question, or says yes whenever it is steered.
+
+    Args:
+        rows: Summaries of test sets, those of :data:`CONTROLS` among them or not.
+    """
+    measured = {name: rows[name]["auroc"] for name in CONTROLS if name in rows}
+    if not measured:
+        return "Controls: none were tested, so this does not show whether it answers or says yes to anything."
+    told = ", ".join(f"{CONTROLS[name][0]} {value:.3f} (honest: {CONTROLS[name][1]:g})" for name, value in measured.items())
+    far = [name for name, value in measured.items() if abs(value - CONTROLS[name][1]) > CONTROL_TOLERANCE]
+    return f"Controls, AUROC: {told}: {'it says a word, whatever is asked.' if far else 'it answers what it is asked.'}"
 
 
 def ladder_verdict(name: str, rows: Summaries) -> str:

@@ -30,7 +30,7 @@ USABLE = 0.9
 class Load:
     """The size of a training step."""
 
-    batch: int  # trials in a micro-batch of one process
+    batch: int  # trials (questions) in a micro-batch of one process
     context: int  # tokens of the longest context, padding included
     question: int  # tokens of the longest question, padding included
     precision: str = "bf16-mixed"  # the trainer's precision
@@ -40,6 +40,9 @@ class Load:
     answer_positions: int = 1  # different question lengths in a batch; logits are computed at each of these positions
     kept_contexts: int = 0  # clean contexts whose caches are kept in host memory
     kept_layers: int = 0  # layers at which steering may begin; the residual stream after each is kept with a cache
+    rows_of_cache: int = 1  # questions that each cache is asked
+    references: int = 0  # questions that the untrained model answers, too
+    texts: int = 0  # plain texts, read with every token's logits
     device: Literal["cuda", "cpu"] = "cuda"  # dropout stores a byte an element on a GPU, the element's size on a CPU
 
 
@@ -141,6 +144,11 @@ def activation_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> i
     return len(adapters) * layer + sum(adapters) + final
 
 
+def text_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> int:
+    """Bytes that the pass over plain texts saves for its backward pass: that of a question pass without caches."""
+    return activation_bytes(shape, base, lora, replace(load, batch=load.texts, question=load.context, context=0))
+
+
 def _product_bytes(base: BaseModel, precision: str) -> int:
     """Bytes of an element in matrix products: of the precision, or of the base model if smaller."""
     return 4 if precision.startswith("32") and base.dtype == "float32" else min(DTYPE_BYTES[base.dtype], _half(precision))
@@ -187,9 +195,14 @@ def _adapter_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load, width:
 
 
 def logit_bytes(shape: Shape, base: BaseModel, load: Load) -> int:
-    """Bytes of the logits: at every answer position and at each row's own, and in float32 one cast and two softmaxes."""
+    """Bytes of the logits: at every answer position and at each row's own, and in float32 one cast and two softmaxes.
+
+    And of references and of every token of plain texts, the untrained model's log-probabilities in float32.
+    """
     width = _product_bytes(base, load.precision)
-    return load.batch * shape.vocabulary * (width * (load.answer_positions + 1) + 3 * 4)
+    rows = load.batch * shape.vocabulary * (width * (load.answer_positions + 1) + 3 * 4)
+    texts = load.texts * load.context * shape.vocabulary * (width + 3 * 4 + 4)
+    return rows + texts + load.references * shape.vocabulary * 4
 
 
 def temporary_bytes(shape: Shape, base: BaseModel, load: Load, tokens: int) -> int:
@@ -232,7 +245,10 @@ def estimate(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> Memory:
         gathered = root + GATHERED_UNITS * (packed + others - root) // shape.layers
     adapter = adapter_weights(shape, lora) * _adapter_dtype_bytes(load.precision) // shards
     appended = load.batch * cache_bytes(shape, base, load.context + load.question)
-    context = load.batch * cache_bytes(shape, base, load.context)
+    caches = -(-load.batch // load.rows_of_cache)
+    context = caches * cache_bytes(shape, base, load.context)
+    if load.recompute and load.rows_of_cache > 1:  # each row's copy, which is freed layer by layer otherwise
+        context += load.batch * cache_bytes(shape, base, load.context)
     stream = load.kept_layers * shape.hidden * load.context * width
     clean_cache = cache_bytes(shape, base, load.context) + stream
     return Memory(
@@ -242,11 +258,12 @@ def estimate(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> Memory:
         gradients=adapter * (2 if load.strategy == "ddp" else 1),
         optimizer=2 * adapter,
         cache=context,
-        activations=activation_bytes(shape, base, lora, load),
+        activations=activation_bytes(shape, base, lora, load) + text_bytes(shape, base, lora, load),
         logits=logit_bytes(shape, base, load),
         appended=appended // shape.layers if load.recompute else appended,
         backward=temporary_bytes(shape, base, load, load.question),
-        prefill=temporary_bytes(shape, base, load, load.context) + (load.batch * clean_cache if load.kept_contexts else 0),
+        prefill=temporary_bytes(shape, base, replace(load, batch=caches), load.context)
+        + (caches * clean_cache if load.kept_contexts else 0),
         host=load.kept_contexts * clean_cache,
     )
 

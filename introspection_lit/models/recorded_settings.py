@@ -35,7 +35,7 @@ SETTINGS = schema.fields(
         "data.bands": BANDS,
         "data.strengths": STRENGTHS,
         "data.strength_unit": UNIT,
-        "data.control": schema.choice("none", "random_labels", "no_steering"),
+        "data.control": schema.choice("none", "random_labels", "no_steering", "visible"),
         "data.prefill_adapter": schema.FLAG,
     },
 )

@@ -93,5 +93,38 @@ def heat_maps(evidence: Mapping[str, Any], unit: str) -> dict[str, ReportFigure]
     return figures
 
 
+@styled
+def draw_confusion(row: Mapping[str, Any]) -> ReportFigure:
+    """Draw how often each answer was given where each was right; rows and columns in the order of the right answers.
+
+    Args:
+        row: Of ``evidence.choices``, with ``confusion``.
+    """
+    counts = {(right, given): count for right, given, count in row["confusion"]}
+    names = sorted({name for pair in counts for name in pair})
+    values = np.array([[counts.get((right, given), 0) for given in names] for right in names], dtype=float)
+    figure, panel = new_figure(1.6 + 0.17 * len(names))
+    panel.imshow(values, cmap="cividis", aspect="auto")
+    panel.set_xticks(range(len(names)), [shorten(name) for name in names], rotation=90, fontsize=8)
+    panel.set_yticks(range(len(names)), [shorten(name) for name in names], fontsize=8)
+    panel.set_xlabel("named")
+    panel.set_ylabel("added")
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    title = f"Concept added and concept named: {row['observer']}"
+    given = values.sum(axis=0)
+    most = int(given.argmax())
+    share = given[most] / given.sum()
+    alt = f"{title}. Right: {row['accuracy']:.3f}. Most often named: {names[most]} ({share:.3f} of all answers)."
+    table = Table(title, ("added", "named", "times"), [(right, named, str(n)) for (right, named), n in counts.items()])
+    return ReportFigure(figure, title, alt, "Light: often. The diagonal is right.", table)
+
+
+def confusions(evidence: Mapping[str, Any]) -> dict[str, ReportFigure]:
+    """The confusion of concepts, by observer."""
+    rows = [row for row in lookup(evidence, "choices") or [] if row.get("confusion")]
+    return {f"confusion-{row['observer']}": draw_confusion(row) for row in rows}
+
+
 def _kind_label(row: Mapping[str, Any]) -> str:
     return f"{row['kind']}{'' if row['seen'] else ' *'}"

@@ -14,11 +14,12 @@ from introspection_lit.report.detection_plots import detection_plots, roc_plots
 from introspection_lit.report.drawing import histogram_plots
 from introspection_lit.report.elements import Page, ReportFigure, Section, Table, present
 from introspection_lit.report.formatting import lookup
-from introspection_lit.report.heatmaps import heat_maps
+from introspection_lit.report.heatmaps import confusions, heat_maps
 from introspection_lit.report.key_numbers import key_numbers
 from introspection_lit.report.kind_rates import kind_rate_plots
 from introspection_lit.report.result_files import RESULTS
 from introspection_lit.report.tables import (
+    choices_table,
     controls_table,
     factual_table,
     ladder_table,
@@ -82,7 +83,12 @@ def build_page(run: Run) -> Page:
             figures=detection_plots(evidence, unit),
             tables=present(strengths_table(evidence)),
         ),
-        Section("answers", "Answers, or one word?", tables=present(tasks_table(evidence))),
+        Section(
+            "answers",
+            "Answers, or one word?",
+            figures=confusions(evidence),
+            tables=present(tasks_table(evidence), choices_table(evidence)),
+        ),
         Section("roc", "ROC", figures=roc_plots(evidence)),
         Section("heat-maps", "Where steering is missed", figures=heat_maps(evidence, unit)),
         Section("kinds", "Kinds of text", figures=kind_rate_plots({"": evidence.get("kinds") or []})),

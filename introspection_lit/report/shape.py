@@ -52,6 +52,15 @@ def histogram(value: Any, place: str) -> Iterator[str]:
         yield f"{place}.edges do not ascend, or are not one more than the counts"
 
 
+def confused(value: Any, place: str) -> Iterator[str]:
+    """A right answer, the answer given, and how often."""
+    if not (isinstance(value, list) and len(value) == 3):
+        yield f"{place} is not [right, given, count]"
+        return
+    for check, part in zip((TEXT, TEXT, COUNT), value, strict=True):
+        yield from check(part, place)
+
+
 EVIDENCE = fields(
     max_fpr_threshold=NUMBER,
     curves=named(named(listed(fields(**ROW)))),
@@ -71,6 +80,18 @@ EVIDENCE = fields(
             **dict.fromkeys(("both_right", "both_right_clean", "both_right_steered", "changed"), SHARE),
             **dict.fromkeys(("both_right_interval", "changed_interval"), ENDS),
             shift=NUMBER,
+        )
+    ),
+    choices=listed(
+        fields(
+            "set observer chance accuracy",
+            **ROW,
+            **dict.fromkeys(("chance", "strong"), SHARE),
+            strong_interval=ENDS,
+            n_strong=COUNT,
+            by_band=named(SHARE),
+            confusion=listed(confused),
+            **dict.fromkeys(("information", "information_by_chance"), NUMBER),
         )
     ),
     odd=listed(fields("kind", **ROW)),

@@ -28,6 +28,12 @@ TASK_SETS = {
     "facts_bare": "facts, without the lead-in",
     "reading": "about the text",
 }
+CHOICE_SETS = {
+    "halves": "which half was steered",
+    "lines": "which of four lines was steered",
+    "comparison": "which half was steered more",
+    "identification": "which of ten concepts was added",
+}
 METRICS = {"auroc": "AUROC", "tpr": "TPR", "fpr": "FPR", "tpr_at_1pct_fpr": "TPR at 1 % FPR", "dprime": "d'"}
 
 
@@ -165,6 +171,44 @@ def tasks_table(evidence: Results) -> Table | None:
         "caches and of those steered at strength 0.5 or more. Answers changed: by the steering, same question and context."
     )
     return Table("Answers, or one word?", head, rows, note) if rows else None
+
+
+def choices_table(evidence: Results) -> Table | None:
+    """How often it is named which half or line was steered, which half more, and which concept was added."""
+    rows = [
+        (
+            CHOICE_SETS.get(row["set"], row["set"]),
+            row["observer"],
+            format_count(row.get("n")),
+            format_rate(row.get("chance")),
+            format_rate_with_interval(row.get("accuracy"), row.get("accuracy_interval")),
+            format_rate_with_interval(row.get("strong"), row.get("strong_interval")),
+            "; ".join(f"{band}: {rate:.2f}" for band, rate in (row.get("by_band") or {}).items()),
+            _information(row),
+        )
+        for row in lookup(evidence, "choices") or []
+    ]
+    head = (
+        "question",
+        "observer",
+        "trials",
+        "chance",
+        "accuracy",
+        "strength 0.5 or more",
+        "by layers",
+        "information (bits)",
+    )
+    note = (
+        "Saying one word always is right as often as chance: each half is right half of the time over the same context. "
+        "Information: between the concept that was added and the one that is named, and in brackets its mean over random "
+        "orders of the names; it shows a bias to few names that the accuracy hides."
+    )
+    return Table("Which part, which concept", head, rows, note) if rows else None
+
+
+def _information(row: Results) -> str:
+    bits, chance = row.get("information"), row.get("information_by_chance")
+    return MISSING if bits is None or chance is None else f"{bits:.2f} ({chance:.2f})"
 
 
 def odd_table(evidence: Results) -> Table | None:

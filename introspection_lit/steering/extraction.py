@@ -168,6 +168,7 @@ def build_bank(
     seed: int,
     metadata: dict[str, str],
     components: bool = False,
+    trained_concepts: Sequence[str] = (),
 ) -> VectorBank:
     """Draw the random directions, extract the concept directions and measure the residual norms.
 
@@ -185,11 +186,17 @@ def build_bank(
         seed: The experiment's seed.
         metadata: ``base_model`` and ``revision``.
         components: Extract ``concept_pca`` too.
+        trained_concepts: More words, of which ``concept_train`` is extracted; none: the bank has no such split.
     """
+
+    def read(words: Sequence[str]) -> tuple[Tensor, Tensor]:
+        sentences = [template.format(word) for word in words for template in TEMPLATES]
+        readings = read_texts(forward, model, layers, [tokenizer(sentence)["input_ids"] for sentence in sentences])
+        means, lasts = (part.reshape(len(words), -1, *part.shape[1:]) for part in (readings.means, readings.last))
+        return means, lasts
+
     norms = read_texts(forward, model, layers, contexts).norms.median(dim=1).values
-    sentences = [template.format(concept) for concept in concepts for template in TEMPLATES]
-    readings = read_texts(forward, model, layers, [tokenizer(sentence)["input_ids"] for sentence in sentences])
-    means, lasts = (r.reshape(len(concepts), -1, *r.shape[1:]) for r in (readings.means, readings.last))
+    means, lasts = read(concepts)
     hidden = means.shape[-1]
     directions = {split: random_unit_vectors(sizes[split], hidden, seed, split) for split in RANDOM_SPLITS}
     names = {split: [f"{split}-{index}" for index in range(sizes[split])] for split in RANDOM_SPLITS}
@@ -197,9 +204,13 @@ def build_bank(
     directions["concept"] = torch.nn.functional.normalize(differences, dim=-1)
     if components:
         directions["concept_pca"] = principal_components(lasts)
+    names |= {split: list(concepts) for split in directions if split not in RANDOM_SPLITS}
+    if trained_concepts:
+        directions["concept_train"] = torch.nn.functional.normalize(mean_differences(read(trained_concepts)[0]), dim=-1)
+        names["concept_train"] = list(trained_concepts)
     return VectorBank(
         directions=directions,
-        names=names | {split: list(concepts) for split in directions if split not in RANDOM_SPLITS},
+        names=names,
         residual_norms=norms,
         metadata={**metadata, "seed": str(seed), "layer": "concepts: the output of each layer; random: any"},
         lengths={"concept": differences.norm(dim=-1)},

@@ -49,6 +49,26 @@ def read_answers(
     Returns:
         Logits at the answer position, which is the last token of each question, ``(rows, vocabulary)``.
     """
+    return read_positions(forward, batch, answer_positions(batch)[:, None], layers, recompute)[:, 0]
+
+
+def answer_positions(batch: QuestionBatch) -> Tensor:
+    """The last token of each question, where its answer is predicted, ``(rows,)``."""
+    return batch.question_mask.sum(dim=1) - 1
+
+
+def read_positions(
+    forward: Forward,
+    batch: QuestionBatch,
+    positions: Tensor,
+    layers: Sequence[nn.Module] = (),
+    recompute: bool = False,
+) -> Tensor:
+    """Predict the tokens after some positions of each question, ``(rows, positions)``; otherwise as :func:`read_answers`.
+
+    Returns:
+        Logits, ``(rows, positions, vocabulary)``.
+    """
     assert batch.cache is not None, "the prefill has not run"
     cache, context_mask = fork(batch.cache), batch.context_mask
     if batch.question_prefix_ids is not None:
@@ -66,8 +86,7 @@ def read_answers(
         cache.batch_select_indices(batch.cache_of)
         context_mask = context_mask[batch.cache_of]
     mask = torch.cat([context_mask, batch.question_mask], dim=1)
-    last = batch.question_mask.sum(dim=1) - 1
-    kept, place = torch.unique(last, return_inverse=True)
+    kept, place = torch.unique(positions, return_inverse=True)
     with recompute_layers(layers) if recompute and torch.is_grad_enabled() else nullcontext():
         outputs = forward(
             input_ids=batch.question_ids,
@@ -77,7 +96,7 @@ def read_answers(
             use_cache=True,
             logits_to_keep=kept,
         )
-    logits: Tensor = outputs.logits[torch.arange(len(last), device=last.device), place]
+    logits: Tensor = outputs.logits[torch.arange(len(place), device=place.device)[:, None], place]
     return logits
 
 

@@ -24,8 +24,8 @@ from introspection_lit.utils.seeds import generator
 from introspection_lit.utils.tensor_hash import content_hash
 
 RANDOM_SPLITS = ("train", "validation", "heldout")
-# Optional splits: concepts by principal components, and directions imported from files.
-OPTIONAL_SPLITS = ("concept_pca", "imported")
+# Optional splits: concepts that are trained on, concepts by principal components, and directions imported from files.
+OPTIONAL_SPLITS = ("concept_train", "concept_pca", "imported")
 # Independent unit vectors of hidden size d have |cos| of about 1/sqrt(d): above this limit, two count as copies.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
@@ -42,8 +42,9 @@ class VectorBank:
 
     Attributes:
         directions: Unit vectors by split, float32: ``(n, hidden)`` for ``train``, ``validation`` and ``heldout``;
-            ``(n, layers, hidden)``, a direction for each layer's output, for ``concept`` and the optional ``concept_pca``
-            and ``imported``. ``imported`` is zero at layers for which the file has no direction.
+            ``(n, layers, hidden)``, a direction for each layer's output, for ``concept`` and the optional
+            ``concept_train``, ``concept_pca`` and ``imported``. ``imported`` is zero at layers for which the file has no
+            direction.
         names: Name of each direction, by split.
         residual_norms: Median norm of the residual stream after each layer on clean contexts, ``(layers,)``.
         metadata: The bank's origin: ``base_model``, ``revision``, ``seed``, ``layer``.

@@ -77,24 +77,25 @@ def find_answer_tokens(
                 "starting the answer, such as 'The answer is', or data.answer_prefix to be like it."
             ]
         )
-    joint, ids = next(iter(tokens.values()))
-    return replace(phrasing, joint=joint), ids
+    joint, (yes, no) = next(iter(tokens.values()))
+    return replace(phrasing, joint=joint), (yes, no)
 
 
 def _tokens_after(
-    tokenizer: PreTrainedTokenizerBase, text: str, prefix: str, answers: tuple[str, str]
-) -> tuple[str, tuple[int, int]]:
-    """The joint and the token ids of both answers after a text that ends in the answer prefix."""
+    tokenizer: PreTrainedTokenizerBase, text: str, prefix: str, answers: tuple[str, ...]
+) -> tuple[str, tuple[int, ...]]:
+    """The joint and the token ids of the answers after a text that ends in the answer prefix."""
     control = control_tokens(tokenizer)
     spacings = [("", "")] if text[-1] in OPENING else [(" ", ""), ("", " ")]  # before the word, or part of the prefix
     candidates = [(joint, [_token(tokenizer, text + joint, space + word) for word in answers]) for space, joint in spacings]
-    for joint, (yes, no) in candidates:
-        if yes is not None and no is not None:
-            if words := [word for word, token in zip(answers, (yes, no), strict=True) if token in control]:
+    for joint, tokens in candidates:
+        ids = tuple(token for token in tokens if token is not None)
+        if len(ids) == len(answers):
+            if words := [word for word, token in zip(answers, ids, strict=True) if token in control]:
                 raise ConfigurationError([f"data.answers: {words} are read as control tokens. Expected words."])
-            if yes == no:
+            if len(set(ids)) < len(ids):
                 raise ConfigurationError([f"data.answers: {answers} are the same token. Expected two different words."])
-            return joint, (yes, no)
+            return joint, ids
     space, tokens = spacings[0][0], candidates[0][1]
     suggestions = [word for word in SUGGESTIONS if _token(tokenizer, text, space + word) is not None]
     pieces = {
@@ -119,21 +120,21 @@ def _token(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> 
     return int(after[-1]) if is_single else None
 
 
-def usable_pairs(
-    tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing, pairs: Iterable[tuple[str, str]]
+def usable_words(
+    tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing, groups: Iterable[tuple[str, ...]]
 ) -> tuple[AnswerWords, ...]:
-    """The pairs of answer words that are one token each, with these tokens; the others are left out.
+    """The groups of answer words that are one token each, with these tokens; the others are left out.
 
     Args:
         tokenizer: The model's.
         question: Any question.
         phrasing: System prompt and answer prefix.
-        pairs: Pairs of words.
+        groups: Groups of words that answer the same question, such as pairs.
     """
     text, _ = render(tokenizer, SAMPLE_CONTEXT, question, replace(phrasing, joint=""))
     usable = []
-    for pair in pairs:
+    for words in groups:
         with suppress(ConfigurationError):
-            joint, ids = _tokens_after(tokenizer, text, phrasing.answer_prefix, pair)
-            usable.append(AnswerWords(pair, ids, joint))
+            joint, ids = _tokens_after(tokenizer, text, phrasing.answer_prefix, words)
+            usable.append(AnswerWords(words, ids, joint))
     return tuple(usable)

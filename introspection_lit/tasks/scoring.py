@@ -6,6 +6,8 @@ question, :func:`task_losses` for several tasks.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,26 +18,36 @@ def answer_logits(logits: Tensor, answer_ids: Tensor) -> Tensor:
 
     Args:
         logits: At the answer position, ``(rows, vocabulary)``.
-        answer_ids: Token ids, ``(words,)`` for all rows or ``(rows, words)``.
+        answer_ids: Token ids, ``(words,)`` for all rows or ``(rows, words)``; -1 where a row has fewer answers.
 
     Returns:
-        ``(rows, words)``.
+        ``(rows, words)``; minus infinity where there is no answer.
     """
-    return logits.float().gather(1, answer_ids.expand(len(logits), -1))
+    ids = answer_ids.expand(len(logits), -1)
+    answers: Tensor = logits.float().gather(1, ids.clamp(min=0))
+    return answers if ids.shape[1] == 2 else answers.masked_fill(ids < 0, -torch.inf)
 
 
-def log_odds(logits: Tensor, answer_ids: Tensor) -> Tensor:
-    """The score of a row: logit(yes) - logit(no), in nats.
+def log_odds(logits: Tensor, answer_ids: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The score of a row, in nats: logit(yes) - logit(no), or of more than two answers the margin of the right one.
 
     Args:
         logits: At the answer position, ``(rows, vocabulary)``.
-        answer_ids: Token ids of yes ("steered") and no, ``(2,)`` or ``(rows, 2)``.
+        answer_ids: Token ids of yes ("steered") and no, ``(2,)`` or ``(rows, 2)``; or of more, ``(rows, words)``.
+        targets: Index of the right answer, ``(rows,)``; needed where a row has more than two answers.
 
     Returns:
-        ``(rows,)`` in float32. Higher means "steered"; 0 means that both are equally likely.
+        ``(rows,)`` in float32. Higher means "steered"; 0 means that both are equally likely. Of more than two answers:
+        the logit of the right one minus the highest of the others.
     """
     answers = answer_logits(logits, answer_ids)
-    return answers[:, 0] - answers[:, 1]
+    odds = answers[:, 0] - answers[:, 1]
+    if answers.shape[1] == 2 or targets is None:
+        return odds
+    right = targets.clamp(min=0)[:, None]
+    others = answers.scatter(1, right, -torch.inf).max(dim=1).values
+    margin = answers.gather(1, right)[:, 0] - others
+    return torch.where((answer_ids >= 0).sum(dim=1) > 2, margin, odds)
 
 
 def mass(logits: Tensor, answer_ids: Tensor) -> Tensor:
@@ -48,8 +60,29 @@ def mass(logits: Tensor, answer_ids: Tensor) -> Tensor:
     Returns:
         ``(rows,)`` in [0, 1], in float32. Higher is better: where it is small, the log-odds have no meaning.
     """
-    probabilities = answer_logits(logits.float().softmax(dim=-1), answer_ids)
+    probabilities = answer_logits(logits.float().softmax(dim=-1), answer_ids).clamp(min=0)
     return probabilities.sum(dim=-1).clamp(max=1)  # the sum may round to more than 1
+
+
+class Answers(NamedTuple):
+    """The answers of a batch, without gradient.
+
+    Attributes:
+        log_odds: See :func:`log_odds`, ``(rows,)``.
+        mass: See :func:`mass`, ``(rows,)``.
+        given: Index of the most probable of the answer words, ``(rows,)``.
+    """
+
+    log_odds: Tensor
+    mass: Tensor
+    given: Tensor
+
+
+def read(logits: Tensor, answer_ids: Tensor, targets: Tensor) -> Answers:
+    """Read the answers of a batch; arguments as of :func:`log_odds`."""
+    logits = logits.detach()
+    given = answer_logits(logits, answer_ids).argmax(dim=1)
+    return Answers(log_odds(logits, answer_ids, targets), mass(logits, answer_ids), given)
 
 
 def answer_loss(logits: Tensor, answer_ids: Tensor, targets: Tensor, kind: str = "full") -> Tensor:

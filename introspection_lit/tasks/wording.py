@@ -17,7 +17,7 @@ from introspection_lit.contexts.conversations import (
     fakes_turns,
     repeated_questions,
 )
-from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens, usable_pairs
+from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens, usable_words
 from introspection_lit.tasks.questions import (
     FALSE_QUESTIONS,
     HELDOUT_QUESTIONS,
@@ -28,7 +28,7 @@ from introspection_lit.tasks.questions import (
     insert_answers,
 )
 from introspection_lit.tasks.task import AnswerWords, with_lead_in
-from introspection_lit.tasks.task_questions import HELDOUT_PAIRS, TRAINED_PAIRS
+from introspection_lit.tasks.task_questions import DIGITS, HELDOUT_PAIRS, LETTERS, TRAINED_PAIRS
 from introspection_lit.utils.errors import ConfigurationError, Problems
 
 if TYPE_CHECKING:
@@ -73,14 +73,15 @@ class Wording(NamedTuple):
         answer_ids: Token ids of the words for "steered" and "not steered".
         questions: Questions by set: ``train``, ``heldout``, ``swapped`` and ``factual``, as in
             :class:`~introspection_lit.trials.test_sets.Source`.
-        pairs: Pairs of answer words that are one token each, for questionnaires: ``trained``, ``heldout`` and ``yes_no``.
+        words: Answer words that are one token each, for questionnaires: pairs (``trained``, ``heldout`` and ``yes_no``),
+            and ``series``, digits and letters.
     """
 
     tokenizer: PreTrainedTokenizerBase
     phrasing: Phrasing
     answer_ids: tuple[int, int]
     questions: dict[str, list[str]]
-    pairs: dict[str, tuple[AnswerWords, ...]]
+    words: dict[str, tuple[AnswerWords, ...]]
 
 
 def build_wording(
@@ -133,9 +134,10 @@ def build_wording(
     tokens = problems.attempt(find_answer_tokens, tokenizer, contexts, questions["train"], phrasing)
     problems.raise_if_any()
     assert tokens is not None
-    pools = {"trained": TRAINED_PAIRS, "heldout": HELDOUT_PAIRS, "yes_no": [YES_NO]}
-    pairs = {name: usable_pairs(tokenizer, questions["train"][0], phrasing, pool) for name, pool in pools.items()}
-    return Wording(tokenizer, *tokens, questions, pairs)
+    pools: dict[str, Sequence[tuple[str, ...]]] = {"trained": TRAINED_PAIRS, "heldout": HELDOUT_PAIRS}
+    pools |= {"yes_no": [YES_NO], "series": [DIGITS, LETTERS]}
+    words = {name: usable_words(tokenizer, questions["train"][0], phrasing, pool) for name, pool in pools.items()}
+    return Wording(tokenizer, *tokens, questions, words)
 
 
 def _questions(options: WordingOptions, answers: tuple[str, str]) -> dict[str, list[str]]:

@@ -16,7 +16,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from introspection_lit.evaluation.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, Summaries, failures
+from introspection_lit.evaluation.rungs import (
+    CONTROLS,
+    HIGHEST_FPR,
+    LOWEST_AUROC,
+    LOWEST_TPR,
+    RUNGS,
+    Summaries,
+    failures,
+)
 from introspection_lit.report.log_odds_plot import ANOTHER, CLEAN, STEERED
 from introspection_lit.tools.baseline import format_probability
 from introspection_lit.training.callbacks.evidence import Evidence
@@ -56,7 +64,7 @@ def evaluate_variants(cli: IntrospectionCLI, adapter: bool) -> Iterator[tuple[Va
         adapter: Whether the configuration has an adapter.
 
     Yields:
-        The variant, and the summaries of its test sets, lowest rung first.
+        The variant, and the summaries of its test sets, lowest rung first and controls last.
     """
     module, data = cli.model, cli.datamodule
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
@@ -82,7 +90,7 @@ def evaluate_variants(cli: IntrospectionCLI, adapter: bool) -> Iterator[tuple[Va
             cli.trainer.test(module, datamodule=data_with_info, verbose=False)
         if not variant.adapter:
             module.threshold = threshold
-        yield variant, {name: module.summaries[name] for name in RUNGS if name in data.options.test_sets}
+        yield variant, {name: module.summaries[name] for name in (*RUNGS, *CONTROLS) if name in data.options.test_sets}
 
 
 def _with_info(cli: IntrospectionCLI, data: IntrospectionDataModule, info: str | None) -> IntrospectionDataModule:
@@ -104,14 +112,25 @@ def rung_table(variants: Mapping[str, Summaries]) -> Table:
     table.add_column("rung", no_wrap=True)
     for name in variants:
         table.add_column(f"{name}\nAUROC TPR  FPR  ", justify="right", no_wrap=True)
-    for rung in next(iter(variants.values())):
+    first = next(iter(variants.values()))
+    for rung in only_rungs(first):
         cells = []
         for rows in variants.values():
             row = rows[rung]
             mark = " " if not failures(row) else "✗"
             cells.append(f"{row['auroc']:.2f} {row['tpr']:.2f} {row['fpr']:.2f} {mark}")
-        table.add_row(RUNGS[rung], *cells)
+        table.add_row(RUNGS[rung], *cells, end_section=rung == [*only_rungs(first)][-1])
+    for name, (title, honest) in CONTROLS.items():
+        if name in first:
+            table.add_row(
+                f"{title} ({honest:g})", *(f"{rows[name]['auroc']:.2f}            " for rows in variants.values())
+            )
     return table
+
+
+def only_rungs(rows: Summaries) -> Summaries:
+    """The rungs among the test sets of a variant."""
+    return {name: row for name, row in rows.items() if name in RUNGS}
 
 
 def answer_table(variants: Mapping[str, Summaries]) -> Table:
@@ -120,7 +139,7 @@ def answer_table(variants: Mapping[str, Summaries]) -> Table:
     table.add_column("rung", no_wrap=True)
     for name in variants:
         table.add_column(name, justify="right", no_wrap=True)
-    for rung in next(iter(variants.values())):
+    for rung in only_rungs(next(iter(variants.values()))):
         rows = [rows[rung] for rows in variants.values()]
         table.add_row(
             RUNGS[rung],
@@ -131,7 +150,7 @@ def answer_table(variants: Mapping[str, Summaries]) -> Table:
 
 def draw_ladder(variants: Mapping[str, Summaries]) -> Figure:
     """Draw AUROC, TPR and FPR of every rung and variant; FPR with its 95 % interval."""
-    rungs = list(next(iter(variants.values())))
+    rungs = list(only_rungs(next(iter(variants.values()))))
     figure = Figure(figsize=(10, 1.2 + 0.62 * len(rungs)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     colours = dict(zip(variants, (CLEAN, ANOTHER, STEERED), strict=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -142,7 +143,7 @@ def longest(run: RunContext, size: int) -> TrialBatch:
     """The training batch that takes the most memory: each trial with its own cache, the longest contexts and question."""
     split, bank = _largest_split(run), run.vector_bank
     if split.questionnaire is not None:
-        split = replace(split, questionnaire=None, questions=split.questionnaire.longest_texts(), _encoded={}, texts=0.0)
+        split = replace(split.single_question(), questions=split.questionnaire.longest_texts(), _encoded={})
     lengths = split.lengths()
     question_lengths = {
         (context, question): len(split.encoded(context, question).question_ids)
@@ -171,8 +172,12 @@ def step_load(run: RunContext, size: int) -> tuple[Shape, Load]:
     strategy: Strategy = "one" if trainer.world_size == 1 else "ddp"
     if is_sharded(trainer):
         strategy = "fsdp"
+    each = 1 if split.questionnaire is None else split.questionnaire.each
     load = Load(
         batch=size,
+        rows_of_cache=each,
+        references=0 if split.questionnaire is None else size * split.questionnaire.references // (2 * each),
+        texts=math.ceil(split.texts * size / (2 * each)),
         context=max(split.lengths()),
         question=longest(run, 2).question_ids.shape[1],
         precision=str(trainer.precision),

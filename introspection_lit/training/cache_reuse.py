@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import Cache
 
 from introspection_lit.steering.clean_caches import GIB, CleanCaches, make_reader, model_state
 from introspection_lit.steering.prefill import Forward, prefill_mode
-from introspection_lit.steering.question_pass import read_answers, read_texts
+from introspection_lit.steering.question_pass import answer_positions, read_positions, read_texts
 from introspection_lit.steering.shared_prefill import shared_cache
 from introspection_lit.training.distributed import is_sharded
 
@@ -75,8 +76,12 @@ class Prefills:
                     question_ids=references.question_ids,
                     question_mask=references.question_mask,
                 )
-                answers = read_answers(forward, asked)
-                references.log_probabilities = answers.float().log_softmax(dim=-1)
+                answers = answer_positions(asked)
+                places = torch.stack([answers, references.marks.where(references.marks >= 0, answers)], dim=1)
+                read = read_positions(forward, asked, places if batch.early is not None else answers[:, None])
+                references.log_probabilities = read[:, 0].float().log_softmax(dim=-1)
+                if batch.early is not None:
+                    references.early_log_probabilities = read[:, 1].float().log_softmax(dim=-1)
             if texts is not None:
                 ids, mask = batch.context_ids[texts.caches], batch.context_mask[texts.caches]
                 texts.log_probabilities = read_texts(forward, ids, mask).float().log_softmax(dim=-1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from introspection_lit.models.base_model import MAX_COUNT, SAFE_PRECISIONS, BaseModel
+from introspection_lit.steering.vector_bank import name_problem, shown
 from introspection_lit.trials.test_sets import TEST_SETS
 
 if TYPE_CHECKING:
@@ -147,4 +148,18 @@ def sharding_problems(base: BaseModel, precision: str) -> list[str]:
             f"trainer.precision: got {precision!r} with FSDP. Expected {', '.join(SHARDED_PRECISIONS)}: float16 would need "
             "a scaled loss."
         )
+    return problems
+
+
+def concept_list_problems(option: str, concepts: list[str], fewest: int, reason: str) -> list[str]:
+    """Errors in a list of concepts (option ``data.OPTION``)."""
+    problems = []
+    if any(not concept.strip() for concept in concepts):
+        problems.append(f"data.{option}: got an empty one. Expected words or phrases.")
+    problems += [
+        f"data.{option}: {shown(concept)!r}: {text}" for concept in concepts if concept and (text := name_problem(concept))
+    ]
+    if len(concepts) < fewest or len(set(concepts)) < len(concepts):
+        number = "three" if fewest == 3 else fewest
+        problems.append(f"data.{option}: got {concepts}. Expected at least {number} different ones: {reason}.")
     return problems

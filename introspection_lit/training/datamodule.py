@@ -124,6 +124,7 @@ class IntrospectionDataModule(LightningDataModule):
             options.seed,
             {"base_model": run.module.base.name, "revision": run.module.base.revision or ""},
             components="concept_pca" in wanted,
+            trained_concepts=options.concepts_to_train,
         )
 
     def _make_shared_bank(self) -> VectorBank:

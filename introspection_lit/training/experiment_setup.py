@@ -35,7 +35,7 @@ from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.fsdp import strategy_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.training.run_context import Experiment, RunContext
-from introspection_lit.training.split_builder import BandSets, SplitBuilder, vector_counts
+from introspection_lit.training.split_builder import BandSets, SplitBuilder, concept_names, vector_counts
 from introspection_lit.trials import leaks
 from introspection_lit.trials.manifest import manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
@@ -76,7 +76,7 @@ def prepare(run: RunContext) -> Experiment:
     problems.raise_if_any()
     assert config and contexts and bands and wording  # noqa: PT018 - a missing one is a problem, and raised by now
     usable = _usable_contexts(run, contexts, wording)
-    builder = SplitBuilder(options, usable, vector_counts(options, bank), wording, bands)
+    builder = SplitBuilder(options, usable, vector_counts(options, bank), concept_names(options, bank), wording, bands)
     splits = (
         builder.grid(config, share_question_prefix=not is_sharded(run.trainer))
         if _runs_grid(run)
@@ -185,9 +185,10 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
         problems.add(bank_size_problems(bank, run.options.vector_counts))
     wanted = [SOURCES[name].vectors for name in run.options.test_sets if name in SOURCES]
     wanted += run.options.grid.vectors if run.options.grid is not None else []
-    have = bank.directions if bank else ("train", "validation", "heldout", "concept", "concept_pca")
+    wanted += ["concept_train"] if run.options.concepts_to_train else []
+    have = bank.directions if bank else ("train", "validation", "heldout", "concept", "concept_pca", "concept_train")
     problems.add(
-        f"data.bank: has no directions of {split!r}, which a test set or the grid asks for. Make it with "
+        f"data.bank: has no directions of {split!r}, which a task, a test set or the grid asks for. Make it with "
         "scripts/generate_vectors.py, or leave the test set out."
         for split in dict.fromkeys(wanted)
         if split in OPTIONAL_SPLITS and split not in have

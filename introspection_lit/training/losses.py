@@ -11,11 +11,15 @@ from introspection_lit.tasks.questionnaire import DETECTION, PLAIN_TEXT
 from introspection_lit.tasks.scoring import answer_loss, kl_divergence, task_losses
 from introspection_lit.trials.batch import Texts, TrialBatch
 
+# The name of the loss at the question marks, among the names of tasks.
+EARLY = "early"
 # The splits that several tasks are trained and validated on; tests compare scores only.
 LEARNING = ("train", "validation")
 
 
-def batch_loss(forward: Forward, batch: TrialBatch, logits: Tensor, kind: str) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_loss(
+    forward: Forward, batch: TrialBatch, logits: Tensor, kind: str, early: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch.
 
     Args:
@@ -23,6 +27,7 @@ def batch_loss(forward: Forward, batch: TrialBatch, logits: Tensor, kind: str) -
         batch: With its references answered.
         logits: At the answer position of each row, ``(batch, vocabulary)``.
         kind: Of :func:`~introspection_lit.tasks.scoring.answer_loss`, for a single question.
+        early: Logits at the question mark of each row, ``(batch, vocabulary)``; needed where the batch trains them.
 
     Returns:
         The loss, ``()``: of a single question the mean over the rows, of several tasks the sum of their weighted means. And
@@ -36,6 +41,13 @@ def batch_loss(forward: Forward, batch: TrialBatch, logits: Tensor, kind: str) -
     losses = task_losses(logits, batch.answer_ids, batch.targets, answers, place)
     loss = (losses * batch.weights).sum()
     parts = {}
+    if batch.early is not None and early is not None:
+        answers = None if references is None else references.early_log_probabilities
+        factors, tokens = batch.early.factors, batch.early.tokens
+        # Rows whose answer is a token have it as their only answer word.
+        divergences = task_losses(early, tokens[:, None], (tokens < 0).long().neg(), answers, place)
+        added = (divergences * factors * batch.weights).sum()
+        loss, parts[EARLY] = loss + added, added.detach()
     for task in dict.fromkeys(batch.tasks):
         rows = [row for row, name in enumerate(batch.tasks) if name == task]
         parts[task] = losses.detach()[rows].mean()

@@ -17,8 +17,8 @@ from introspection_lit.models.adapters import adapter_settings, load_adapter, re
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
-from introspection_lit.steering.question_pass import read_answers
-from introspection_lit.tasks.scoring import log_odds, mass
+from introspection_lit.steering.question_pass import answer_positions, read_answers, read_positions
+from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.checkpoint_checks import identity_problems, tensor_problems
 from introspection_lit.training.distributed import leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
@@ -167,21 +167,25 @@ class IntrospectionModule(LightningModule):
         """Run the question pass (see :func:`~introspection_lit.steering.question_pass.read_answers`)."""
         return read_answers(self, batch, self.layers, self.recompute)
 
-    def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Score a batch of any split and add it to the metrics; returns loss ``()``, log-odds and mass ``(batch,)``."""
-        logits = self.answer_logits(batch)
-        loss, parts = batch_loss(self, batch, logits, self.loss)
+    def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Answers]:
+        """Score a batch of any split and add it to the metrics; returns its loss ``()`` and its answers."""
+        if batch.early is None:
+            logits, early = self.answer_logits(batch), None
+        else:
+            places = torch.stack([answer_positions(batch), batch.early.marks], dim=1)
+            logits, early = read_positions(self, batch, places, self.layers, self.recompute).unbind(dim=1)
+        loss, parts = batch_loss(self, batch, logits, self.loss, early)
         training, size = batch.split == "train", len(batch.trials)
         named = {f"{batch.split}/loss_{task}": part for task, part in parts.items()}
         self.log_dict(named, on_step=training, on_epoch=not training, sync_dist=True, batch_size=size)
-        scores, masses = log_odds(logits, batch.answer_ids).detach(), mass(logits, batch.answer_ids).detach()
+        answers = read(logits, batch.answer_ids, batch.targets)
         if gather:
             metrics = self.metrics_of(batch.split)
             metrics.total = batch.total
             rows = detection_rows(batch)
-            columns = (scores, batch.labels, masses, batch.inputs, batch.numbers, batch.kinds)
+            columns = (answers.log_odds, batch.labels, answers.mass, batch.inputs, batch.numbers, batch.kinds)
             metrics.update(*(column[rows] for column in columns))
-        return loss, scores, masses
+        return loss, answers
 
     def metrics_of(self, split: str) -> DetectionMetrics:
         """The metrics of a split."""
@@ -191,23 +195,22 @@ class IntrospectionModule(LightningModule):
 
     def training_step(self, batch: TrialBatch, batch_idx: int) -> Tensor:
         """The loss of a training batch; the callback FiniteNumbers checks it once the optimiser step is complete."""
-        loss, scores, masses = self._step(batch)
-        self.scored.append(Scored(batch.trials, loss.detach(), scores, masses))
+        loss, answers = self._step(batch)
+        self.scored.append(Scored(batch.trials, loss.detach(), answers.log_odds, answers.mass))
         size = len(batch.trials)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
-        self.log("train/mass_step", masses.mean(), sync_dist=True, batch_size=size)
+        self.log("train/mass_step", answers.mass.mean(), sync_dist=True, batch_size=size)
         return loss
 
     def validation_step(self, batch: TrialBatch, batch_idx: int) -> None:
         """Score a validation batch."""
-        loss, _, _ = self._step(batch)
+        loss, _ = self._step(batch)
         self.several_tasks = batch.weights is not None
         self.log("validation/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(batch.trials))
 
     def test_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Score a batch of one of the test sets; returns ``log_odds`` and ``mass``, each ``(batch,)``."""
-        _, scores, masses = self._step(batch)
-        return {"log_odds": scores, "mass": masses}
+        """Score a batch of one of the test sets; returns ``log_odds``, ``mass`` and ``given``, each ``(batch,)``."""
+        return self._step(batch)[1]._asdict()
 
     def predict_step(self, batch: TrialBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Score a batch.
@@ -215,8 +218,8 @@ class IntrospectionModule(LightningModule):
         Returns:
             ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
         """
-        _, scores, masses = self._step(batch, gather=False)
-        return {"log_odds": scores, "mass": masses, "decision": scores > self.threshold}
+        _, answers = self._step(batch, gather=False)
+        return {"log_odds": answers.log_odds, "mass": answers.mass, "decision": answers.log_odds > self.threshold}
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the epoch's training trials at threshold 0."""

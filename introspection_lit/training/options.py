@@ -11,10 +11,17 @@ from introspection_lit.contexts.generation.sources import NEW
 from introspection_lit.models.base_model import MAX_ROWS, MAX_WORKERS
 from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
 from introspection_lit.steering.extraction import CONCEPTS
-from introspection_lit.steering.vector_bank import name_problem, shown
-from introspection_lit.tasks.questionnaire import QUESTIONS_OF_TEST_SETS, task_problems, training_parts
+from introspection_lit.tasks.questionnaire import (
+    IDENTIFICATION,
+    OPTIONS,
+    OWN_CACHES,
+    QUESTIONS_OF_TEST_SETS,
+    task_problems,
+    training_parts,
+)
 from introspection_lit.tasks.task import LEAD_IN, TaskOptions
-from introspection_lit.training.checks import count_problems
+from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
+from introspection_lit.training.checks import concept_list_problems, count_problems
 from introspection_lit.trials.grid import Grid
 from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, QUESTIONNAIRES
 from introspection_lit.utils.paths import parse_path
@@ -80,9 +87,11 @@ class DataOptions:
             conversations of a file start theirs.
         tasks: What each cache is asked in training, by name: ``detection`` (was it steered, in answer words that change
             from question to question), ``factual`` and ``reading`` (questions about the world and the text, whose answers
-            must stay those of the untrained model over the clean cache), and ``plain_text`` (predictions of the text
-            itself, which must stay the same). Each has a ``weight`` and a number of ``questions`` for each cache. By
-            default the single question of ``questions``.
+            must stay those of the untrained model over the clean cache), ``plain_text`` (predictions of the text itself,
+            which must stay the same), and, over caches of their own, ``localisation`` (which half or line was steered),
+            ``comparison`` (which half more strongly) and ``identification`` (which of ten concepts was added). Each has a
+            ``weight``, and a number of ``questions`` for each cache or of ``pairs`` of caches in 16. By default the single
+            question of ``questions``.
         lead_in: First words of every question; by default "Introspection query:" with ``tasks``, else none.
         bank: A vector bank made for this model. By default one is made, and saved in the run's folder.
         manifest: Train on the trials of this file instead of drawing them, in its order but for neighbours that are sorted
@@ -94,6 +103,7 @@ class DataOptions:
         validation_vectors: Random directions to validate on; by default 50, or all of a given bank.
         heldout_vectors: Random directions to test on; by default 100, or all of a given bank.
         concepts: Words or phrases whose directions are extracted from the model.
+        trained_concepts: Others, on which ``identification`` is trained; by default 70 of ours.
         bands: Decoder layers that are steered: ``early``, ``middle``, ``late`` (thirds), ``all``, or [first, last], both
             inclusive. One that is named twice is drawn twice as often.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
@@ -106,6 +116,8 @@ class DataOptions:
             anyway).
         control: Train so that nothing can be learned: ``random_labels`` (a coin says what is right) or ``no_steering``
             (what is called steered is clean). What the tests then show is what the method itself brings about.
+            Or, with ``tasks``, ``visible``: nothing is steered, and the text says what is right; the tests then show what
+            following instructions alone brings.
         strength_unit: ``relative`` (to the layer's median residual norm, over the square root of the number of layers in
             the band) or ``absolute`` (the length added at each layer).
         seed: Decides splits, vectors and trials.
@@ -146,13 +158,14 @@ class DataOptions:
     validation_vectors: int | None = None
     heldout_vectors: int | None = None
     concepts: list[str] = field(default_factory=lambda: list(CONCEPTS))
+    trained_concepts: list[str] | None = None
     bands: list[str | list[int]] = field(default_factory=lambda: ["early", "middle", "late"])
     strengths: tuple[float, float] = (0.3, 2.0)
     test_bands: list[str | list[int]] | None = None
     test_strengths: tuple[float, float] | None = None
     test_doses: list[float] = field(default_factory=lambda: list(DOSES))
     test_clean: Literal["paired", "once"] = "paired"
-    control: Literal["none", "random_labels", "no_steering"] = "none"
+    control: Literal["none", "random_labels", "no_steering", "visible"] = "none"
     strength_unit: Literal["relative", "absolute"] = "relative"
     seed: int = 0
     batch_size: int | Literal["auto"] = DEFAULT_BATCH_SIZE
@@ -187,7 +200,13 @@ class DataOptions:
     @property
     def questions_of_cache(self) -> int:
         """Questions that each cache is asked in training and validation."""
-        return sum(part.each for part in training_parts(self.tasks)) if self.tasks else 1
+        return sum(part.each for part in training_parts(self.tasks or {}) if part.task not in OWN_CACHES) or 1
+
+    @property
+    def concepts_to_train(self) -> list[str]:
+        """The concepts that identification is trained on; empty: it is not trained."""
+        trained = TRAINED_CONCEPTS if self.trained_concepts is None else self.trained_concepts
+        return list(trained) if IDENTIFICATION in (self.tasks or {}) else []
 
     @property
     def held_out_kinds(self) -> tuple[list[str], list[str]]:
@@ -264,6 +283,9 @@ class DataOptions:
             for name, count in counts.items()
             if count % each
         ]
+        if self.control == "visible" and (self.tasks is None or set(OWN_CACHES) & set(self.tasks)):
+            expected = f"Expected data.tasks without {', '.join(OWN_CACHES)}"
+            problems.append(f"data.control: got visible, which says in the text whether a cache is steered. {expected}.")
         if self.tasks is None:
             return problems
         if wrong := task_problems(self.tasks):
@@ -287,15 +309,18 @@ class DataOptions:
         return problems
 
     def _concept_problems(self) -> list[str]:
-        problems = []
-        if any(not concept.strip() for concept in self.concepts):
-            problems.append("data.concepts: got an empty one. Expected words or phrases.")
-        problems += [f"data.concepts: {shown(c)!r}: {text}" for c in self.concepts if c and (text := name_problem(c))]
-        if len(self.concepts) < 3 or len(set(self.concepts)) < len(self.concepts):
-            expected = (
-                "Expected at least three different ones: they are centred over each other, and two would be opposites"
-            )
-            problems.append(f"data.concepts: got {self.concepts}. {expected}.")
+        problems = concept_list_problems(
+            "concepts", self.concepts, 3, "they are centred over each other, and two would be opposites"
+        )
+        reason = "a question names nine and nothing"
+        if self.concepts_to_train:
+            problems += concept_list_problems("trained_concepts", self.concepts_to_train, OPTIONS, reason)
+            if both := sorted(set(self.concepts) & set(self.concepts_to_train)):
+                problems.append(
+                    f"data.trained_concepts: {both} are in data.concepts too, which are tested. Leave them out."
+                )
+        if "identification" in self.test_sets and len(self.concepts) < OPTIONS:
+            problems.append(f"data.concepts: got {len(self.concepts)}. Expected {OPTIONS} for the test set identification.")
         if self.manifest is not None and self.bank is None:
             problems.append("data.manifest: needs data.bank too, the bank whose vectors it names.")
         return problems

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from introspection_lit.contexts.context import Context
-from introspection_lit.contexts.conversations import control_token_problems
-from introspection_lit.contexts.splits import evenly_spaced
+from introspection_lit.contexts.conversations import YES_NO, control_token_problems, usable_contexts
+from introspection_lit.contexts.splits import SIGNALS, evenly_spaced, line_contexts, visible_signals
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
-from introspection_lit.tasks.questionnaire import PLAIN_TEXT, WORDS_OF, Questionnaire, part_of_test_set, training_parts
+from introspection_lit.tasks.questionnaire import (
+    CONCEPTS,
+    IN_LINES,
+    KIND_OF,
+    LINES,
+    PLAIN_TEXT,
+    STEERING,
+    VISIBLE,
+    WORDS_OF,
+    PairKinds,
+    PlainAnswers,
+    Questionnaire,
+    part_of_test_set,
+    training_kinds,
+    training_parts,
+)
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
+from introspection_lit.tasks.task_questions import NOTHING
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
-from introspection_lit.trials.plans import OncePlan, SeveralQuestionsPlan, TrialPlan
+from introspection_lit.trials.plans import MixedPlan, OncePlan, SeveralQuestionsPlan, TrialPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import QUESTIONNAIRES, SOURCES, Source
 from introspection_lit.utils.errors import ConfigurationError, Problems
@@ -35,6 +52,12 @@ class BandSets(NamedTuple):
     grid: Bands
 
 
+def concept_names(options: DataOptions, bank: VectorBank | None) -> dict[str, list[str]]:
+    """Names of the concepts that are tested and trained on; without a bank, of the one that will be measured."""
+    made = {"concept": options.concepts, "concept_train": options.concepts_to_train}
+    return made if bank is None else {split: bank.names.get(split, []) for split in made}
+
+
 def vector_counts(options: DataOptions, bank: VectorBank | None) -> dict[str, int]:
     """Directions of each split of the vector bank that are used; without a bank, of the one that will be measured."""
     if bank is None:
@@ -52,6 +75,7 @@ class SplitBuilder:
         options: The options of the data.
         contexts: Usable contexts by context split; ``all`` for a grid.
         vectors: Directions by vector split (:func:`vector_counts`).
+        concepts: Names of the concepts, by vector split.
         wording: Questions and answers.
         bands: Steered bands.
     """
@@ -59,6 +83,7 @@ class SplitBuilder:
     options: DataOptions
     contexts: dict[str, list[Context]]
     vectors: dict[str, int]
+    concepts: dict[str, list[str]]
     wording: Wording
     bands: BandSets
 
@@ -73,7 +98,7 @@ class SplitBuilder:
         )
         bands = self.bands.tests if is_test else self.bands.training
         drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
-        plan: TrialPlan | OncePlan | SeveralQuestionsPlan
+        plan: TrialPlan | MixedPlan | OncePlan | SeveralQuestionsPlan
         if source.doses:
             doses = tuple(options.test_doses)
             plan = OncePlan(*drawn_from, (min(doses), max(doses)), trials, doses)
@@ -83,7 +108,16 @@ class SplitBuilder:
             plan = TrialPlan(*drawn_from, options.strengths_of_tests if is_test else options.strengths)
         if questionnaire is not None:
             assert isinstance(plan, TrialPlan)
-            plan = SeveralQuestionsPlan(plan, len(questionnaire.places))
+            kinds, more = questionnaire.kinds, list[Context]()
+            if IN_LINES in kinds.kinds:
+                more = self._line_contexts(name, contexts)
+            elif VISIBLE in kinds.kinds:
+                contexts, more = (visible_signals(contexts, signal) for signal in SIGNALS)
+            contexts = [*contexts, *more]
+            if set(kinds.kinds) != {STEERING}:
+                concepts = "" if is_test else "concept_train"
+                plan = MixedPlan(plan, kinds, len(more), len(questionnaire.concepts), concepts)
+            plan = SeveralQuestionsPlan(plan, questionnaire.each)
         phrasing, answer_ids = words.phrasing, words.answer_ids
         if source.questions == "swapped":
             phrasing, answer_ids = replace(phrasing, answers=phrasing.answers[::-1]), answer_ids[::-1]
@@ -112,16 +146,59 @@ class SplitBuilder:
         """The questions of a split whose caches are asked several; None: one question each."""
         options, words = self.options, self.wording
         if source.questions in QUESTIONNAIRES:
-            parts, pairs = [part_of_test_set(source.questions)], words.pairs[WORDS_OF.get(source.questions, "trained")]
+            parts, pairs = [part_of_test_set(source.questions)], words.words[WORDS_OF.get(source.questions, "trained")]
+            kinds: tuple[str, ...] = (KIND_OF.get(source.questions, STEERING),)
         elif options.tasks and name in ("train", "validation"):
-            parts, pairs = [*training_parts(options.tasks)], words.pairs["trained"]
+            parts, pairs = [*training_parts(options.tasks)], words.words["trained"]
+            kinds = (VISIBLE,) if options.control == VISIBLE else training_kinds(options.tasks)
         else:
             return None
-        if not pairs:
+        many = {IN_LINES, CONCEPTS} & set(kinds)
+        if not pairs or (many and not any(series.words[0].isdigit() for series in words.words["series"])):
             where = f"data.test_trials: {name!r}" if name in options.test_sets else "data.tasks"
-            expected = "Expected pairs of answer words that are one token each for this model; it has none of ours"
+            expected = "Expected answer words that are one token each for this model (pairs, digits); it has none of ours"
             raise ConfigurationError([f"{where}: cannot be asked. {expected}."])
-        return Questionnaire(options.seed, name, tuple(parts), pairs, options.lead_in_text)
+        concepts = tuple(self.concepts["concept" if name in options.test_sets else "concept_train"])
+        concepts = concepts if CONCEPTS in kinds else ()
+        return Questionnaire(
+            options.seed,
+            name,
+            tuple(parts),
+            pairs,
+            options.lead_in_text,
+            PairKinds(options.seed, name, kinds),
+            words.words["series"],
+            concepts,
+            self._plain_answers(concepts) if name == "train" and any(part.early for part in parts) else None,
+        )
+
+    def _plain_answers(self, concepts: Sequence[str]) -> PlainAnswers:
+        """The first token, white space apart, of each answer in plain words after a question mark."""
+        tokenizer = self.wording.tokenizer
+
+        def first_token(word: str) -> int:
+            before = len(tokenizer("Was it?", add_special_tokens=False)["input_ids"])
+            tokens = tokenizer(f"Was it? {word}", add_special_tokens=False)["input_ids"][before:]
+            has_space = len(tokens) > 1 and not tokenizer.decode(tokens[:1]).strip()  # before digits, in some
+            return int(tokens[has_space])
+
+        lines = [str(number) for number in range(1, LINES + 1)]
+        words = (YES_NO, ("first", "second"), lines, (*concepts, NOTHING))
+        return PlainAnswers(*(tuple(map(first_token, group)) for group in words))
+
+    def _line_contexts(self, name: str, contexts: list[Context]) -> list[Context]:
+        """Contexts of numbered lines that are made of others; those that are short enough."""
+        words, options = self.wording, self.options
+        made = line_contexts(contexts, options.seed, name, LINES)
+        question = words.questions["train"][0]
+        usable = usable_contexts(words.tokenizer, made, question, words.phrasing, options.max_context_tokens)
+        if not usable:
+            expected = f"Expected at least {LINES} contexts of one short line, and room for {LINES} lines"
+            problem = f"{name}: no context of numbered lines can be made. {expected} in data.max_context_tokens"
+            raise ConfigurationError(
+                [f"data.contexts: {problem}, or leave out the task localisation and the test set lines."]
+            )
+        return usable
 
     def grid(self, config: PretrainedConfig, share_question_prefix: bool) -> dict[str, Split]:
         """A split for each text before the question and each kind of vector of ``data.grid``.

@@ -23,14 +23,18 @@ class References:
         question_ids: Right-padded tokens, ``(references, question)``.
         question_mask: 1 at tokens, 0 at padding, ``(references, question)``.
         place: The reference of each row of the batch, ``(batch,)``; -1: none.
+        marks: Position of each question mark, ``(references,)``; -1: there is no early loss.
         log_probabilities: The answers, ``(references, vocabulary)``; None before they have been computed.
+        early_log_probabilities: The predictions at the question marks, ``(references, vocabulary)``.
     """
 
     cache_of: Tensor
     question_ids: Tensor
     question_mask: Tensor
     place: Tensor
+    marks: Tensor
     log_probabilities: Tensor | None = None
+    early_log_probabilities: Tensor | None = None
 
 
 @dataclass
@@ -46,6 +50,21 @@ class Texts:
     caches: Tensor
     weights: Tensor
     log_probabilities: Tensor | None = None
+
+
+@dataclass
+class EarlyAnswers:
+    """What the rows of a batch should predict at the question mark, before the answer words are named.
+
+    Attributes:
+        marks: Position of the question mark, ``(batch,)``; of rows without one, of the answer.
+        tokens: Token of the answer in plain words, ``(batch,)``; -1: what the row's reference predicts there.
+        factors: Factor of the loss in the row's loss, ``(batch,)``; 0: none.
+    """
+
+    marks: Tensor
+    tokens: Tensor
+    factors: Tensor
 
 
 @dataclass
@@ -75,6 +94,7 @@ class TrialBatch:
         weights: Factor of each row's loss in the batch's, ``(batch,)``; None: the split asks a single question.
         references: Questions that are answered by the untrained model; None: there are none.
         texts: Plain texts; None: there are none.
+        early: What is predicted at the question marks; None: nothing is trained there.
         total: Trials in the split; rows with this number or a higher one are padding. None: unlimited.
         cache: The KV cache of the contexts; None before the prefill.
     """
@@ -98,6 +118,7 @@ class TrialBatch:
     weights: Tensor | None = None
     references: References | None = None
     texts: Texts | None = None
+    early: EarlyAnswers | None = None
     total: int | None = None
     cache: Cache | None = None
 
@@ -107,7 +128,7 @@ class TrialBatch:
         return self.trials[0].split
 
     def select(self, rows: Sequence[int]) -> TrialBatch:
-        """Some rows, with the same caches and without references and texts."""
+        """Some rows, with the same caches and without references, texts and early answers."""
         index = torch.tensor(rows, dtype=torch.long, device=self.question_ids.device)
         names = ("question_ids", "question_mask", "labels", "inputs", "numbers", "kinds", "answer_ids", "targets")
         return replace(
@@ -118,12 +139,13 @@ class TrialBatch:
             weights=None if self.weights is None else self.weights[index],
             references=None,
             texts=None,
+            early=None,
             **{name: getattr(self, name)[index] for name in names},
         )
 
     def to(self, device: torch.device, **options: Any) -> TrialBatch:
         """Move every tensor to a device, in place; Lightning calls this before the prefill."""
-        for owner in (self, self.intervention, self.references, self.texts):
+        for owner in (self, self.intervention, self.references, self.texts, self.early):
             for name, value in vars(owner).items() if owner is not None else ():
                 if isinstance(value, Tensor):
                     setattr(owner, name, value.to(device, **options))

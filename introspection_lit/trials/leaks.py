@@ -8,7 +8,7 @@ from typing import Any
 
 from introspection_lit.contexts.context import fingerprint
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.tasks.questionnaire import PLAIN_TEXT
+from introspection_lit.tasks.questionnaire import PLAIN_TEXT, STEERING
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import ASK_TRAINED
 
@@ -46,7 +46,12 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     train = splits["train"]
     several: dict[str, Any] = {}
     if train.questionnaire is not None:
-        parts = [[part.task, part.each, part.weight] for part in train.questionnaire.parts]
+        # Early losses and kinds of pairs only where there are any.
+        parts = [
+            [part.task, part.each, part.weight, *([part.early] if part.early else [])] for part in train.questionnaire.parts
+        ]
+        if (kinds := train.questionnaire.kinds.kinds) != (STEERING,):
+            several["kinds"] = list(kinds)
         several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
         several["lead_in"] = train.questionnaire.lead_in
     return several | {

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from introspection_lit.contexts.context import Context, fingerprint
-from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
+from introspection_lit.contexts.conversations import Encoded, Phrasing, encode, line_spans
 from introspection_lit.steering.bands import layer_scale
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.tasks.questionnaire import DETECTION, Questionnaire
+from introspection_lit.tasks.questionnaire import DETECTION, LINES, Questionnaire, Truth
 from introspection_lit.tasks.task import AnswerWords, Query
-from introspection_lit.trials.batch import References, Texts, TrialBatch
-from introspection_lit.trials.plans import Plan, SeveralQuestionsPlan
+from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
+from introspection_lit.trials.plans import MixedPlan, Plan, SeveralQuestionsPlan
 from introspection_lit.trials.test_sets import Source
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.seeds import generator
@@ -75,20 +75,28 @@ class Split:
     _lengths: list[int] = field(default_factory=list)
 
     def single_question(self) -> Split:
-        """The same contexts and interventions, each cache asked the first of ``questions`` once."""
+        """The same contexts and directions in pairs of a clean and a steered cache, asked the first of ``questions``."""
         if self.questionnaire is None:
             return self
         assert isinstance(self.plan, SeveralQuestionsPlan)
-        return replace(self, plan=self.plan.pairs, questionnaire=None, texts=0.0, _encoded={}, _lengths=[])
+        pairs = self.plan.pairs.pairs if isinstance(self.plan.pairs, MixedPlan) else self.plan.pairs
+        return replace(self, plan=pairs, questionnaire=None, texts=0.0, _encoded={}, _lengths=[])
 
     def query(self, trial: Trial) -> Query:
         """The question of a trial with its answer words, its right answer and its weight in the loss."""
         if self.questionnaire is not None:
-            pair = self._cache_number(trial) // 2
-            return self.questionnaire.query(pair, trial.question, self._label(trial))
+            pair, second = divmod(self._cache_number(trial), 2)
+            return self.questionnaire.query(pair, trial.question, self._truth(trial, pair, bool(second)))
         words = AnswerWords(self.phrasing.answers, self.answer_ids, self.phrasing.joint)
         role = self.roles[trial.question] if self.roles else DETECTION
         return Query(role, self.question_text(trial), words, int(not self._label(trial)))
+
+    def _truth(self, trial: Trial, pair: int, second: bool) -> Truth:
+        assert isinstance(self.plan, SeveralQuestionsPlan)
+        both = [self.plan.pairs.trial(2 * pair + cache) for cache in (0, 1)]
+        places = [one.parts.index(max(one.parts)) if one.parts else 0 for one in both]
+        concepts = [one.vector for one in both]
+        return Truth(self._label(trial), (places[0], places[1]), (concepts[0], concepts[1]), second)
 
     def encoded_trial(self, trial: Trial) -> Encoded:
         """Tokens of a trial's conversation."""
@@ -96,7 +104,7 @@ class Split:
             return self.encoded(trial.context, trial.question)
         query = self.query(trial)
         phrasing = replace(self.phrasing, joint=query.answers.joint)
-        return encode(self.tokenizer, self.contexts[trial.context], query.text, phrasing)
+        return encode(self.tokenizer, self.contexts[trial.context], query.text, phrasing, query.asked)
 
     def question(self, context: int, question: int) -> str | None:
         """The configured question for a context and question index; None if the context's own question is asked."""
@@ -144,10 +152,12 @@ class Split:
             "kind": context.kind,
             "question_text": self.question_text(trial),
             "role": self.roles[trial.question] if self.roles else self.query(trial).task,
-            "vectors": self.source.vectors,
-            "vector_name": bank.names[self.source.vectors][trial.vector] if trial.steered else None,
+            "vectors": trial.vectors or self.source.vectors,
+            "vector_name": bank.names[trial.vectors or self.source.vectors][trial.vector] if trial.vector >= 0 else None,
         }
-        return trial.as_row() | names
+        query = self.query(trial)
+        choice = {"answers": list(query.meanings), "right": query.target} if query.meanings else {}
+        return trial.as_row() | names | choice
 
     def collate(self, trials: list[Trial], bank: VectorBank) -> TrialBatch:
         """Make the tensors of a batch; trials with the same context and intervention share a cache.
@@ -188,15 +198,16 @@ class Split:
             question_ids=question_ids,
             question_mask=question_mask,
             intervention=Intervention(direction, scale, self._positions(cache_trials, context_mask)),
-            labels=torch.tensor([self._label(trial) for trial in trials]),
+            labels=torch.tensor([self._positive(trial, query) for trial, query in zip(trials, queries, strict=True)]),
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
             numbers=torch.tensor([trial.number for trial in trials]),
             kinds=torch.tensor([int(fingerprint(self.contexts[trial.context].kind)[:15], 16) for trial in trials]),
-            answer_ids=torch.tensor([query.answers.ids for query in queries]),
+            answer_ids=pad([query.answers.ids for query in queries], -1, "right")[0],
             targets=torch.tensor([-1 if query.target is None else query.target for query in queries]),
             tasks=[query.task for query in queries],
             weights=self._weights(queries),
-            references=self._references(trials, queries, questions, place) if learns else None,
+            references=self._references(trials, queries, encoded, place) if learns else None,
+            early=self._early(queries, encoded),
             texts=self._texts(cache_trials),
             total=self.total,
         )
@@ -205,27 +216,36 @@ class Split:
         """Factors of the rows' losses in the loss of their batch, ``(batch,)``: each task's mean times its weight."""
         if self.questionnaire is None:
             return None
-        return torch.tensor([query.weight for query in queries]) * len(self.questionnaire.places) / len(queries)
+        return torch.tensor([query.weight for query in queries]) * self.questionnaire.each / len(queries)
 
     @property
     def _pad_token(self) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def _references(
-        self, trials: list[Trial], queries: list[Query], questions: list[list[int]], place: dict[tuple[Any, ...], int]
+        self, trials: list[Trial], queries: list[Query], encoded: list[Encoded], place: dict[tuple[Any, ...], int]
     ) -> References | None:
         """The distinct questions that the untrained model answers from clean caches; None if there are none."""
         keys = [
-            (place[self._cache_key(_clean(trial))], tuple(tokens)) if query.target is None else None
-            for trial, query, tokens in zip(trials, queries, questions, strict=True)
+            (place[self._cache_key(_clean(trial))], tuple(row.question_ids), row.mark) if query.target is None else None
+            for trial, query, row in zip(trials, queries, encoded, strict=True)
         ]
         distinct = list(dict.fromkeys(key for key in keys if key is not None))
         if not distinct:
             return None
         number = {key: index for index, key in enumerate(distinct)}
-        ids, mask = pad([tokens for _, tokens in distinct], self._pad_token, "right")
+        ids, mask = pad([tokens for _, tokens, _ in distinct], self._pad_token, "right")
         rows = torch.tensor([-1 if key is None else number[key] for key in keys])
-        return References(torch.tensor([cache for cache, _ in distinct]), ids, mask, rows)
+        caches, marks = ([key[number] for key in distinct] for number in (0, 2))
+        return References(torch.tensor(caches), ids, mask, rows, torch.tensor(marks))
+
+    def _early(self, queries: list[Query], encoded: list[Encoded]) -> EarlyAnswers | None:
+        """What the rows of a training batch should predict at the question mark; None: nothing."""
+        if not any(query.early for query in queries):
+            return None
+        marks = [row.mark if row.mark >= 0 else len(row.question_ids) - 1 for row in encoded]
+        tokens, factors = [query.plain for query in queries], [query.early for query in queries]
+        return EarlyAnswers(torch.tensor(marks), torch.tensor(tokens), torch.tensor(factors))
 
     def _texts(self, cache_trials: list[Trial]) -> Texts | None:
         """The clean contexts of a batch that serve as plain texts, at least one; None: the split has no such task."""
@@ -242,25 +262,38 @@ class Split:
 
     def _direction_and_scale(self, trials: list[Trial], bank: VectorBank) -> tuple[Tensor, Tensor]:
         """Unit directions, ``(caches, layers or 1, hidden)``, and lengths, ``(caches, layers)``; zero for clean trials."""
-        rows, norms = bank.directions[self.source.vectors], bank.residual_norms
-        rows = rows if rows.dim() == 3 else rows[:, None]
-        zero = torch.zeros_like(rows[0]), torch.zeros_like(norms)
-        pairs = [
-            (self.source.sign * rows[trial.vector], layer_scale(trial.strength, trial.band, norms, self.strength_unit))
-            if trial.steered and self.control != "no_steering"
-            else zero
-            for trial in trials
-        ]
-        return torch.stack([direction for direction, _ in pairs]), torch.stack([scale for _, scale in pairs])
+        norms = bank.residual_norms
+        sets = {name: bank.directions[name] for name in {trial.vectors or self.source.vectors for trial in trials}}
+        layers = max(len(rows[0]) if rows.dim() == 3 else 1 for rows in sets.values())
+        directions = torch.zeros(len(trials), layers, next(iter(sets.values())).shape[-1])
+        scales = torch.zeros(len(trials), len(norms))
+        for row, trial in enumerate(trials):
+            if trial.strength and self.control != "no_steering":
+                directions[row] = self.source.sign * sets[trial.vectors or self.source.vectors][trial.vector]
+                scales[row] = layer_scale(trial.strength, trial.band, norms, self.strength_unit)
+        return directions, scales
 
     def _cache_key(self, trial: Trial) -> tuple[Any, ...]:
         """Equal for trials with equal caches."""
         random_positions = trial.number if trial.steered and self.source.positions < 1 else None
-        return trial.context, trial.vector, trial.band, trial.strength, random_positions
+        return trial.context, trial.vectors, trial.vector, trial.band, trial.strength, trial.parts, random_positions
 
     def _positions(self, trials: list[Trial], mask: Tensor) -> Tensor:
-        """True at steered tokens, ``(caches, context)``: all of a context, or a random share of them, at least one."""
+        """Shares of the strength at each token, ``(caches, context)``: True or False, or numbers where parts differ.
+
+        All of a context, some of its parts, or a random share of its tokens, at least one.
+        """
         tokens_mask = mask.bool()
+        if any(trial.parts for trial in trials):
+            shares = tokens_mask.float()
+            for row, trial in enumerate(trials):
+                start = mask.shape[1] - int(mask[row].sum())  # padding is on the left
+                for (first, end), share in zip(self._part_spans(trial), trial.parts, strict=True):
+                    shares[row, start + first : start + end] = share
+                if len(trial.parts) == LINES:  # what the template writes around the lines
+                    spans = self._part_spans(trial)
+                    shares[row, : start + spans[0][0]] = shares[row, start + spans[-1][1] :] = 0
+            return shares
         if self.source.positions >= 1:
             return tokens_mask
         positions = torch.zeros_like(tokens_mask)
@@ -270,6 +303,17 @@ class Split:
             positions[row, tokens[order[: max(1, round(self.source.positions * len(tokens)))]]] = True
         return positions
 
+    def _part_spans(self, trial: Trial) -> list[tuple[int, int]]:
+        """The tokens of the parts of a trial's context: its lines, or its halves; (first, one after the last) of each."""
+        if len(trial.parts) == LINES:
+            return line_spans(self.tokenizer, self.contexts[trial.context], self.questions[0], self.phrasing)
+        length, parts = len(self.encoded(trial.context).context_ids), len(trial.parts)
+        return [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
+
+    def _positive(self, trial: Trial, query: Query) -> bool:
+        """Whether metrics count a trial as positive: it is steered; of parts, the right answer is the first."""
+        return query.target == 0 if trial.parts else self._label(trial)
+
     def _label(self, trial: Trial) -> bool:
         if self.control != "random_labels":
             return trial.steered
@@ -277,7 +321,7 @@ class Split:
 
     def _cache_number(self, trial: Trial) -> int:
         """Number of a trial's cache in the split; with a single question, the trial's own."""
-        return trial.number // (len(self.questionnaire.places) if self.questionnaire is not None else 1)
+        return trial.number // (self.questionnaire.each if self.questionnaire is not None else 1)
 
     def _input_number(self, trial: Trial) -> int:
         context = self.contexts[trial.context]
@@ -287,4 +331,4 @@ class Split:
 
 def _clean(trial: Trial) -> Trial:
     """The trial without its intervention."""
-    return trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0)
+    return trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="")

@@ -59,12 +59,19 @@ SOURCES = {
     "facts": Source("heldout", "heldout", "facts"),
     "facts_bare": Source("heldout", "heldout", "facts_bare"),
     "reading": Source("heldout", "heldout", "reading"),
+    # Tasks that saying one word does not solve, over caches of their own: which half or which of four lines was steered,
+    # which half more strongly, and which concept was added.
+    "halves": Source("heldout", "heldout", "halves"),
+    "lines": Source("heldout", "heldout", "lines"),
+    "comparison": Source("heldout", "heldout", "comparison"),
+    "identification": Source("concept", "concept", "identification"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
-# Test sets that ask each cache several questions.
-QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading")
+# Test sets over caches of their own, and all that ask each cache several questions.
+CHOICES = ("halves", "lines", "comparison", "identification")
+QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading", *CHOICES)
 # Those that ask trained questions; of codes and newcodes, the answer words are what is tested.
-ASK_TRAINED = ("train", "codes", "newcodes")
+ASK_TRAINED = ("train", "codes", "newcodes", *CHOICES)
 # Test sets with other questions or answer words: the threshold of the checkpoint does not apply to them.
 OTHER_QUESTIONS = ("swapped", "factual", *QUESTIONNAIRES)
 DEFAULT_TEST_SETS = ("seen", "heldout", "concept", "newkinds")

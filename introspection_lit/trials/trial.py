@@ -19,6 +19,8 @@ class Trial(NamedTuple):
         vector: Index of the direction; -1 if not steered.
         band: First and last steered layer, inclusive; (-1, -1) if not steered.
         strength: The strength (also called dose), in ``data.strength_unit``; 0 if not steered.
+        parts: Share of the strength in each of the parts that the context is divided into; empty: all of it everywhere.
+        vectors: Split of the vector bank that the direction comes from; empty: that of the trial's split.
     """
 
     split: str
@@ -29,7 +31,10 @@ class Trial(NamedTuple):
     vector: int = -1
     band: tuple[int, int] = (-1, -1)
     strength: float = 0.0
+    parts: tuple[float, ...] = ()
+    vectors: str = ""
 
     def as_row(self) -> dict[str, object]:
-        """The trial as plain values, for JSON."""
-        return {**self._asdict(), "band": list(self.band)}
+        """The trial as plain values, for JSON; ``parts`` and ``vectors`` only where they are not empty."""
+        row = {**self._asdict(), "band": list(self.band), "parts": list(self.parts)}
+        return {name: value for name, value in row.items() if value or name not in ("parts", "vectors")}

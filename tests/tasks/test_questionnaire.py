@@ -8,13 +8,14 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.conversations import Phrasing
-from introspection_lit.tasks.answer_tokens import usable_pairs
+from introspection_lit.tasks.answer_tokens import usable_words
 from introspection_lit.tasks.questionnaire import (
     DETECTION,
     FACTUAL,
     PLAIN_TEXT,
     READING,
     Questionnaire,
+    Truth,
     part_of_test_set,
     task_problems,
     training_parts,
@@ -47,7 +48,7 @@ def test_whoever_says_one_word_is_right_half_of_the_time_over_every_cache() -> N
     """Detection is asked in both orders of the same words; over a cache, each word is right once."""
     asked = questionnaire()
     for pair in range(50):
-        queries = [asked.query(pair, place, steered) for steered in (False, True) for place in (0, 1)]
+        queries = [asked.query(pair, place, Truth(steered)) for steered in (False, True) for place in (0, 1)]
         assert {query.task for query in queries} == {DETECTION}
         right = [query.answers.words[query.target or 0] for query in queries]
         assert set(right[:2]) == set(right[2:]) == set(queries[0].answers.words)
@@ -65,7 +66,7 @@ def test_both_caches_of_a_pair_are_asked_the_same() -> None:
     asked = questionnaire()
     for pair in range(20):
         for place in range(len(asked.places)):
-            clean, steered = (asked.query(pair, place, label) for label in (False, True))
+            clean, steered = (asked.query(pair, place, Truth(label)) for label in (False, True))
             assert clean._replace(target=None) == steered._replace(target=None)
             expected = (1, 0) if clean.task == DETECTION else (None, None)
             assert (clean.target, steered.target) == expected
@@ -73,17 +74,17 @@ def test_both_caches_of_a_pair_are_asked_the_same() -> None:
 
 def test_questions_are_a_function_of_seed_split_and_pair() -> None:
     """Whatever was asked before; and other splits and seeds draw others."""
-    first = [questionnaire().query(pair, place, True) for pair in range(30) for place in range(4)]
-    again = [questionnaire().query(pair, place, True) for pair in reversed(range(30)) for place in range(4)]
+    first = [questionnaire().query(pair, place, Truth(steered=True)) for pair in range(30) for place in range(4)]
+    again = [questionnaire().query(pair, place, Truth(steered=True)) for pair in reversed(range(30)) for place in range(4)]
     assert sorted(first) == sorted(again)
     for other in (questionnaire("validation"), questionnaire(seed=1)):
-        assert [other.query(pair, place, True) for pair in range(30) for place in range(4)] != first
+        assert [other.query(pair, place, Truth(steered=True)) for pair in range(30) for place in range(4)] != first
 
 
 def test_all_words_and_questions_are_used() -> None:
     """In a few hundred pairs, each question equally often; every question of detection begins with the lead-in."""
     asked = questionnaire()
-    queries = [asked.query(pair, place, False) for pair in range(200) for place in range(4)]
+    queries = [asked.query(pair, place, Truth(steered=False)) for pair in range(200) for place in range(4)]
     assert {query.answers.words for query in queries if query.task == DETECTION} == {
         words for pair in TRAINED_PAIRS for words in (pair, pair[::-1])
     }
@@ -102,7 +103,9 @@ def test_no_question_is_longer_than_the_longest(words: tuple[AnswerWords, ...]) 
     """The memory of a step is tried on these; also where yes and no are the only words, and explained when exchanged."""
     asked = Questionnaire(0, "train", training_parts(TASKS), words, LEAD_IN)
     longest = max(map(len, asked.longest_texts()))
-    assert longest >= max(len(asked.query(pair, place, False).text) for pair in range(300) for place in range(4))
+    assert longest >= max(
+        len(asked.query(pair, place, Truth(steered=False)).text) for pair in range(300) for place in range(4)
+    )
 
 
 def test_weights_make_the_mean_of_each_task_count_once() -> None:
@@ -110,7 +113,7 @@ def test_weights_make_the_mean_of_each_task_count_once() -> None:
     asked = questionnaire()
     totals: Counter[str] = Counter()
     for place in range(len(asked.places)):
-        query = asked.query(3, place, True)
+        query = asked.query(3, place, Truth(steered=True))
         totals[query.task] += query.weight  # type: ignore[assignment]
     assert totals == {DETECTION: 1.0, FACTUAL: 2.0, READING: 1.0}
 
@@ -127,9 +130,9 @@ def test_what_is_tested_was_not_trained() -> None:
         assert not set(Questionnaire(0, name, (part_of_test_set(name),), WORDS, LEAD_IN).texts()) & set(texts)
 
 
-def test_pairs_of_several_tokens_are_left_out(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_words_of_several_tokens_are_left_out(tokenizer: PreTrainedTokenizerFast) -> None:
     """And the tokens of the others are those that follow the answer prefix."""
-    pairs = usable_pairs(tokenizer, "Was it? Answer yes or no.", Phrasing(), [("yes", "no"), ("incomprehensible", "no")])
+    pairs = usable_words(tokenizer, "Was it? Answer yes or no.", Phrasing(), [("yes", "no"), ("incomprehensible", "no")])
     assert [words.words for words in pairs] == [("yes", "no")]
     assert tokenizer.convert_ids_to_tokens(list(pairs[0].ids)) == ["Ġyes", "Ġno"]
     assert pairs[0].exchanged().ids == pairs[0].ids[::-1]

@@ -115,9 +115,9 @@ def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
 def with_tasks(data: IntrospectionDataModule, split: Split) -> Split:
     """The training split with four questions for each cache."""
     assert isinstance(split.plan, TrialPlan)
-    parts, words = training_parts(QUESTIONS), data.run.wording.pairs["trained"]
+    parts, words = training_parts(QUESTIONS), data.run.wording.words["trained"]
     questionnaire = Questionnaire(data.options.seed, split.name, parts, words, LEAD_IN)
-    plan = SeveralQuestionsPlan(split.plan, len(questionnaire.places))
+    plan = SeveralQuestionsPlan(split.plan, questionnaire.each)
     return replace(split, plan=plan, questionnaire=questionnaire, _encoded={}, _lengths=[])
 
 

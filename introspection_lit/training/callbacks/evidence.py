@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit.evaluation import analysis, controls
+from introspection_lit.evaluation.choice_results import choice_rows
 from introspection_lit.evaluation.learning_curves import learning_curves
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer
 from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
@@ -21,7 +22,7 @@ from introspection_lit.evaluation.task_results import task_rows
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.steering.prefill import pad
 from introspection_lit.tasks.questions import info_text, load_facts
-from introspection_lit.tasks.scoring import log_odds
+from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
 from introspection_lit.training.module import adapter_off
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE
@@ -30,7 +31,7 @@ from introspection_lit.trials import leaks
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.loaders import SplitBatches
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import TEST_SETS
+from introspection_lit.trials.test_sets import CHOICES, TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import write_file
 
@@ -76,6 +77,7 @@ class Evidence(Callback):
         self.texts, self.facts, self.report = texts, facts, report
         self.observers: Observers | None = None
         self.scores: dict[tuple[str, int], dict[str, float]] = {}
+        self.given: dict[tuple[str, int], dict[str, int]] = {}
         self.lens: dict[int, tuple[np.ndarray, bool]] = {}
         self.informed: dict[str, set[int]] = {}
         self.lens_numbers: set[int] = set()
@@ -99,7 +101,7 @@ class Evidence(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset, and fit the outside observers on training trials."""
-        self.scores, self.lens, self.observers, self.found = {}, {}, None, None
+        self.scores, self.given, self.lens, self.observers, self.found = {}, {}, {}, None, None
         if not self.enabled:
             return
         run = run_of(trainer)
@@ -129,7 +131,7 @@ class Evidence(Callback):
         if not self.enabled:
             return
         module, run = module_of(pl_module), run_of(trainer)
-        self._note(batch, ADAPTER, outputs["log_odds"])
+        self._note(batch, ADAPTER, outputs["log_odds"], outputs["given"])
         with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
             if batch.split == LENS_SET:
                 self._read_layers(trainer, module, batch)
@@ -142,16 +144,19 @@ class Evidence(Callback):
                 if run.options.prefill_adapter:  # these caches were written with the adapter on: compute them again
                     batch = run.with_cache(replace(batch, cache=None))
                 if self.untrained:
-                    self._note(batch, UNTRAINED, score(trainer, module, batch))
+                    untrained = answers_of(trainer, module, batch)
+                    self._note(batch, UNTRAINED, untrained.log_odds, untrained.given)
                 some, wanted = rows_to_run(trainer, batch, self.informed[batch.split])
                 if some is not None:
-                    informed = score(trainer, module, with_info(run, some))
+                    informed = answers_of(trainer, module, with_info(run, some)).log_odds
                     self._note(some if wanted else replace(some, trials=[]), WITH_INFO, informed)
 
-    def _note(self, batch: TrialBatch, observer: str, scores: Any) -> None:
+    def _note(self, batch: TrialBatch, observer: str, scores: Any, given: torch.Tensor | None = None) -> None:
         for row, trial in enumerate(batch.trials):
             if batch.total is None or trial.number < batch.total:
                 self.scores.setdefault((batch.split, trial.number), {})[observer] = float(scores[row])
+                if given is not None and batch.split in CHOICES:
+                    self.given.setdefault((batch.split, trial.number), {})[observer] = int(given[row])
 
     def _read_layers(self, trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> None:
         some, wanted = rows_to_run(trainer, batch, self.lens_numbers)
@@ -174,20 +179,22 @@ class Evidence(Callback):
         effects = None
         if self.texts and self.facts:
             effects = through_wrapper(trainer, lambda: measured_side_effects(module, run, self.texts, self.facts))
-        for scores, lens in gather_objects((self.scores, self.lens)):
+        for scores, given, lens in gather_objects((self.scores, self.given, self.lens)):
             self.scores |= scores
+            self.given |= given
             self.lens |= lens
         folder, run_folder = training_folder(trainer, module), Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         rank_zero_info("evidence: intervals by bootstrap")
-        rows, trained = trial_rows(run, self.scores), trained_kinds(run)
+        rows, trained = trial_rows(run, self.scores, self.given), trained_kinds(run)
         write_file(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         trials = TrialTable.from_rows(rows, trained)
         found = analysis.analyse(trials, module.threshold, run.options.strengths[0])
         self.found = found | {
             "controls": controls.control_rows(module.summaries, trials),
             "tasks": task_rows(trials),
+            "choices": choice_rows(rows, trained),
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": distinct_clean(trials)},
@@ -220,9 +227,9 @@ def rows_to_run(trainer: Trainer, batch: TrialBatch, numbers: set[int]) -> tuple
     return own or rows_of(batch, {batch.trials[0].number}), own is not None
 
 
-def score(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> torch.Tensor:
-    """Log-odds of a batch outside a step, with the model as it is now, ``(batch,)``."""
-    return log_odds(through_wrapper(trainer, lambda: module.answer_logits(batch)), batch.answer_ids)
+def answers_of(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> Answers:
+    """The answers to a batch outside a step, with the model as it is now."""
+    return read(through_wrapper(trainer, lambda: module.answer_logits(batch)), batch.answer_ids, batch.targets)
 
 
 def features_of(run: RunContext, batch: TrialBatch) -> Features:
@@ -272,10 +279,18 @@ def measured_side_effects(module: IntrospectionModule, run: RunContext, texts: i
         return side_effects(*arguments, n_facts=facts)
 
 
-def trial_rows(run: RunContext, scores: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
-    """Rows of ``trials.jsonl``: each trial of the test sets, in order, with the score of every observer."""
-    trials = ((run.splits[name].plan.trial(number), by_observer) for (name, number), by_observer in sorted(scores.items()))
-    return [run.describe(trial) | {"scores": by_observer} for trial, by_observer in trials]
+def trial_rows(
+    run: RunContext, scores: dict[tuple[str, int], dict[str, float]], given: dict[tuple[str, int], dict[str, int]]
+) -> list[dict[str, Any]]:
+    """Rows of ``trials.jsonl``: each trial of the test sets, in order, with the score of every observer.
+
+    Where the question is which part or which concept, also the index of the answer that each observer has ``given``.
+    """
+    rows = []
+    for (name, number), by_observer in sorted(scores.items()):
+        row = run.describe(run.splits[name].plan.trial(number)) | {"scores": by_observer}
+        rows.append(row | ({"given": given[name, number]} if (name, number) in given else {}))
+    return rows
 
 
 def trained_kinds(run: RunContext) -> set[str]:

@@ -1,0 +1,60 @@
+"""The numbers that say whether an adapter answers what it is asked, out of ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from introspection_lit.report.formatting import lookup
+
+# Numbers and their titles; those of facts and questions about the text are right where they are the untrained model's.
+NUMBERS = {
+    "heldout": "held-out random vectors: AUROC",
+    "concept": "concept vectors: AUROC",
+    "newkinds_fpr": "unseen kinds of text: FPR",
+    "newquestions": "new wordings: AUROC",
+    "swapped": "yes and no exchanged: AUROC",
+    "codes": "trained words, both orders: AUROC",
+    "codes_both": "the same: right in both orders",
+    "newcodes": "new words, both orders: AUROC",
+    "newcodes_both": "the same: right in both orders",
+    "facts": "facts: AUROC of steered against clean",
+    "facts_changed": "the same: answers changed",
+    "facts_bare": "facts without lead-in: AUROC",
+    "reading": "about the text: AUROC",
+    "reading_changed": "the same: answers changed",
+    "halves": "which half: accuracy (chance .5)",
+    "lines": "which of four lines (.25)",
+    "comparison": "which half more (.5)",
+    "identification": "which of ten concepts (.1)",
+    "perplexity": "perplexity, adapter on / off",
+    "accuracy": "facts, nothing steered: balanced accuracy",
+}
+
+
+def task_numbers(results: Mapping[str, Any], observer: str) -> dict[str, float | None]:
+    """Every number of :data:`NUMBERS` of an observer; None where its test did not ask.
+
+    Args:
+        results: Content of ``results.json``.
+        observer: ``adapter`` or ``untrained``.
+    """
+    tasks = {row["set"]: row for row in lookup(results, "evidence", "tasks") or [] if row["observer"] == observer}
+    choices = {row["set"]: row for row in lookup(results, "evidence", "choices") or [] if row["observer"] == observer}
+    references = {row["set"]: row for row in lookup(results, "evidence", "references") or [] if row["observer"] == observer}
+    sets = (results.get("sets") or {}) if observer == "adapter" else references
+    numbers: dict[str, float | None] = {
+        name: lookup(sets, name, "auroc") for name in ("heldout", "concept", "newquestions", "swapped")
+    }
+    numbers["newkinds_fpr"] = lookup(sets, "newkinds", "fpr") if observer == "adapter" else None
+    for name in ("codes", "newcodes"):
+        numbers |= {name: lookup(tasks, name, "auroc"), f"{name}_both": lookup(tasks, name, "both_right")}
+    for name in ("facts", "facts_bare", "reading"):
+        numbers |= {name: lookup(tasks, name, "auroc"), f"{name}_changed": lookup(tasks, name, "changed")}
+    for name in ("halves", "lines", "comparison", "identification"):
+        numbers[name] = lookup(choices, name, "strong")
+    effects, state = lookup(results, "evidence", "side_effects") or {}, "on" if observer == "adapter" else "off"
+    now, before = (lookup(effects, "perplexity", which, "perplexity") for which in (state, "off"))
+    numbers["perplexity"] = now / before if now and before else None
+    numbers["accuracy"] = lookup(effects, "factual", state, "accuracy")
+    return {name: numbers[name] for name in NUMBERS}
