@@ -31,6 +31,7 @@ TASK_OF = {IN_HALVES: LOCALISATION, IN_LINES: LOCALISATION, UNEQUAL: COMPARISON,
 PAIRS_IN_ROUND = 16
 # Answers of a question about concepts, "nothing" among them; and numbered lines of a context.
 OPTIONS, LINES = 10, 4
+ANSWERS = {IN_HALVES: 2, UNEQUAL: 2, IN_LINES: LINES, CONCEPTS: OPTIONS}
 HALF_NAMES = ("first half", "second half")
 MAX_QUESTIONS = 64
 # Questions that test sets ask each cache: of detection, the two orders of the same words.

@@ -77,6 +77,7 @@ def _set_statistics(results: Mapping[int, Results]) -> Row:
                 {seed: run["sets"][name].get(metric) for seed, run in results.items()}, highest_is_worst=metric == "fpr"
             )
             for metric in METRICS
+            if any(metric in run["sets"][name] for run in results.values())
         }
         for name in sets
     }
@@ -144,7 +145,7 @@ def seed_tables(summary: Results) -> list[Table]:
     for name in TITLES.values():
         main.add_column(name, justify="right", no_wrap=True)
     for name, metrics in summary["sets"].items():
-        main.add_row(name, *("\n".join(_format_statistics(metrics[key])) for key in TITLES))
+        main.add_row(name, *("\n".join(_format_statistics(metrics[key])) if key in metrics else "" for key in TITLES))
     rows = {f"detection strength, {name}": row for name, row in summary["detection_strength"].items()}
     if summary["worst_unseen_kind"]:
         rows["FPR of the worst unseen kind"] = summary["worst_unseen_kind"]["fpr"]

@@ -24,7 +24,7 @@ from introspection_lit.training.distributed import leave_base_alone, one_loads_f
 from introspection_lit.training.fsdp import adapter_shapes
 from introspection_lit.training.losses import batch_loss, detection_rows
 from introspection_lit.trials.batch import TrialBatch
-from introspection_lit.trials.test_sets import SOURCES, TEST_SETS
+from introspection_lit.trials.test_sets import CHOICES, SOURCES, TEST_SETS
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.seeds import generator
@@ -247,19 +247,26 @@ class IntrospectionModule(LightningModule):
         self.log("validation/selection", summary["auroc"] + smallest * torch.exp(-loss).item())
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics of every test set at the stored threshold."""
+        """Log the metrics of every test set at the stored threshold; where one of several answers is right, at 0."""
         for split in TEST_SETS:
             if self.metrics_of(split).update_called:
-                self._log_summary(split, self.threshold)
+                self._log_summary(split, 0.0 if split in CHOICES else self.threshold)
 
     def _log_summary(self, split: str, threshold: float | None) -> dict[str, Any]:
         metrics = self.metrics_of(split)
         metrics.threshold = threshold
         try:
-            summary = self.summaries[split] = metrics.compute()
+            summary = metrics.compute()
         except NotFinite as error:
             raise self.explain(split, [int(metrics.trial_numbers[row]) for row in error.rows], error) from error
+        if split in CHOICES:  # nothing is detected: there are no false alarms
+            summary = {name: summary[name] for name in ("accuracy", "mass")} | {
+                "n": summary["n_steered"] + summary["n_clean"]
+            }
+        self.summaries[split] = summary
         for name in ("auroc", "accuracy", "tpr", "fpr", "mass", "threshold"):
+            if name not in summary:
+                continue
             on_bar = (split, name) == ("validation", "auroc")
             self.log(f"{split}/{name}", summary[name], prog_bar=on_bar, rank_zero_only=True)
         metrics.reset()

@@ -311,8 +311,10 @@ class Split:
         return [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
 
     def _positive(self, trial: Trial, query: Query) -> bool:
-        """Whether metrics count a trial as positive: it is steered; of parts, the right answer is the first."""
-        return query.target == 0 if trial.parts else self._label(trial)
+        """Whether a score above 0 is right: the trial is steered; of two answers, the first is right; of more, always."""
+        if not query.meanings:
+            return self._label(trial)
+        return query.target == 0 or len(query.meanings) > 2
 
     def _label(self, trial: Trial) -> bool:
         if self.control != "random_labels":

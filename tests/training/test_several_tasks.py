@@ -7,32 +7,44 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from project_paths import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import contexts_file
 
 from introspection_lit.cli import main
+from introspection_lit.steering.extraction import CONCEPTS
+from introspection_lit.trials.test_sets import CHOICES
 
-TASKS = "{detection: {questions: 2}, factual: {}, reading: {}, plain_text: {questions: 0.5, weight: 0.3}}"
-SIZES = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "16"]
+OWN = "localisation: {pairs: 4, early: 0.5}, comparison: {pairs: 2}, identification: {pairs: 2}"
+TASKS = f"{{detection: {{questions: 2, early: 0.5}}, factual: {{}}, reading: {{early: 0.5}}, {OWN}, "
+TASKS += "plain_text: {questions: 0.5, weight: 0.3}}"
+# A step has all kinds of pairs; and enough concepts and short lines to choose from.
+SIZES = ["--data.batch_size", "64", "--data.eval_batch_size", "64", "--data.validation_trials", "128"]
+SIZES += ["--data.concepts", f"[{', '.join(CONCEPTS[:12])}]"]
 MODEL = ["--model.base.name_or_path", "random:tiny"]
-SETS = ["--data.test_trials", "{heldout: 8, swapped: 8, codes: 16, newcodes: 16, facts: 16, facts_bare: 16, reading: 16}"]
-EVIDENCE = ["--evidence.enabled", "true", "--evidence.sets", "[codes, facts, reading]", "--evidence.report", "false"]
+ASKED = ("codes", "newcodes", "facts", "facts_bare", "reading")
+SETS = ["--data.test_trials", f"{{heldout: 8, swapped: 8, {', '.join(f'{name}: 16' for name in (*ASKED, *CHOICES))}}}"]
+SCORED = ("codes", "facts", "reading", "halves", "identification")
+EVIDENCE = ["--evidence.enabled", "true", "--evidence.sets", f"[{', '.join(SCORED)}]", "--evidence.report", "true"]
 EVIDENCE += [f"--evidence.{name}=0" for name in ("probe_trials", "lens_trials", "texts", "facts")]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, some_contexts: list[str]) -> SimpleNamespace:
+def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A run of two epochs of two steps with its test; and how to make another."""
     root = tmp_path_factory.mktemp("tasks")
+    contexts = contexts_file(root / "short.jsonl", chat=40, advice=40, arithmetic=40, chinese=40, csv=4)
+    some_contexts = ["--data.contexts", contexts, "--data.validation_kinds", "[csv]"]
 
     def command(name: str, *more: str, subcommand: str = "fit") -> Path:
         words = [*MODEL, *some_contexts, *SIZES, *SETS, *EVIDENCE, "--trainer.deterministic", "true"]
         saved = ["--trainer.logger.init_args.save_dir", str(root), "--trainer.logger.init_args.name", name]
         return Path(main([subcommand, "--config", CONFIG, *words, *saved, *more]).trainer.log_dir)
 
-    trained = ["--data.tasks", TASKS, "--data.trials_per_epoch", "32", "--checkpoint.save_top_k", "-1"]
+    trained = ["--data.tasks", TASKS, "--data.trials_per_epoch", "128", "--checkpoint.save_top_k", "-1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["pytest"])
         folder = command("whole", *trained, "--test_after_fit", "true")
@@ -49,12 +61,10 @@ def curves(folder: Path) -> dict[str, list[float]]:
 def test_each_tasks_loss_is_logged_and_they_add_up(run: SimpleNamespace) -> None:
     """In training and validation; before the first step the predictions of plain text have not changed."""
     logged = curves(run.folder)
-    parts = ("detection", "factual", "reading", "plain_text")
-    for split, steps in (("train", 4), ("validation", 2)):
-        assert all(len(logged[f"{split}/loss_{part}"]) == steps for part in parts)
-    for step in range(4):
-        total = sum(logged[f"train/loss_{part}"][step] for part in parts)
-        assert logged["train/loss"][step] == pytest.approx(total, rel=1e-5)
+    parts = ("detection", "factual", "reading", "localisation", "comparison", "identification", "plain_text")
+    for split, steps, names in (("train", 4, (*parts, "early")), ("validation", 2, parts)):
+        assert all(len(logged[f"{split}/loss_{part}"]) == steps for part in names)
+    assert "validation/loss_early" not in logged
     assert logged["train/loss_plain_text"][0] == pytest.approx(0, abs=1e-6)
     assert logged["train/loss_detection"][0] > 1  # a random model gives the answers hardly any probability
     selected = [torch.exp(-torch.tensor(loss)).item() for loss in logged["validation/loss"]]
@@ -65,7 +75,7 @@ def test_results_say_for_each_observer_whether_it_answers(run: SimpleNamespace) 
     """Adapter and untrained model where they scored a set; the other sets have the adapter's row alone."""
     rows = {(row["set"], row["observer"]): row for row in run.results["evidence"]["tasks"]}
     others = [(name, "untrained") for name in ("codes", "facts", "reading")]
-    adapter = [(name, "adapter") for name in ("codes", "newcodes", "facts", "facts_bare", "reading")]
+    adapter = [(name, "adapter") for name in ASKED]
     assert set(rows) == {*others, *adapter}
     for (name, observer), row in rows.items():
         assert row["n"] == 16
@@ -81,8 +91,29 @@ def test_exported_adapter_brings_its_lead_in(run: SimpleNamespace) -> None:
     assert description["options"]["data.lead_in"] == "Introspection query:"
     assert description["question"][0].startswith("Introspection query: ")
     assert description["trained_on"]["tasks"] == [
-        ["detection", 2, 1.0], ["factual", 1, 1.0], ["reading", 1, 1.0], ["plain_text", 0.5, 0.3]
+        ["detection", 2, 1.0, 0.5], ["factual", 1, 1.0], ["reading", 1, 1.0, 0.5], ["localisation", 1, 1.0, 0.5],
+        ["comparison", 1, 1.0], ["identification", 1, 1.0], ["plain_text", 0.5, 0.3],
     ]  # fmt: skip
+
+
+def test_choices_are_counted(run: SimpleNamespace) -> None:
+    """Against the rows of trials.jsonl; the report shows them."""
+    trials = [json.loads(line) for line in (run.folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = {(row["set"], row["observer"]): row for row in run.results["evidence"]["choices"]}
+    assert set(rows) == {(name, "adapter") for name in CHOICES} | {("halves", "untrained"), ("identification", "untrained")}
+    for (name, observer), row in rows.items():
+        asked = [trial for trial in trials if trial["split"] == name]
+        assert row["n"] == len(asked) == 16
+        assert row["accuracy"] == np.mean([trial["given"][observer] == trial["right"] for trial in asked])
+        assert row["chance"] == {"halves": 0.5, "lines": 0.25, "comparison": 0.5, "identification": 0.1}[name]
+        for trial in asked:  # the score is the margin of the right answer, or the log-odds of the first half
+            right = trial["given"][observer] == trial["right"]
+            first = trial["right"] == 0 if len(trial["answers"]) == 2 else True
+            assert (trial["scores"][observer] > 0) == (right == first)
+    assert sum(count for _, _, count in rows["identification", "adapter"]["confusion"]) == 16
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "Which part, which concept" in page
+    assert "Concept added and concept named: untrained" in page
 
 
 @pytest.mark.slow
@@ -92,7 +123,7 @@ def test_adapter_alone_has_the_results_of_its_run(run: SimpleNamespace) -> None:
     folder = run.command("alone", *bank, "--model.adapter", str(run.folder / "adapter"), subcommand="test")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for name, row in run.results["sets"].items():
-        assert results["sets"][name]["auroc"] == pytest.approx(row["auroc"], abs=1e-6)
+        assert results["sets"][name]["accuracy"] == pytest.approx(row["accuracy"], abs=1e-6)
     with pytest.warns(UserWarning, match="lead_in is 'another', in training it was 'Introspection query:'"):
         run.command("bare", *bank[:2], "--model.adapter", str(run.folder / "adapter"), subcommand="test")
 
