@@ -251,6 +251,22 @@ def test_kept_caches_are_in_host_memory(large: Shape) -> None:
     assert none.host == 0
 
 
+def test_several_questions_share_caches_and_add_references_and_texts(large: Shape) -> None:
+    """64 questions of 16 caches: a quarter of the caches, the same question pass; what is added, by hand."""
+    load = Load(64, 72, 40)
+    single = estimate(large, NF4, Lora(), load)
+    shared = estimate(large, NF4, Lora(), replace(load, rows_of_cache=4))
+    assert shared.cache * 4 == single.cache
+    assert (shared.activations, shared.appended, shared.logits) == (single.activations, single.appended, single.logits)
+    asked = estimate(large, NF4, Lora(), replace(load, rows_of_cache=4, references=16, texts=2))
+    references, texts = 16 * large.vocabulary * 4, 2 * 72 * large.vocabulary * (2 + 12 + 4)
+    assert asked.logits - shared.logits == references + texts
+    text = estimate(large, NF4, Lora(), Load(2, 0, 72)).activations
+    assert asked.activations - shared.activations == text
+    recomputed = estimate(large, NF4, Lora(), replace(load, rows_of_cache=4, recompute=True))
+    assert recomputed.cache == single.cache + shared.cache  # the rows' copies stay until the backward pass
+
+
 # The tables of docs/clusters.md.
 CONTEXT, QUESTION, BATCH = 128, 48, 16
 WHERE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from project_paths import CONFIG
+from rich.console import Console
 from run_scripts import options, script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -19,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from introspection_lit.cli import main as command_line
 from introspection_lit.contexts.context import BUILTIN
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.evaluation.rungs import RUNGS, failures, ladder_verdict
+from introspection_lit.evaluation.rungs import RUNGS, control_verdict, failures, ladder_verdict
 from introspection_lit.models.adapters import DESCRIPTION
 from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.tools.ladder import only_rungs, rung_table
 
 
 def test_every_step_leaves_its_files(steps: SimpleNamespace) -> None:
@@ -152,6 +155,24 @@ def test_verdict_names_the_first_rung_that_fails() -> None:
     assert "misses steering (TPR 0.50)" in said
     assert RUNGS["newkinds"] in said
     assert "no rung holds" in ladder_verdict("untrained", {"seen": fine | {"auroc": 0.5, "tpr": 0.0}})
+
+
+@pytest.mark.parametrize(
+    ("swapped", "factual", "told"),
+    [(0.0, 1.0, "it says a word"), (1.0, 1.0, "it says a word"), (0.99, 0.52, "it answers what it is asked")],
+)
+def test_controls_stand_below_the_ladder(swapped: float, factual: float, told: str) -> None:
+    """Whatever the rungs show; without controls it is said that none were tested."""
+    fine = {"auroc": 1.0, "tpr": 1.0, "fpr": 0.0, "fpr_interval": [0.0, 0.138], "n_clean_distinct": 24}
+    rows = {"heldout": fine, "swapped": fine | {"auroc": swapped}, "factual": fine | {"auroc": factual}}
+    assert told in control_verdict(rows)
+    assert "none were tested" in control_verdict({"heldout": fine})
+    console = Console(width=80, file=io.StringIO())
+    console.print(rung_table({"adapter": rows}))
+    printed = console.file.getvalue()
+    assert f"yes and no exchanged (1) │ {swapped:.2f}" in " ".join(printed.split())
+    assert f"factual questions (0.5) │ {factual:.2f}" in " ".join(printed.split())
+    assert list(only_rungs(rows)) == ["heldout"]
 
 
 def test_published_setting_is_the_default_for_the_32b() -> None:
