@@ -31,7 +31,7 @@ def batch_loss(
 
     Returns:
         The loss, ``()``: of a single question the mean over the rows, of several tasks the sum of their weighted means. And
-        the mean of each task without gradient, ``()`` each; empty for a single question.
+        what each task of the split adds to it, without gradient, ``()`` each; empty for a single question.
     """
     if batch.weights is None or batch.split not in LEARNING:
         return answer_loss(logits, batch.answer_ids, batch.targets.clamp(min=0), kind), {}
@@ -39,8 +39,12 @@ def batch_loss(
     place = torch.full_like(batch.targets, -1) if references is None else references.place
     answers = None if references is None else references.log_probabilities
     losses = task_losses(logits, batch.answer_ids, batch.targets, answers, place)
-    loss = (losses * batch.weights).sum()
-    parts = {}
+    weighted = losses * batch.weights
+    loss, parts = weighted.sum(), {}
+    # Of every task of the split, also where this batch has none of its rows: all processes log the same names.
+    for task in batch.all_tasks:
+        rows = torch.tensor([name == task for name in batch.tasks], device=weighted.device)
+        parts[task] = weighted.detach()[rows].sum()
     if batch.early is not None and early is not None:
         answers = None if references is None else references.early_log_probabilities
         factors, tokens = batch.early.factors, batch.early.tokens
@@ -48,9 +52,6 @@ def batch_loss(
         divergences = task_losses(early, tokens[:, None], (tokens < 0).long().neg(), answers, place)
         added = (divergences * factors * batch.weights).sum()
         loss, parts[EARLY] = loss + added, added.detach()
-    for task in dict.fromkeys(batch.tasks):
-        rows = [row for row, name in enumerate(batch.tasks) if name == task]
-        parts[task] = losses.detach()[rows].mean()
     if batch.texts is not None:
         divergence = text_divergence(forward, batch, batch.texts)
         loss, parts[PLAIN_TEXT] = loss + divergence, divergence.detach()

@@ -91,6 +91,7 @@ class TrialBatch:
         answer_ids: Token ids of the answer words of each row, of two the one for "steered" first, ``(batch, words)``.
         targets: Index of the right answer, ``(batch,)``; -1: the right answer is one of ``references``.
         tasks: The task of each row.
+        all_tasks: The tasks of the split, in order; empty for a single question.
         weights: Factor of each row's loss in the batch's, ``(batch,)``; None: the split asks a single question.
         references: Questions that are answered by the untrained model; None: there are none.
         texts: Plain texts; None: there are none.
@@ -115,6 +116,7 @@ class TrialBatch:
     answer_ids: Tensor
     targets: Tensor
     tasks: list[str]
+    all_tasks: tuple[str, ...] = ()
     weights: Tensor | None = None
     references: References | None = None
     texts: Texts | None = None

@@ -16,7 +16,7 @@ from introspection_lit.steering.bands import layer_scale
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.tasks.questionnaire import DETECTION, LINES, Questionnaire, Truth
+from introspection_lit.tasks.questionnaire import DETECTION, LINES, STEERING, Questionnaire, Truth
 from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
 from introspection_lit.trials.plans import MixedPlan, Plan, SeveralQuestionsPlan
@@ -205,10 +205,11 @@ class Split:
             answer_ids=pad([query.answers.ids for query in queries], -1, "right")[0],
             targets=torch.tensor([-1 if query.target is None else query.target for query in queries]),
             tasks=[query.task for query in queries],
+            all_tasks=() if self.questionnaire is None else tuple(part.task for part in self.questionnaire.parts),
             weights=self._weights(queries),
             references=self._references(trials, queries, encoded, place) if learns else None,
             early=self._early(queries, encoded),
-            texts=self._texts(cache_trials),
+            texts=self._texts(cache_trials, len(trials)),
             total=self.total,
         )
 
@@ -231,6 +232,8 @@ class Split:
             for trial, query, row in zip(trials, queries, encoded, strict=True)
         ]
         distinct = list(dict.fromkeys(key for key in keys if key is not None))
+        if not distinct and self.questionnaire is not None and self.questionnaire.references:
+            distinct = [(0, tuple(encoded[0].question_ids), -1)]  # counts nothing: all processes make the same passes
         if not distinct:
             return None
         number = {key: index for index, key in enumerate(distinct)}
@@ -241,13 +244,13 @@ class Split:
 
     def _early(self, queries: list[Query], encoded: list[Encoded]) -> EarlyAnswers | None:
         """What the rows of a training batch should predict at the question mark; None: nothing."""
-        if not any(query.early for query in queries):
+        if self.questionnaire is None or self.questionnaire.plain is None:
             return None
         marks = [row.mark if row.mark >= 0 else len(row.question_ids) - 1 for row in encoded]
         tokens, factors = [query.plain for query in queries], [query.early for query in queries]
         return EarlyAnswers(torch.tensor(marks), torch.tensor(tokens), torch.tensor(factors))
 
-    def _texts(self, cache_trials: list[Trial]) -> Texts | None:
+    def _texts(self, cache_trials: list[Trial], rows: int) -> Texts | None:
         """The clean contexts of a batch that serve as plain texts, at least one; None: the split has no such task."""
         if not self.texts:
             return None
@@ -257,7 +260,10 @@ class Split:
             for number in clean
             if generator(self.seed, "text", self.name, self._cache_number(cache_trials[number])).random() < self.texts
         ]
-        weights = [self.text_weight / (self.texts * len(clean))] * len(drawn) if drawn else [0.0]
+        assert self.questionnaire is not None
+        # Of all pairs of the step, not of this part's: its clean caches may be fewer than its share.
+        expected = self.texts * rows / (2 * self.questionnaire.each) * self.questionnaire.kinds.share({STEERING})
+        weights = [self.text_weight / expected] * len(drawn) if drawn else [0.0]
         return Texts(torch.tensor(drawn or [0]), torch.tensor(weights))
 
     def _direction_and_scale(self, trials: list[Trial], bank: VectorBank) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,8 @@ FLOAT32 = SimpleNamespace(loss=1e-5, adapter=1e-3, score=1e-4)
 BFLOAT16 = SimpleNamespace(loss=1e-2, adapter=2e-2, loss_of_one=2e-2, adapter_of_one=0.3 if OLD else 0.15)
 EVIDENCE = {"enabled": "true", "report": "false", "info_trials": "2", "lens_trials": "6", "probe_trials": "32"}
 EVIDENCE |= {"sets": "[heldout]", "texts": "3", "facts": "4"}
-TASKS = "{detection: {questions: 2}, factual: {questions: 1}, reading: {questions: 1}, plain_text: {questions: 0.5}}"
+TASKS = "{detection: {questions: 2, early: 0.5}, factual: {questions: 1}, reading: {questions: 1}, "
+TASKS += "comparison: {pairs: 6}, plain_text: {questions: 0.5}}"  # so many that a process has nothing else in some step
 NF4 = ["--model.base.quantization", "nf4"]
 PRECISIONS = {
     "float32": ["--model.base.quant_storage", "float32"],
@@ -139,7 +140,7 @@ def assert_same_tensors(found: dict[Any, Tensor], expected: dict[Any, Tensor], t
 def test_several_tasks_are_trained_alike(runs: Callable[[str], Path], several: str) -> None:
     """The loss and each task's part of it in every step, with references and plain texts; and the adapter."""
     found, expected = runs(several), runs("tasks, one")
-    for name in ("loss", "loss_detection", "loss_factual", "loss_reading"):
+    for name in ("loss", "loss_detection", "loss_factual", "loss_reading", "loss_comparison", "loss_early"):
         losses, whole = curve(found, f"train/{name}"), curve(expected, f"train/{name}")
         assert len(whole) == STEPS
         torch.testing.assert_close(losses, whole, rtol=1e-4, atol=1e-5)

@@ -65,6 +65,9 @@ def test_each_tasks_loss_is_logged_and_they_add_up(run: SimpleNamespace) -> None
     for split, steps, names in (("train", 4, (*parts, "early")), ("validation", 2, parts)):
         assert all(len(logged[f"{split}/loss_{part}"]) == steps for part in names)
     assert "validation/loss_early" not in logged
+    for step in range(4):
+        total = sum(logged[f"train/loss_{part}"][step] for part in (*parts, "early"))
+        assert logged["train/loss"][step] == pytest.approx(total, rel=1e-5)
     assert logged["train/loss_plain_text"][0] == pytest.approx(0, abs=1e-6)
     assert logged["train/loss_detection"][0] > 1  # a random model gives the answers hardly any probability
     selected = [torch.exp(-torch.tensor(loss)).item() for loss in logged["validation/loss"]]

@@ -200,6 +200,27 @@ def test_each_task_counts_its_weight_whatever_its_share(splits: dict[str, Split]
     assert set(totals) == {"detection", "factual", "reading", "localisation", "comparison", "identification"}
 
 
+def test_every_part_of_a_step_makes_the_same_passes(splits: dict[str, Split]) -> None:
+    """A part with nothing but caches of its own has a reference that counts nothing, and the weights of a step stay."""
+    split, bank = splits["train"], bank_for(splits, 32)
+    lengths, size = split.lengths(), 2 * EACH * 16
+    whole = split.collate(split.plan.batch(0, size, lengths, 1), bank)
+    parts = [split.collate(split.plan.batch(0, size, lengths, 1, (part, 16)), bank) for part in range(16)]
+    assert any(not set(part.tasks) & {"factual", "reading"} for part in parts)
+    for part in parts:
+        assert part.references is not None
+        assert part.texts is not None
+        if not set(part.tasks) & {"factual", "reading"}:
+            assert len(part.references.cache_of) == 1
+            assert (part.references.place == -1).all()
+    assert whole.weights is not None
+    assert whole.texts is not None
+    together = torch.cat([part.weights for part in parts if part.weights is not None])
+    torch.testing.assert_close(together / 16, whole.weights)
+    texts = sum(float(part.texts.weights.sum()) for part in parts if part.texts is not None)
+    assert texts / 16 == pytest.approx(float(whole.texts.weights.sum()))
+
+
 def test_visible_signals_are_in_the_text_and_nowhere_else(tiny: Path) -> None:
     """The control steers nothing: the text of each context says what is right; tests are as ever."""
     splits = splits_of(tiny, "--data.tasks", TASKS, "--data.control", "visible")
