@@ -108,7 +108,8 @@ class Prefills:
         """An empty store of clean caches, if training needs each context often enough."""
         trainer, reuse = self.run.trainer, self.run.options.reuse
         steps = trainer.estimated_stepping_batches
-        pairs = steps * trainer.accumulate_grad_batches * trainer.world_size * self.run.batch_size / 2
+        trials = steps * trainer.accumulate_grad_batches * trainer.world_size * self.run.batch_size
+        pairs = trials / (2 if split.questionnaire is None else 2 * split.questionnaire.each)
         if pairs < USES_THAT_PAY * len(split.contexts):
             return None
         tokens = [split.encoded(context).context_ids for context in range(len(split.contexts))]

@@ -76,7 +76,8 @@ def prepare(run: RunContext) -> Experiment:
     problems.raise_if_any()
     assert config and contexts and bands and wording  # noqa: PT018 - a missing one is a problem, and raised by now
     usable = _usable_contexts(run, contexts, wording)
-    builder = SplitBuilder(options, usable, vector_counts(options, bank), concept_names(options, bank), wording, bands)
+    names, several = concept_names(options, bank), run.trainer.world_size > 1
+    builder = SplitBuilder(options, usable, vector_counts(options, bank), names, wording, bands, several)
     splits = (
         builder.grid(config, share_question_prefix=not is_sharded(run.trainer))
         if _runs_grid(run)

@@ -55,6 +55,8 @@ def batch_loss(
     if batch.texts is not None:
         divergence = text_divergence(forward, batch, batch.texts)
         loss, parts[PLAIN_TEXT] = loss + divergence, divergence.detach()
+    elif batch.has_texts:
+        parts[PLAIN_TEXT] = torch.zeros_like(loss)
     return loss, parts
 
 

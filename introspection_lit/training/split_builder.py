@@ -78,6 +78,7 @@ class SplitBuilder:
         concepts: Names of the concepts, by vector split.
         wording: Questions and answers.
         bands: Steered bands.
+        several_processes: More than one process trains.
     """
 
     options: DataOptions
@@ -86,6 +87,7 @@ class SplitBuilder:
     concepts: dict[str, list[str]]
     wording: Wording
     bands: BandSets
+    several_processes: bool = False
 
     def split(self, name: str) -> Split:
         """Training, validation or a test set; validation draws bands and strengths as training: it sets the threshold."""
@@ -140,6 +142,7 @@ class SplitBuilder:
             questionnaire=questionnaire,
             texts=texts.questions if texts else 0.0,
             text_weight=texts.weight if texts else 1.0,
+            same_passes=self.several_processes,
         )
 
     def _questionnaire(self, name: str, source: Source) -> Questionnaire | None:

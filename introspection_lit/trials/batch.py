@@ -95,6 +95,7 @@ class TrialBatch:
         weights: Factor of each row's loss in the batch's, ``(batch,)``; None: the split asks a single question.
         references: Questions that are answered by the untrained model; None: there are none.
         texts: Plain texts; None: there are none.
+        has_texts: Whether other batches of the split have plain texts.
         early: What is predicted at the question marks; None: nothing is trained there.
         total: Trials in the split; rows with this number or a higher one are padding. None: unlimited.
         cache: The KV cache of the contexts; None before the prefill.
@@ -120,6 +121,7 @@ class TrialBatch:
     weights: Tensor | None = None
     references: References | None = None
     texts: Texts | None = None
+    has_texts: bool = False
     early: EarlyAnswers | None = None
     total: int | None = None
     cache: Cache | None = None

@@ -50,6 +50,8 @@ class Split:
         questionnaire: Several questions for each cache, instead of ``questions``; None: one.
         texts: Plain texts for each pair, in training; 0: none.
         text_weight: Factor of their mean loss.
+        same_passes: Every batch has a reference and a text, if need be one that counts nothing: several processes must make
+            the same forward passes.
         share_question_prefix: Tokens that all questions of a batch begin with are read once for each cache. For grids,
             which ask each cache many questions. It takes another forward pass, so FSDP cannot use it.
     """
@@ -71,6 +73,7 @@ class Split:
     questionnaire: Questionnaire | None = None
     texts: float = 0.0
     text_weight: float = 1.0
+    same_passes: bool = False
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
 
@@ -210,6 +213,7 @@ class Split:
             references=self._references(trials, queries, encoded, place) if learns else None,
             early=self._early(queries, encoded),
             texts=self._texts(cache_trials, len(trials)),
+            has_texts=bool(self.texts),
             total=self.total,
         )
 
@@ -232,8 +236,8 @@ class Split:
             for trial, query, row in zip(trials, queries, encoded, strict=True)
         ]
         distinct = list(dict.fromkeys(key for key in keys if key is not None))
-        if not distinct and self.questionnaire is not None and self.questionnaire.references:
-            distinct = [(0, tuple(encoded[0].question_ids), -1)]  # counts nothing: all processes make the same passes
+        if not distinct and self.same_passes and self.questionnaire is not None and self.questionnaire.references:
+            distinct = [(0, tuple(encoded[0].question_ids), -1)]  # counts nothing
         if not distinct:
             return None
         number = {key: index for index, key in enumerate(distinct)}
@@ -251,7 +255,7 @@ class Split:
         return EarlyAnswers(torch.tensor(marks), torch.tensor(tokens), torch.tensor(factors))
 
     def _texts(self, cache_trials: list[Trial], rows: int) -> Texts | None:
-        """The clean contexts of a batch that serve as plain texts, at least one; None: the split has no such task."""
+        """The clean contexts of a batch that serve as plain texts; None: there are none."""
         if not self.texts:
             return None
         clean = [number for number, trial in enumerate(cache_trials) if not trial.steered]
@@ -263,6 +267,8 @@ class Split:
         assert self.questionnaire is not None
         # Of all pairs of the step, not of this part's: its clean caches may be fewer than its share.
         expected = self.texts * rows / (2 * self.questionnaire.each) * self.questionnaire.kinds.share({STEERING})
+        if not drawn and not self.same_passes:
+            return None
         weights = [self.text_weight / expected] * len(drawn) if drawn else [0.0]
         return Texts(torch.tensor(drawn or [0]), torch.tensor(weights))
 

@@ -202,7 +202,7 @@ def test_each_task_counts_its_weight_whatever_its_share(splits: dict[str, Split]
 
 def test_every_part_of_a_step_makes_the_same_passes(splits: dict[str, Split]) -> None:
     """A part with nothing but caches of its own has a reference that counts nothing, and the weights of a step stay."""
-    split, bank = splits["train"], bank_for(splits, 32)
+    split, bank = replace(splits["train"], same_passes=True), bank_for(splits, 32)
     lengths, size = split.lengths(), 2 * EACH * 16
     whole = split.collate(split.plan.batch(0, size, lengths, 1), bank)
     parts = [split.collate(split.plan.batch(0, size, lengths, 1, (part, 16)), bank) for part in range(16)]
@@ -219,6 +219,12 @@ def test_every_part_of_a_step_makes_the_same_passes(splits: dict[str, Split]) ->
     torch.testing.assert_close(together / 16, whole.weights)
     texts = sum(float(part.texts.weights.sum()) for part in parts if part.texts is not None)
     assert texts / 16 == pytest.approx(float(whole.texts.weights.sum()))
+    # One process makes the passes that it needs.
+    alone = [splits["train"].collate(part.trials, bank) for part in parts]
+    assert [part.texts is None for part in alone] == [not part.texts.weights.any() for part in parts if part.texts]
+    assert [part.references is None for part in alone] == [
+        not (part.references.place >= 0).any() for part in parts if part.references
+    ]
 
 
 def test_visible_signals_are_in_the_text_and_nowhere_else(tiny: Path) -> None:

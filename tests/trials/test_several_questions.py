@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_loss_is_the_weighted_sum_of_the_tasks_means(splits: dict[str, Split], b
 
 def test_texts_of_parts_weigh_as_much_as_those_of_the_whole(splits: dict[str, Split], bank: VectorBank) -> None:
     """A part without any text reads one that counts nothing, so that all processes make the same passes."""
-    split, lengths = splits["train"], splits["train"].lengths()
+    split, lengths = replace(splits["train"], same_passes=True), splits["train"].lengths()
     whole = split.collate(split.plan.batch(0, 64, lengths, 2), bank)
     parts = [split.collate(split.plan.batch(0, 64, lengths, 2, (part, 8)), bank) for part in range(8)]
     weights = {}
