@@ -28,7 +28,7 @@ quickstart: $(INSTALLED)  ## Train and test the embedded model: minutes on two C
 	$(RUN) -m introspection_lit fit --config configs/quickstart.yaml
 
 # The commands of docs/pipeline.md; on a GPU, leave out SMALL and give the numbers of the scripts' own help.
-SMALL := --model smollm2-135m --config ../configs/single-question.yaml
+SMALL := --model smollm2-135m --config ../configs/quickstart.yaml
 STEP := cd scripts && ../$(RUN)
 pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarter of an hour on two CPU cores
 	$(STEP) generate_vectors.py $(SMALL) --n-random 200

@@ -27,7 +27,7 @@ from introspection_lit.tools import baseline, ladder, vector_report
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-RUNS = sorted((ROOT / "docs" / "results" / "single-question").glob("seed-*.json"))
+RUNS = sorted((ROOT / "docs" / "results" / "quickstart").glob("seed-*.json"))
 
 
 def rows_of(path: Path) -> list[str]:
@@ -344,7 +344,7 @@ def test_goals_and_controls_are_those_of_the_results() -> None:
 
 def test_control_adapters_are_those_of_the_results() -> None:
     """They could not learn anything, and did not."""
-    found = json.loads((ROOT / "docs" / "results" / "single-question" / "controls.json").read_text(encoding="utf-8"))
+    found = json.loads((ROOT / "docs" / "results" / "quickstart" / "controls.json").read_text(encoding="utf-8"))
     areas = {row["name"]: row["auroc"] for row in found["rows"]}
     said = f"on random labels AUROC {areas['random labels']:.3f}, without steering {areas['no steering']:.3f}"
     assert said in " ".join(RESULTS.split())
