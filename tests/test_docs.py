@@ -9,7 +9,6 @@ import re
 import signal
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
+from introspection_lit.tools.task_numbers import NUMBERS, task_numbers
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -87,49 +87,19 @@ def test_output_shown_first_is_that_of_seed_0() -> None:
 TASKS = ROOT / "docs" / "results" / "tasks"
 
 
-def cells(results: dict[str, Any], observer: str) -> dict[str, str]:
-    """What docs/tasks.md shows of an observer; an empty cell where a test did not ask."""
-    evidence, sets = results["evidence"], results["sets"]
-    tasks = {row["set"]: row for row in evidence["tasks"] if row["observer"] == observer}
-    known = {row["set"]: row["auroc"] for row in evidence["references"] if row["observer"] == observer}
-    adapter = observer == "adapter"
-    known |= {name: row["auroc"] for name, row in sets.items() if adapter} | {n: row["auroc"] for n, row in tasks.items()}
-    shown = {name: f"{known[name]:.3f}" for name in known}
-    shown |= {f"{name}, both": f"{row['both_right']:.3f}" for name, row in tasks.items() if "both_right" in row}
-    shown |= {f"{name}, changed": f"{row['changed']:.3f}" for name, row in tasks.items() if "changed" in row}
-    if adapter and "newkinds" in sets:
-        shown["fpr"] = f"{sets['newkinds']['fpr']:.3f}"
-    if effects := evidence["side_effects"]:
-        shown["perplexity"] = f"{1 + effects['perplexity']['change']:.3f} times" if adapter else "1 time"
-        shown["alone"] = f"{effects['factual']['on' if adapter else 'off']['accuracy']:.3f}"
-    return shown
-
-
-TASK_ROWS = {
-    "heldout": "held-out random vectors, trained words (`heldout`): AUROC",
-    "concept": "concept vectors (`concept`): AUROC",
-    "fpr": "unseen kinds of text (`newkinds`): FPR",
-    "newquestions": "wordings never trained on (`newquestions`): AUROC",
-    "swapped": "yes and no exchanged (`swapped`): AUROC",
-    "codes": "trained words, both orders (`codes`): AUROC",
-    "codes, both": "the same: right in both orders",
-    "newcodes": "words never trained on, both orders (`newcodes`): AUROC",
-    "newcodes, both": "the same: right in both orders",
-    "facts": "facts over steered and clean caches (`facts`): AUROC",
-    "facts, changed": "the same: answers that the steering changes",
-    "facts_bare": "facts without the lead-in (`facts_bare`): AUROC",
-    "reading": "questions about the text (`reading`): AUROC",
-    "reading, changed": "the same: answers that the steering changes",
-    "perplexity": "perplexity of held-out texts, adapter on, nothing steered",
-    "alone": "facts in a conversation of their own: balanced accuracy",
-}
+# The columns of docs/tasks.md: the file, and the observer in it.
+COLUMNS = (("results", "untrained"), ("single", "adapter"), ("visible", "adapter"), ("results", "adapter"))
 
 
 def task_table() -> list[str]:
-    """The rows of docs/tasks.md: the untrained model, the adapter of one question and that of several tasks."""
-    several, single = (json.loads((TASKS / name).read_text(encoding="utf-8")) for name in ("results.json", "single.json"))
-    columns = [cells(several, "untrained"), cells(single, "adapter"), cells(several, "adapter")]
-    return [f"| {title} | {' | '.join(column.get(key, '') for column in columns)} |" for key, title in TASK_ROWS.items()]
+    """The rows of docs/tasks.md; an empty cell where a test did not ask."""
+    read = {name: json.loads((TASKS / f"{name}.json").read_text(encoding="utf-8")) for name, _ in COLUMNS}
+    columns = [task_numbers(read[name], observer) for name, observer in COLUMNS]
+    rows = []
+    for name, title in NUMBERS.items():
+        values = ("" if column[name] is None else f"{column[name]:.3f}" for column in columns)
+        rows.append(f"| {title} | {' | '.join(values)} |")
+    return rows
 
 
 def test_table_of_the_tasks_agrees_with_the_results() -> None:
@@ -137,8 +107,8 @@ def test_table_of_the_tasks_agrees_with_the_results() -> None:
     page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
     for row in task_table():
         assert row in page
-    for name in ("results.json", "single.json"):
-        results = json.loads((TASKS / name).read_text(encoding="utf-8"))
+    for name, _ in COLUMNS:
+        results = json.loads((TASKS / f"{name}.json").read_text(encoding="utf-8"))
         assert results["commit"] in page
         assert "+changes" not in results["commit"]
 

@@ -17,6 +17,8 @@ import pytest
 from introspection_lit.models.adapters import DESCRIPTION
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.sources import resolve
+from introspection_lit.steering.extraction import CONCEPTS
+from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
@@ -100,12 +102,16 @@ def test_several_tasks_run_from_a_fresh_clone(clone: Path, cache: Path) -> None:
     """A step of docs/tasks.md's command, and its test."""
     command = ["python", "-m", "introspection_lit", "fit", "--config", "configs/tasks.yaml", EVERYWHERE[1]]
     sizes = [f"--data.{name}=8" for name in ("batch_size", "eval_batch_size", "trials_per_epoch", "validation_trials")]
-    sets = "--data.test_trials={heldout: 2, swapped: 2, codes: 4, newcodes: 4, facts: 4, facts_bare: 4, reading: 4}"
+    sets = "--data.test_trials={heldout: 2, swapped: 2, codes: 4, facts: 4, reading: 4, lines: 4, identification: 4}"
     few = [f"--data.{split}_vectors=4" for split in ("train", "validation", "heldout")]
-    few += ["--data.concepts=[bread, cats, gold]", "--trainer.max_steps=1", "--evidence.enabled=false"]
+    few += [
+        f"--data.concepts=[{', '.join(CONCEPTS[:10])}]",
+        f"--data.trained_concepts=[{', '.join(TRAINED_CONCEPTS[:10])}]",
+    ]
+    few += ["--trainer.max_steps=1", "--evidence.enabled=false"]
     assert shlex.join(command[:-1]) in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
     printed = done([*command, *sizes, sets, *few], clone, clone, cache)
-    assert re.search(r"codes .*newcodes .*facts .*reading ", printed, re.DOTALL)
+    assert re.search(r"codes .*facts .*reading .*lines: .* answers right \(chance 0.25\)", printed, re.DOTALL)
 
 
 def test_full_experiment_runs_from_a_fresh_clone(clone: Path, cache: Path) -> None:
