@@ -22,6 +22,7 @@ from introspection_lit.steering.vector_bank import (
     VectorBank,
     bank_size_problems,
 )
+from introspection_lit.tasks.questionnaire import OPTIONS
 from introspection_lit.tasks.wording import (
     Wording,
     WordingOptions,
@@ -194,6 +195,8 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
         for split in dict.fromkeys(wanted)
         if split in OPTIONAL_SPLITS and split not in have
     )
+    if bank:
+        problems.add(_concept_problems(run.options, bank))
     bands = test_bands = problems.attempt(resolve_bands, run.options.bands, layers)
     if run.options.bands_of_tests != run.options.bands:
         test_bands = problems.attempt(resolve_bands, run.options.bands_of_tests, layers, "test_bands")
@@ -205,6 +208,21 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
     if bank and "imported" in bank.directions:
         problems.add(bank.unreached(steered or ()))
     return BandSets(bands, test_bands, grid_bands) if bands and test_bands and grid_bands else None
+
+
+def _concept_problems(options: DataOptions, bank: VectorBank) -> list[str]:
+    """Check that a bank has as many concepts as a question names, and none that is both trained on and tested."""
+    asked = ["concept"] * ("identification" in options.test_sets) + ["concept_train"] * bool(options.concepts_to_train)
+    problems = [
+        f"data.bank: has {len(names)} directions of {split!r}. Expected at least {OPTIONS}, which a question of "
+        "identification names. Make it with more concepts."
+        for split in asked
+        if len(names := bank.names.get(split, [])) < OPTIONS and names
+    ]
+    both = set(bank.names.get("concept", [])) & set(bank.names.get("concept_train", []))
+    if options.concepts_to_train and both:
+        problems.append(f"data.bank: the concepts {sorted(both)} are trained on and tested. Make one without.")
+    return problems
 
 
 def _usable_contexts(run: RunContext, contexts: dict[str, list[Context]], wording: Wording) -> dict[str, list[Context]]:

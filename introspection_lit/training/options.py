@@ -117,7 +117,7 @@ class DataOptions:
         control: Train so that nothing can be learned: ``random_labels`` (a coin says what is right) or ``no_steering``
             (what is called steered is clean). What the tests then show is what the method itself brings about.
             Or, with ``tasks``, ``visible``: nothing is steered, and the text says whether there is a signal; the tests then
-            show what following instructions alone brings. Tasks with caches of their own are left out.
+            show what following instructions alone brings. Controls leave out tasks with caches of their own.
         strength_unit: ``relative`` (to the layer's median residual norm, over the square root of the number of layers in
             the band) or ``absolute`` (the length added at each layer).
         seed: Decides splits, vectors and trials.

@@ -153,7 +153,9 @@ class SplitBuilder:
             kinds: tuple[str, ...] = (KIND_OF.get(source.questions, STEERING),)
         elif options.tasks and name in ("train", "validation"):
             parts, pairs = [*training_parts(options.tasks)], words.words["trained"]
-            kinds = (VISIBLE,) if options.control == VISIBLE else training_kinds(options.tasks)
+            # Controls train on pairs of a clean and a steered cache alone: there they say what is right.
+            controls = {VISIBLE: (VISIBLE,), "none": training_kinds(options.tasks)}
+            kinds = controls.get(options.control, (STEERING,))
         else:
             return None
         many = {IN_LINES, CONCEPTS} & set(kinds)

@@ -40,7 +40,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     Returns:
         Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
         ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
-        equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; and ``lead_in``.
+        equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; ``lead_in``; and
+        where there are any, the kinds of ``pairs`` and the ``concepts`` that are trained on.
     """
     used = [splits[name] for name in ("train", "validation")]
     train = splits["train"]
@@ -51,7 +52,9 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
             [part.task, part.each, part.weight, *([part.early] if part.early else [])] for part in train.questionnaire.parts
         ]
         if (kinds := train.questionnaire.kinds.kinds) != (STEERING,):
-            several["kinds"] = list(kinds)
+            several["pairs"] = list(kinds)
+        if train.questionnaire.concepts:
+            several["concepts"] = sorted(train.questionnaire.concepts)
         several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
         several["lead_in"] = train.questionnaire.lead_in
     return several | {
@@ -122,6 +125,8 @@ def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split]
             leaks.append("some of its vectors were not trained on")
         if source.vectors != "train" and trained:
             leaks.append("some of its vectors were trained on")
+        if concepts := set(bank.names.get(source.vectors, [])) & set(record.get("concepts", [])):
+            leaks.append(f"the concepts {sorted(concepts)} were trained on")
         if source.questions not in ASK_TRAINED and questions:
             leaks.append("some of its questions were trained on")
         problems += [f"ckpt_path: test set {name!r}: {problem}. {HINT}" for problem in leaks]

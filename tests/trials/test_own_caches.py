@@ -24,9 +24,11 @@ from introspection_lit.tasks.task import TaskOptions
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.batch import TrialBatch
+from introspection_lit.trials.leaks import training_leak_problems, training_record
 from introspection_lit.trials.plans import MixedPlan, SeveralQuestionsPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.trial import Trial
+from introspection_lit.utils.errors import ConfigurationError
 
 OWN = "localisation: {pairs: 4}, comparison: {pairs: 2}, identification: {pairs: 2}"
 TASKS = f"{{detection: {{questions: 2}}, factual: {{}}, reading: {{}}, {OWN}, plain_text: {{questions: 0.5}}}}"
@@ -243,6 +245,47 @@ def test_visible_signals_are_in_the_text_and_nowhere_else(tiny: Path) -> None:
         assert not batch.intervention.scale.any()
         assert batch.labels.tolist().count(True) == 8
     assert all(trial.strength for _, trial, _ in caches(splits["halves"], 8))
+
+
+@pytest.mark.parametrize("control", ["random_labels", "no_steering"])
+def test_controls_train_on_clean_and_steered_caches_alone(tiny: Path, control: str) -> None:
+    """Where a half or a concept is named, a coin could not say what is right."""
+    splits = splits_of(tiny, "--data.tasks", TASKS, "--data.control", control)
+    assert {kind for kind, _, _ in caches(splits["train"], 64)} == {"steering"}
+    assert {kind for kind, _, _ in caches(splits["halves"], 8)} == {"halves"}
+
+
+def test_what_was_trained_is_recorded_and_not_tested(splits: dict[str, Split]) -> None:
+    """The kinds of pairs and the concepts; a bank that brings a trained concept into a test is refused."""
+    bank = bank_for(splits, 32)
+    record = training_record(splits, bank, prefill_adapter=False)
+    assert sorted(set(record["pairs"])) == ["concepts", "halves", "lines", "steering", "unequal"]
+    assert "chat" in record["kinds"]
+    assert "apples" in record["concepts"]
+    tests = {"identification": splits["identification"]}
+    assert training_leak_problems(record, tests, bank) == []
+    bank.names["concept"][3] = "apples"
+    assert any("the concepts ['apples'] were trained on" in text for text in training_leak_problems(record, tests, bank))
+
+
+def test_a_bank_with_few_concepts_is_refused(splits: dict[str, Split], tiny: Path, tmp_path: Path) -> None:
+    """Before a model is loaded, for a question names nine of them; and one that trains on what it tests."""
+    bank = bank_for(splits, 32)
+    bank.metadata |= {"base_model": str(tiny), "revision": "", "seed": "0"}
+    saved = ["--data.tasks", TASKS, "--data.bank", str(tmp_path / "bank.safetensors")]
+    counts = [word for split in RANDOM_SPLITS for word in (f"--data.{split}_vectors", "4")]
+    bank.save(tmp_path / "bank.safetensors")
+    assert "train" in splits_of(tiny, *saved, *counts)
+    whole = bank.names["concept_train"]
+    bank.names["concept_train"] = ["bread", *whole[1:]]
+    bank.save(tmp_path / "bank.safetensors")
+    with pytest.raises(ConfigurationError, match=r"the concepts \['bread'\] are trained on and tested"):
+        splits_of(tiny, *saved, *counts)
+    bank.names["concept"], bank.directions["concept"] = bank.names["concept"][:5], bank.directions["concept"][:5]
+    bank.names["concept_train"] = whole
+    bank.save(tmp_path / "bank.safetensors")
+    with pytest.raises(ConfigurationError, match="has 5 directions of 'concept'"):
+        splits_of(tiny, *saved, *counts)
 
 
 @pytest.mark.parametrize(
