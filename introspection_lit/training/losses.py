@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,11 +12,33 @@ from introspection_lit.steering.question_pass import read_texts
 from introspection_lit.tasks.questionnaire import DETECTION, PLAIN_TEXT
 from introspection_lit.tasks.scoring import answer_loss, kl_divergence, task_losses
 from introspection_lit.trials.batch import Texts, TrialBatch
+from introspection_lit.trials.trial import Trial
 
 # The name of the loss at the question marks, among the names of tasks.
 EARLY = "early"
 # The splits that several tasks are trained and validated on; tests compare scores only.
 LEARNING = ("train", "validation")
+
+
+class Scored(NamedTuple):
+    """What a training batch has given.
+
+    Attributes:
+        trials: Its trials.
+        loss: ``()``.
+        scores: Log-odds, ``(batch,)``.
+        masses: ``(batch,)``.
+    """
+
+    trials: list[Trial]
+    loss: Tensor
+    scores: Tensor
+    masses: Tensor
+
+    def broken(self) -> list[Trial]:
+        """The trials whose own scores are NaN or infinite."""
+        finite = (self.scores.isfinite() & self.masses.isfinite()).tolist()
+        return [trial for trial, is_finite in zip(self.trials, finite, strict=True) if not is_finite]
 
 
 def batch_loss(

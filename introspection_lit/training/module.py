@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,36 +22,14 @@ from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.checkpoint_checks import identity_problems, tensor_problems
 from introspection_lit.training.distributed import leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
-from introspection_lit.training.losses import batch_loss, detection_rows
+from introspection_lit.training.losses import Scored, batch_loss, detection_rows
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.test_sets import CHOICES, SOURCES, TEST_SETS
-from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.seeds import generator
 
 if TYPE_CHECKING:
     from introspection_lit.utils.lazy_types import PeftModel, PreTrainedModel
-
-
-class Scored(NamedTuple):
-    """What a training batch has given.
-
-    Attributes:
-        trials: Its trials.
-        loss: ``()``.
-        scores: Log-odds, ``(batch,)``.
-        masses: ``(batch,)``.
-    """
-
-    trials: list[Trial]
-    loss: Tensor
-    scores: Tensor
-    masses: Tensor
-
-    def broken(self) -> list[Trial]:
-        """The trials whose own scores are NaN or infinite."""
-        finite = (self.scores.isfinite() & self.masses.isfinite()).tolist()
-        return [trial for trial, is_finite in zip(self.trials, finite, strict=True) if not is_finite]
 
 
 # Makes the error for scores that are NaN or infinite, of a split and the numbers of its trials.

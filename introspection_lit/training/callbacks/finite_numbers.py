@@ -25,7 +25,8 @@ from introspection_lit.training.callbacks.replay_report import loss_and_gradient
 from introspection_lit.training.checkpoint_files import DIVERGED
 from introspection_lit.training.distributed import gather_objects, is_sharded
 from introspection_lit.training.fsdp_shards import plain_name
-from introspection_lit.training.module import IntrospectionModule, Scored
+from introspection_lit.training.losses import Scored
+from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.run_context import RunContext, module_of, run_of
 from introspection_lit.trials.replay import format_trial
 from introspection_lit.trials.trial import Trial
