@@ -24,6 +24,7 @@ from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.fit_runs import Training, reserved_option_problems, run_missing
 from introspection_lit.tools.several_seeds import Row, seed_statistics
 from introspection_lit.tools.task_numbers import NUMBERS, task_numbers
+from introspection_lit.training.options import DataOptions
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.config_files import read_plain_yaml
 from introspection_lit.utils.console import PlainConsole
@@ -41,7 +42,9 @@ RESERVED = (
     "--ckpt_path",
 )
 # Sizes that count questions, and so follow from the questions of a cache.
-SIZES = ("batch_size", "eval_batch_size", "trials_per_epoch", "validation_trials")
+SIZES = ("batch_size", "effective_batch", "eval_batch_size", "trials_per_epoch", "validation_trials")
+# Numbers of which the highest is the worst.
+LOWER_IS_BETTER = ("perplexity", "newkinds_fpr", "facts_changed", "reading_changed")
 ALL = "all"
 
 
@@ -144,7 +147,8 @@ def options_without(data: Mapping[str, Any], left_out: Sequence[str]) -> list[st
     """
     tasks = {name: settings or {} for name, settings in data["tasks"].items() if name not in left_out}
     before, after = (questions_of_cache(of) for of in (data["tasks"], tasks))
-    sizes = {f"data.{name}": data[name] * after // before for name in SIZES if isinstance(data.get(name), int)}
+    sizes = {name: data.get(name, getattr(DataOptions, name)) for name in SIZES}
+    sizes = {f"data.{name}": size * after // before for name, size in sizes.items() if isinstance(size, int)}
     return ["--data.tasks", json.dumps(tasks), *pipeline.as_arguments(sizes)]
 
 
@@ -160,7 +164,7 @@ def summary(trainings: Mapping[int, Training]) -> dict[str, Row]:
     numbers = {seed: task_numbers(read_results(training.results), "adapter") for seed, training in trainings.items()}
     rows = {name: {seed: found.get(name) for seed, found in numbers.items()} for name in NUMBERS}
     return {
-        name: seed_statistics(values, highest_is_worst=name == "perplexity")
+        name: seed_statistics(values, highest_is_worst=name in LOWER_IS_BETTER)
         for name, values in rows.items()
         if any(value is not None for value in values.values())
     }

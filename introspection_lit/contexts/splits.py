@@ -133,6 +133,11 @@ def mix_by_kind(groups: Sequence[Sequence[Context]]) -> list[Context]:
 SIGNALS = ("No signal was added while you read this.", "A signal was added while you read this.")
 
 
+def without_signal(text: str) -> str:
+    """A message without the signal at its end, if it has one."""
+    return next((text.removesuffix(f"\n\n{signal}") for signal in SIGNALS if text.endswith(f"\n\n{signal}")), text)
+
+
 def visible_signals(contexts: Sequence[Context], signal: str) -> list[Context]:
     """Every context with a text at the end of its first message that says whether a signal was added."""
     return [
@@ -156,7 +161,7 @@ def line_contexts(contexts: Sequence[Context], seed: int, split: str, lines: int
         split: Name of the split; names the random stream.
         lines: Lines of a context.
     """
-    short = list(dict.fromkeys(c.user for c in contexts if "\n" not in c.user and len(c.user) <= LONGEST_LINE))
+    short = list(dict.fromkeys(c.user for c in contexts if len(c.user.splitlines()) == 1 and len(c.user) <= LONGEST_LINE))
     made = []
     for turn in range(USES_OF_LINE):
         order = generator(seed, "lines", split, turn).permutation(len(short))

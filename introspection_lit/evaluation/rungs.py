@@ -19,8 +19,8 @@ RUNGS = {
 CONTROLS = {"swapped": ("yes and no exchanged", 1.0), "factual": ("factual questions", 0.5)}
 # A rung holds if its AUROC, TPR and FPR all keep to these limits.
 LOWEST_AUROC, LOWEST_TPR, HIGHEST_FPR = 0.95, 0.9, 0.05
-# How far the AUROC of a control may lie from that of an honest adapter.
-CONTROL_TOLERANCE = 0.1
+# How far the AUROC of factual questions may lie from .5: small, because pooling questions of both answers halves it.
+CONTROL_TOLERANCE = 0.05
 # Summaries of test sets (:func:`~introspection_lit.evaluation.metrics.summarise`), by name.
 Summaries = dict[str, dict[str, Any]]
 
@@ -51,8 +51,17 @@ def control_verdict(rows: Summaries) -> str:
     if not measured:
         return "Controls: none were tested, so this does not show whether it answers or says yes to anything."
     told = ", ".join(f"{CONTROLS[name][0]} {value:.3f} (honest: {CONTROLS[name][1]:g})" for name, value in measured.items())
-    far = [name for name, value in measured.items() if abs(value - CONTROLS[name][1]) > CONTROL_TOLERANCE]
-    return f"Controls, AUROC: {told}: {'it says a word, whatever is asked.' if far else 'it answers what it is asked.'}"
+    follows = measured.get("swapped", 1.0) >= LOWEST_AUROC
+    moved = measured.get("factual", 0.5) - 0.5
+    if moved > CONTROL_TOLERANCE and not follows:
+        meaning = "it says a word, whatever is asked"
+    elif not follows:
+        meaning = "it does not follow the answer words"
+    elif abs(moved) > CONTROL_TOLERANCE:
+        meaning = "it follows the answer words, but steering also moves other answers"
+    else:
+        meaning = "it answers what it is asked"
+    return f"Controls, AUROC: {told}: {meaning}."
 
 
 def ladder_verdict(name: str, rows: Summaries) -> str:

@@ -43,7 +43,8 @@ SETTINGS = schema.fields(
 RECORD = schema.required(
     schema.fields(
         "messages kinds vectors questions prefill_adapter phrasing bands strengths strength_unit",
-        **dict.fromkeys(("messages", "kinds", "vectors", "questions"), schema.TEXTS),
+        **dict.fromkeys(("messages", "kinds", "vectors", "questions", "concepts", "pairs"), schema.TEXTS),
+        lead_in=schema.TEXT,
         prefill_adapter=schema.FLAG,
         phrasing=schema.fields(),
         bands=BANDS,

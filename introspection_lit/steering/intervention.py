@@ -15,13 +15,13 @@ from torch import Tensor, nn
 class Intervention:
     """What is added to the residual stream of each row of a batch.
 
-    The output of layer ``l`` at row ``b`` and position ``t`` becomes ``h + scale[b, l] * direction[b, l]`` where
-    ``positions[b, t]`` is True. Clean rows have a scale of zero at every layer.
+    The output of layer ``l`` at row ``b`` and position ``t`` becomes ``h + positions[b, t] * scale[b, l] *
+    direction[b, l]``. Clean rows have a scale of zero at every layer.
 
     Attributes:
         direction: Unit vectors, ``(batch, layers, hidden)``, or ``(batch, 1, hidden)`` for one direction at every layer.
         scale: The length added at each layer, ``(batch, layers)``; 0 outside the band.
-        positions: True at steered tokens, ``(batch, seq)``; never at padding.
+        positions: True at steered tokens, or the share of the length that is added there, ``(batch, seq)``; 0 at padding.
         first: First steered layer of each row; the number of layers for clean rows. Computed from ``scale`` while it is on
             the CPU, to avoid waiting for a GPU later.
         last: Last steered layer of each row; -1 for clean rows.

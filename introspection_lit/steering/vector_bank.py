@@ -181,8 +181,16 @@ class VectorBank:
         return problems
 
     def leaks(self) -> list[str]:
-        """List the splits that share a direction with a random split (see :func:`overlapping_splits`)."""
-        return overlapping_splits(self.directions)
+        """List the splits that share a direction with a random split, and concepts that are trained on and tested."""
+        leaks = overlapping_splits(self.directions)
+        if "concept_train" in self.directions:
+            trained, tested = self.directions["concept_train"], self.directions["concept"]
+            cosines = torch.einsum("ilh,jlh->ij", trained, tested).abs() / trained.shape[1]
+            if len(trained) and len(tested) and cosines.max() >= MAX_COSINE:
+                one, other = divmod(int(cosines.argmax()), len(tested))
+                names = f"{self.names['concept_train'][one]!r} (trained) and {self.names['concept'][other]!r} (tested)"
+                leaks.append(f"the concepts {names} have one direction (mean |cos| over layers {cosines.max():.3f})")
+        return leaks
 
     def concept_cosines(self) -> Tensor:
         """Cosines between concepts, averaged over layers, ``(n, n)``. Near 1 off the diagonal: few independent tests."""
@@ -237,7 +245,7 @@ def shown(name: str) -> str:
 def overlapping_splits(directions: Mapping[str, Tensor]) -> list[str]:
     """List the pairs of splits whose largest absolute cosine is at least ``MAX_COSINE``.
 
-    One split of a pair is a random one; two sets of concepts may be similar, since neither is trained on.
+    One split of a pair is a random one; concepts are compared by :meth:`VectorBank.leaks`.
 
     Args:
         directions: Unit vectors by split, each ``(n, hidden)`` or ``(n, layers, hidden)``.

@@ -193,6 +193,7 @@ class Questionnaire:
         part, number = self.part_of(pair, place)
         own = part.task in OWN_CACHES
         asks_both_orders = own or (part.task == DETECTION and part.each > 1)
+        alone = own and self.each % 2 and number == self.each - 1  # has no partner in the other order
         turn, order = divmod(number, 2) if asks_both_orders else (number, 0)
         random = generator(self.seed, "query", self.split, part.task, pair, turn)
         weight = part.weight / (self.kinds.share({part.task if own else STEERING}) * (self.each if own else part.each))
@@ -201,7 +202,7 @@ class Questionnaire:
             text, words, place, meanings = self._choice(kind, part, pair, number, truth)
             return Query(part.task, with_lead_in(self.lead_in, text), words, place, weight, meanings)
         words = self._draw_words(random)
-        if order or (not asks_both_orders and random.random() < part.exchanged):
+        if order or ((alone or not asks_both_orders) and random.random() < part.exchanged):
             words = words.exchanged()
         lead_in = self.lead_in if random.random() < part.lead_in else ""
         turns = part.each // 2 if asks_both_orders and not own else part.each

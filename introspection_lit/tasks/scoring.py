@@ -70,7 +70,8 @@ class Answers(NamedTuple):
     Attributes:
         log_odds: See :func:`log_odds`, ``(rows,)``.
         mass: See :func:`mass`, ``(rows,)``.
-        given: Index of the most probable of the answer words, ``(rows,)``.
+        given: Index of the most probable of the answer words, ``(rows,)``; of two equally probable ones the second, as for
+            a decision at a threshold of 0.
     """
 
     log_odds: Tensor
@@ -81,8 +82,10 @@ class Answers(NamedTuple):
 def read(logits: Tensor, answer_ids: Tensor, targets: Tensor) -> Answers:
     """Read the answers of a batch; arguments as of :func:`log_odds`."""
     logits = logits.detach()
+    odds = log_odds(logits, answer_ids, targets)
     given = answer_logits(logits, answer_ids).argmax(dim=1)
-    return Answers(log_odds(logits, answer_ids, targets), mass(logits, answer_ids), given)
+    pairs = (answer_ids >= 0).expand(len(logits), -1).sum(dim=1) == 2
+    return Answers(odds, mass(logits, answer_ids), torch.where(pairs, (odds <= 0).long(), given))
 
 
 def answer_loss(logits: Tensor, answer_ids: Tensor, targets: Tensor, kind: str = "full") -> Tensor:

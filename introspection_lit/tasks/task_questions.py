@@ -45,7 +45,7 @@ NOTHING = "nothing"
 # Concepts that identification is trained on; tests use those of the bank.
 TRAINED_CONCEPTS = (
     "apples", "soup", "cheese", "tea", "dogs", "birds", "fish", "insects", "rivers", "deserts", "forests", "islands",
-    "stars", "the moon", "summer", "snow", "wind", "thunder", "poetry", "painting", "theatre", "football", "swimming",
+    "stars", "planets", "summer", "snow", "wind", "thunder", "poetry", "painting", "theatre", "football", "swimming",
     "cooking", "silver", "iron", "glass", "wood", "paper", "dreams", "memory", "fear", "joy", "sadness", "friendship",
     "marriage", "children", "school", "prison", "hospitals", "churches", "kings", "elections", "taxes", "robots",
     "telephones", "radio", "cars", "ships", "bicycles", "airplanes", "bridges", "castles", "farms", "flowers", "roses",
@@ -119,7 +119,7 @@ FACTUAL = (
     "Is a spoon a vehicle?", "Do teachers work in schools?", "Do sharks work in schools?", "Is water wet?",
     "Is sand wet in a desert at noon?", "Is a piano bigger than a coin?", "Is a mouse bigger than a horse?",
     "Is coffee a plant product?", "Is plastic a plant?", "Can people read books?", "Can books read people?",
-    "Is winter colder than summer?", "Is noon darker than midnight?", "Is a hundred more than a dozen?",
+    "Is soup wetter than toast?", "Is a feather heavier than a car?", "Is a hundred more than a dozen?",
     "Is zero more than one?", "Are eagles birds?", "Are bats fish?", "Is Italy in Europe?", "Is Canada in Europe?",
     "Is a potato a vegetable?", "Is a brick a vegetable?", "Does rain fall from clouds?", "Does rain fall from wells?",
     "Is silk soft?", "Is a diamond soft?", "Is Greek spoken in Greece?", "Is Greek spoken by dolphins?",

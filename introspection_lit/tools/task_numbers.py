@@ -7,7 +7,8 @@ from typing import Any
 
 from introspection_lit.report.formatting import lookup
 
-# Numbers and their titles; those of facts and questions about the text are right where they are the untrained model's.
+# Numbers and their titles. Accuracies and "right in both orders" are those at strength .5 or more; numbers of facts and of
+# questions about the text are right where they are the untrained model's.
 NUMBERS = {
     "heldout": "held-out random vectors: AUROC",
     "concept": "concept vectors: AUROC",
@@ -23,10 +24,10 @@ NUMBERS = {
     "facts_bare": "facts without lead-in: AUROC",
     "reading": "about the text: AUROC",
     "reading_changed": "the same: answers changed",
-    "halves": "which half: accuracy (chance .5)",
-    "lines": "which of four lines (.25)",
-    "comparison": "which half more (.5)",
-    "identification": "which of ten concepts (.1)",
+    "halves": "which half (chance .5)",
+    "lines": "which of four lines (chance .25)",
+    "comparison": "which half more (chance .5)",
+    "identification": "which of ten concepts (chance .1)",
     "perplexity": "perplexity, adapter on / off",
     "accuracy": "facts, nothing steered: balanced accuracy",
 }

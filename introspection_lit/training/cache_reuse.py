@@ -37,6 +37,29 @@ def batch_cache(
     )
 
 
+def answer_references(forward: Forward, module: IntrospectionModule, batch: TrialBatch) -> None:
+    """Let the untrained model answer the references of a batch with its caches, and read its plain texts."""
+    references, texts = batch.references, batch.texts
+    with prefill_mode(module.model, adapter=False):
+        if references is not None:
+            asked = replace(
+                batch,
+                cache_of=references.cache_of,
+                question_prefix_ids=None,
+                question_ids=references.question_ids,
+                question_mask=references.question_mask,
+            )
+            answers = answer_positions(asked)
+            places = torch.stack([answers, references.marks.where(references.marks >= 0, answers)], dim=1)
+            read = read_positions(forward, asked, places if batch.early is not None else answers[:, None])
+            references.log_probabilities = read[:, 0].float().log_softmax(dim=-1)
+            if batch.early is not None:
+                references.early_log_probabilities = read[:, 1].float().log_softmax(dim=-1)
+        if texts is not None:
+            ids, mask = batch.context_ids[texts.caches], batch.context_mask[texts.caches]
+            texts.log_probabilities = read_texts(forward, ids, mask).float().log_softmax(dim=-1)
+
+
 class Prefills:
     """Makes the caches of a run's batches.
 
@@ -61,30 +84,8 @@ class Prefills:
             share, always = options.reuse.layers, trainer.world_size > 1
             adapter = options.prefill_adapter
             batch.cache = batch_cache(forward, module, batch, kept, share=share, adapter=adapter, always=always)
-            self._answer_references(batch, forward)
+            answer_references(forward, module, batch)
             return batch.cache
-
-    def _answer_references(self, batch: TrialBatch, forward: Forward) -> None:
-        """Let the untrained model answer the batch's references over clean caches, and read its plain texts."""
-        references, texts = batch.references, batch.texts
-        with prefill_mode(self.run.module.model, adapter=False):
-            if references is not None:
-                asked = replace(
-                    batch,
-                    cache_of=references.cache_of,
-                    question_prefix_ids=None,
-                    question_ids=references.question_ids,
-                    question_mask=references.question_mask,
-                )
-                answers = answer_positions(asked)
-                places = torch.stack([answers, references.marks.where(references.marks >= 0, answers)], dim=1)
-                read = read_positions(forward, asked, places if batch.early is not None else answers[:, None])
-                references.log_probabilities = read[:, 0].float().log_softmax(dim=-1)
-                if batch.early is not None:
-                    references.early_log_probabilities = read[:, 1].float().log_softmax(dim=-1)
-            if texts is not None:
-                ids, mask = batch.context_ids[texts.caches], batch.context_mask[texts.caches]
-                texts.log_probabilities = read_texts(forward, ids, mask).float().log_softmax(dim=-1)
 
     def _clean_caches(self, batch: TrialBatch, forward: Forward) -> CleanCaches | None:
         """The clean caches that are kept, those of the batch's contexts among them; None: none are kept."""

@@ -148,6 +148,8 @@ def _check_subcommand(run: RunContext, problems: Problems) -> None:
     problems.add(options.problems())
     if options.replay is not None and (options.grid is not None or subcommand not in (None, "predict")):
         problems.add([f"data.replay: got {options.replayed}. Expected it with predict alone, and without data.grid."])
+    if subcommand in (None, "fit") and options.control == "visible" and options.tasks is None:
+        problems.add(["data.control: got visible, which puts into the text what is right. Expected it with data.tasks."])
     if subcommand in (None, "fit"):
         accumulated = trainer.accumulate_grad_batches
         problems.add(step_problems(options.batch_size, options.effective_batch, trainer.world_size, accumulated))
@@ -191,7 +193,7 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
     have = bank.directions if bank else ("train", "validation", "heldout", "concept", "concept_pca", "concept_train")
     problems.add(
         f"data.bank: has no directions of {split!r}, which a task, a test set or the grid asks for. Make it with "
-        "scripts/generate_vectors.py, or leave the test set out."
+        "scripts/generate_vectors.py (concept_train: with data.tasks, too), or leave the test set or task out."
         for split in dict.fromkeys(wanted)
         if split in OPTIONAL_SPLITS and split not in have
     )
@@ -219,7 +221,8 @@ def _concept_problems(options: DataOptions, bank: VectorBank) -> list[str]:
         for split in asked
         if len(names := bank.names.get(split, [])) < OPTIONS and names
     ]
-    both = set(bank.names.get("concept", [])) & set(bank.names.get("concept_train", []))
+    tested, trained = ({name.casefold() for name in bank.names.get(split, [])} for split in ("concept", "concept_train"))
+    both = tested & trained
     if options.concepts_to_train and both:
         problems.append(f"data.bank: the concepts {sorted(both)} are trained on and tested. Make one without.")
     return problems

@@ -154,8 +154,9 @@ class IntrospectionModule(LightningModule):
             logits, early = read_positions(self, batch, places, self.layers, self.recompute).unbind(dim=1)
         loss, parts = batch_loss(self, batch, logits, self.loss, early)
         training, size = batch.split == "train", len(batch.trials)
-        named = {f"{batch.split}/loss_{task}": part for task, part in parts.items()}
-        self.log_dict(named, on_step=training, on_epoch=not training, sync_dist=True, batch_size=size)
+        if gather:
+            named = {f"{batch.split}/loss_{task}": part for task, part in parts.items()}
+            self.log_dict(named, on_step=training, on_epoch=not training, sync_dist=True, batch_size=size)
         answers = read(logits, batch.answer_ids, batch.targets)
         if gather:
             metrics = self.metrics_of(batch.split)
@@ -194,9 +195,12 @@ class IntrospectionModule(LightningModule):
         """Score a batch.
 
         Returns:
-            ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``.
+            ``log_odds``, ``mass`` and ``decision`` (True: steered), each ``(batch,)``. Where the question is which part or
+            which concept, ``given``, the index of the answer, instead of a decision.
         """
         _, answers = self._step(batch, gather=False)
+        if batch.split in CHOICES:
+            return answers._asdict()
         return {"log_odds": answers.log_odds, "mass": answers.mass, "decision": answers.log_odds > self.threshold}
 
     def on_train_epoch_end(self) -> None:

@@ -103,7 +103,7 @@ class DataOptions:
         validation_vectors: Random directions to validate on; by default 50, or all of a given bank.
         heldout_vectors: Random directions to test on; by default 100, or all of a given bank.
         concepts: Words or phrases whose directions are extracted from the model.
-        trained_concepts: Others, on which ``identification`` is trained; by default 70 of ours.
+        trained_concepts: Others, on which ``identification`` is trained; by default 74 of ours.
         bands: Decoder layers that are steered: ``early``, ``middle``, ``late`` (thirds), ``all``, or [first, last], both
             inclusive. One that is named twice is drawn twice as often.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
@@ -283,10 +283,6 @@ class DataOptions:
             for name, count in counts.items()
             if count % each
         ]
-        if self.control == "visible" and self.tasks is None:
-            problems.append(
-                "data.control: got visible, which says in the text whether a cache is steered. Expected data.tasks."
-            )
         if self.tasks is None:
             return problems
         if wrong := task_problems(self.tasks):
@@ -316,7 +312,8 @@ class DataOptions:
         reason = "a question names nine and nothing"
         if self.concepts_to_train:
             problems += concept_list_problems("trained_concepts", self.concepts_to_train, OPTIONS, reason)
-            if both := sorted(set(self.concepts) & set(self.concepts_to_train)):
+            tested = {concept.casefold() for concept in self.concepts}
+            if both := sorted(concept for concept in self.concepts_to_train if concept.casefold() in tested):
                 problems.append(
                     f"data.trained_concepts: {both} are in data.concepts too, which are tested. Leave them out."
                 )

@@ -114,7 +114,7 @@ class SplitBuilder:
             if IN_LINES in kinds.kinds:
                 more = self._line_contexts(name, contexts)
             elif VISIBLE in kinds.kinds:
-                contexts, more = (visible_signals(contexts, signal) for signal in SIGNALS)
+                contexts, more = self._visible_contexts(contexts)
             contexts = [*contexts, *more]
             if set(kinds.kinds) != {STEERING}:
                 concepts = "" if is_test else "concept_train"
@@ -190,6 +190,17 @@ class SplitBuilder:
         lines = [str(number) for number in range(1, LINES + 1)]
         words = (YES_NO, ("first", "second"), lines, (*concepts, NOTHING))
         return PlainAnswers(*(tuple(map(first_token, group)) for group in words))
+
+    def _visible_contexts(self, contexts: list[Context]) -> tuple[list[Context], list[Context]]:
+        """Contexts without and with a visible signal, of which both are short enough."""
+        words, limit = self.wording, self.options.max_context_tokens
+        question = words.questions["train"][0]
+        pairs = [
+            pair
+            for pair in zip(*(visible_signals(contexts, signal) for signal in SIGNALS), strict=True)
+            if len(usable_contexts(words.tokenizer, pair, question, words.phrasing, limit)) == len(pair)
+        ]
+        return [without for without, _ in pairs], [signal for _, signal in pairs]
 
     def _line_contexts(self, name: str, contexts: list[Context]) -> list[Context]:
         """Contexts of numbered lines that are made of others; those that are short enough."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from introspection_lit.contexts.context import fingerprint
+from introspection_lit.contexts.splits import without_signal
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import PLAIN_TEXT, STEERING
 from introspection_lit.trials.split import Split
@@ -58,7 +59,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
         several["lead_in"] = train.questionnaire.lead_in
     return several | {
-        "messages": sorted({fingerprint(context.user) for split in used for context in split.contexts}),
+        "messages": sorted({fingerprint(without_signal(context.user)) for split in used for context in split.contexts}),
         "kinds": sorted({context.kind for split in used for context in split.contexts}),
         "vectors": sorted(key for split in used for key in direction_keys(split, bank)),
         "questions": sorted({fingerprint(question) for split in used for question in split.question_texts()}),
@@ -125,7 +126,7 @@ def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split]
             leaks.append("some of its vectors were not trained on")
         if source.vectors != "train" and trained:
             leaks.append("some of its vectors were trained on")
-        if concepts := set(bank.names.get(source.vectors, [])) & set(record.get("concepts", [])):
+        if concepts := set(bank.names.get(source.vectors, [])) & set(record.get("concepts") or []):
             leaks.append(f"the concepts {sorted(concepts)} were trained on")
         if source.questions not in ASK_TRAINED and questions:
             leaks.append("some of its questions were trained on")

@@ -16,7 +16,7 @@ from introspection_lit.steering.bands import layer_scale
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.tasks.questionnaire import DETECTION, LINES, STEERING, Questionnaire, Truth
+from introspection_lit.tasks.questionnaire import DETECTION, LINES, STEERING, TASK_OF, Questionnaire, Truth
 from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
 from introspection_lit.trials.plans import MixedPlan, Plan, SeveralQuestionsPlan
@@ -258,13 +258,18 @@ class Split:
         """The clean contexts of a batch that serve as plain texts; None: there are none."""
         if not self.texts:
             return None
-        clean = [number for number, trial in enumerate(cache_trials) if not trial.steered]
+        assert self.questionnaire is not None
+        kinds = self.questionnaire.kinds
+        clean = [
+            number
+            for number, trial in enumerate(cache_trials)
+            if not trial.steered and kinds.of(self._cache_number(trial) // 2) not in TASK_OF
+        ]
         drawn = [
             number
             for number in clean
             if generator(self.seed, "text", self.name, self._cache_number(cache_trials[number])).random() < self.texts
         ]
-        assert self.questionnaire is not None
         # Of all pairs of the step, not of this part's: its clean caches may be fewer than its share.
         expected = self.texts * rows / (2 * self.questionnaire.each) * self.questionnaire.kinds.share({STEERING})
         if not drawn and not self.same_passes:

@@ -159,7 +159,12 @@ def test_verdict_names_the_first_rung_that_fails() -> None:
 
 @pytest.mark.parametrize(
     ("swapped", "factual", "told"),
-    [(0.0, 1.0, "it says a word"), (1.0, 1.0, "it says a word"), (0.99, 0.52, "it answers what it is asked")],
+    [
+        (0.0, 1.0, "it says a word"),
+        (1.0, 1.0, "steering also moves other answers"),
+        (0.85, 0.4, "does not follow the answer words"),
+        (0.99, 0.52, "it answers what it is asked"),
+    ],
 )
 def test_controls_stand_below_the_ladder(swapped: float, factual: float, told: str) -> None:
     """Whatever the rungs show; without controls it is said that none were tested."""

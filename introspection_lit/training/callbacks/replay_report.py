@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from introspection_lit.steering.prefill import Forward
-from introspection_lit.training.cache_reuse import batch_cache
+from introspection_lit.training.cache_reuse import answer_references, batch_cache
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import run_of
 from introspection_lit.trials.batch import TrialBatch
@@ -47,6 +47,7 @@ def loss_and_gradients(run: RunContext, trial: Trial) -> tuple[Tensor, dict[str,
             batch.cache = batch_cache(
                 forward, module, batch, share=run.options.reuse.layers, adapter=run.options.prefill_adapter
             )
+            answer_references(forward, module, batch)
             loss = module._step(batch, gather=False)[0]
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained else ()
     finally:

@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -76,9 +75,9 @@ class ResultsWriter(Callback):
             return
         run = run_of(trainer)
         sets = {name: module.summaries[name] for name in run.options.test_sets}
-        gathered = {name: module.metrics_of(name).trials for name in run.options.test_sets}
+        gathered = {name: module.metrics_of(name).trials for name in run.options.test_sets if name not in CHOICES}
         groups = {name: trials for name, trials in gathered.items() if trials is not None}
-        inputs = torch.cat([trials.inputs[~trials.labels] for trials in groups.values()])
+        inputs = [number for trials in groups.values() for number in trials.inputs[~trials.labels].tolist()]
         evidence = next((c.found for c in trainer.callbacks if isinstance(c, Evidence)), None)  # type: ignore[attr-defined]
         results = {
             **provenance(),
@@ -88,20 +87,22 @@ class ResultsWriter(Callback):
             "precision": str(trainer.precision),
             **protocol(run),
             "threshold": module.threshold,
-            "n_clean_distinct_total": len(torch.unique(inputs)),
+            "n_clean_distinct_total": len(set(inputs)),
             "sets": sets,
             "evidence": evidence,
         }
         write_json(folder / f"{self.name}.json", results)
-        figure = log_odds_figure({name: (t.scores, t.labels) for name, t in groups.items()}, module.threshold)
-        save_figure(folder / f"{self.name.replace('results', 'log_odds')}.png", figure)
+        if groups:
+            figure = log_odds_figure({name: (t.scores, t.labels) for name, t in groups.items()}, module.threshold)
+            save_figure(folder / f"{self.name.replace('results', 'log_odds')}.png", figure)
         if not self.prints:
             return
         console = Console()
         headline = {name: row for name, row in sets.items() if name in USUAL_SETS and not SOURCES[name].doses}
         controls = {name: row for name, row in sets.items() if name in OTHER_QUESTIONS}
         usual = {name: row for name, row in ((headline or sets) | controls).items() if name not in CHOICES}
-        console.print(results_table(usual))
+        if usual:
+            console.print(results_table(usual))
         for name in (name for name in sets if name in CHOICES):
             chance = 1 / ANSWERS[KIND_OF[name]]
             console.print(f"{name}: {sets[name]['accuracy']:.3f} of {sets[name]['n']} answers right (chance {chance:g})")
