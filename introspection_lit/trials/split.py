@@ -259,19 +259,13 @@ class Split:
         if not self.texts:
             return None
         assert self.questionnaire is not None
-        kinds = self.questionnaire.kinds
-        clean = [
-            number
-            for number, trial in enumerate(cache_trials)
-            if not trial.steered and kinds.of(self._cache_number(trial) // 2) not in TASK_OF
-        ]
-        drawn = [
-            number
-            for number in clean
-            if generator(self.seed, "text", self.name, self._cache_number(cache_trials[number])).random() < self.texts
-        ]
+        kinds, drawn = self.questionnaire.kinds, []
+        for place, trial in enumerate(cache_trials):
+            cache = self._cache_number(trial)
+            if not trial.steered and kinds.of(cache // 2) not in TASK_OF:
+                drawn += [place] * (generator(self.seed, "text", self.name, cache).random() < self.texts)
         # Of all pairs of the step, not of this part's: its clean caches may be fewer than its share.
-        expected = self.texts * rows / (2 * self.questionnaire.each) * self.questionnaire.kinds.share({STEERING})
+        expected = self.texts * rows / (2 * self.questionnaire.each) * kinds.share({STEERING})
         if not drawn and not self.same_passes:
             return None
         weights = [self.text_weight / expected] * len(drawn) if drawn else [0.0]

@@ -146,3 +146,35 @@ def test_resumed_run_ends_with_the_same_bits(run: SimpleNamespace) -> None:
     other = [*run.trained[2:], "--data.tasks", "{detection: {questions: 2}, factual: {questions: 2}}"]
     with pytest.raises(SystemExit):
         run.command("other", *other, *bank, "--ckpt_path", str(checkpoints / "best-step2.ckpt"))
+
+
+def test_steered_caches_do_not_count_as_clean(run: SimpleNamespace) -> None:
+    """Where a half or a concept is named, both caches of a pair are steered."""
+    trials = [json.loads(line) for line in (run.folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
+    usual = [row for row in trials if not row["steered"] and row["split"] not in CHOICES]
+    clean = {(row["context_key"], row["question_text"]) for row in usual}
+    assert run.results["n_clean_distinct_total"] == len(clean)
+    assert set(run.results["sets"]["halves"]) == {"accuracy", "mass", "n"}
+
+
+@pytest.mark.slow
+def test_trials_of_all_tasks_can_be_predicted(run: SimpleNamespace) -> None:
+    """A training trial alone, as the message about a diverged run says; and choices say what was answered."""
+    checkpoint = str(run.folder / "checkpoints" / "best-step4.ckpt")
+    saved = [*run.trained, "--data.bank", str(run.folder / "vectors.safetensors"), "--ckpt_path", checkpoint]
+
+    def predictions(name: str, *more: str) -> list[dict[str, Any]]:
+        folder = run.command(name, *saved, *more, subcommand="predict")
+        return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    assert len(predictions("replayed", "--data.replay", "[train:1, train:2, train:3]")) == 3
+    for row in predictions("predicted", "--data.test_trials", "{codes: 16, lines: 16}"):
+        assert ("given" in row, "decision" in row) == ((True, False) if row["split"] == "lines" else (False, True))
+
+
+@pytest.mark.slow
+def test_a_step_that_diverges_names_a_trial(run: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trials are run again one by one, with their references and texts."""
+    with pytest.raises(SystemExit):
+        run.command("diverged", *run.trained, "--model.learning_rate", "1e30")
+    assert "training has diverged" in capsys.readouterr().err

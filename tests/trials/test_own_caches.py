@@ -21,6 +21,7 @@ from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.tasks.questionnaire import NOTHING, TASK_OF, task_problems
 from introspection_lit.tasks.task import TaskOptions
+from introspection_lit.tasks.task_questions import TRAINED_PAIRS
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.batch import TrialBatch
@@ -127,6 +128,16 @@ def test_right_answer_names_what_was_done(splits: dict[str, Split]) -> None:
             else:
                 expected = [("first half", "second half")[trial.parts.index(1)] for trial in (first, second)]
             assert right == expected
+
+
+def test_words_without_a_partner_are_drawn_in_both_orders(tiny: Path) -> None:
+    """Where each cache is asked once, no second question balances the first."""
+    tasks = "{detection: {}, localisation: {pairs: 8}}"
+    split = splits_of(tiny, "--data.tasks", tasks, "--data.batch_size", "8")["train"]
+    orders = Counter(
+        split.query(trial).answers.words in TRAINED_PAIRS for kind, trial, _ in caches(split, 200) if kind == "halves"
+    )
+    assert 0.25 < orders[True] / sum(orders.values()) < 0.75
 
 
 def test_steering_acts_on_the_named_tokens_alone(splits: dict[str, Split]) -> None:
