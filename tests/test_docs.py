@@ -23,7 +23,7 @@ from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
-from introspection_lit.tools.task_numbers import NUMBERS, task_numbers
+from introspection_lit.tools.task_numbers import NUMBERS, task_intervals, task_numbers
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -95,10 +95,11 @@ def task_table() -> list[str]:
     """The rows of docs/tasks.md; an empty cell where a test did not ask."""
     read = {name: json.loads((TASKS / f"{name}.json").read_text(encoding="utf-8")) for name, _ in COLUMNS}
     columns = [task_numbers(read[name], observer) for name, observer in COLUMNS]
-    rows = []
+    intervals, rows = task_intervals(read["results"], "adapter"), []
     for name, title in NUMBERS.items():
-        values = ("" if column[name] is None else f"{column[name]:.3f}" for column in columns)
-        rows.append(f"| {title} | {' | '.join(values)} |")
+        values = ["" if column[name] is None else f"{column[name]:.3f}" for column in columns]
+        ends = intervals[name]
+        rows.append(f"| {title} | {' | '.join(values)} | {f'{ends[0]:.2f} to {ends[1]:.2f}' if ends else ''} |")
     return rows
 
 

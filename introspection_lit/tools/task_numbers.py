@@ -59,3 +59,26 @@ def task_numbers(results: Mapping[str, Any], observer: str) -> dict[str, float |
     numbers["perplexity"] = now / before if now and before else None
     numbers["accuracy"] = lookup(effects, "factual", state, "accuracy")
     return {name: numbers[name] for name in NUMBERS}
+
+
+def task_intervals(results: Mapping[str, Any], observer: str) -> dict[str, tuple[float, float] | None]:
+    """The 95 % intervals of :func:`task_numbers`, where there are any; arguments as there."""
+    evidence = results.get("evidence") or {}
+    rows = {
+        (part, row["set"]): row
+        for part in ("tasks", "choices", "references")
+        for row in evidence.get(part) or []
+        if row["observer"] == observer
+    }
+    places = {name: ("references", name, "auroc_interval") for name in ("heldout", "concept")}
+    for name in ("codes", "newcodes", "facts", "facts_bare", "reading"):
+        places |= {name: ("tasks", name, "auroc_interval")}
+        places |= {
+            f"{name}_both": ("tasks", name, "both_right_interval"),
+            f"{name}_changed": ("tasks", name, "changed_interval"),
+        }
+    places |= {name: ("choices", name, "strong_interval") for name in ("halves", "lines", "comparison", "identification")}
+    found = {name: lookup(rows.get((part, of)) or {}, key) for name, (part, of, key) in places.items()}
+    if observer == "adapter":
+        found["newkinds_fpr"] = lookup(results.get("sets") or {}, "newkinds", "fpr_interval")
+    return {name: tuple(ends) if (ends := found.get(name)) and None not in ends else None for name in NUMBERS}
