@@ -43,7 +43,7 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 test: $(INSTALLED)  ## Run the tests: less than six minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
-test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out: slow ones, hostile and damaged input
+test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out (slow, hostile, damaged input): a quarter of an hour
 	$(RUN) -m pytest -m 'slow or thorough'
 
 newest:  ## Run all tests with the newest versions of today but of torch, in a new .venv-newest
