@@ -25,7 +25,7 @@ from introspection_lit.cli import IntrospectionCLI, main
 
 OLD = ROOT / "tests" / "contract"
 QUIET = ["--trainer.enable_progress_bar", "false"]
-NEW_OPTIONS = ("tasks", "lead_in")  # of the data
+NEW_OPTIONS = ("tasks", "lead_in", "trained_concepts")  # of the data
 
 
 def keys(value: Any, place: str = "") -> set[str]:

@@ -19,6 +19,7 @@ TASKS = ROOT / "docs/results/tasks/results.json"  # of several tasks, which the 
 # What a report asks for that neither has got.
 OPTIONAL = {
     r"sets\.(concept_pca|imported)": "test sets that are measured if a bank has such vectors",
+    r"sets\.(halves|lines|comparison|identification)\.\w+": "which part, which concept: nothing is detected there",
     r"sets\.\w+\.(auroc|tpr|mass)_interval": "of the rates of a test set only the FPR has an interval",
 }
 # What a file may have and neither has got.

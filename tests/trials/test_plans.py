@@ -90,8 +90,10 @@ def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
 
 
 def test_row_is_plain_json() -> None:
-    """A trial's row has every field of the trial."""
-    assert set(plan().trial(1).as_row()) == set(Trial._fields)
+    """A trial's row has every field of the trial; the parts and the split of the vectors where they are special."""
+    trial = plan().trial(1)
+    assert set(trial.as_row()) == set(Trial._fields) - {"parts", "vectors"}
+    assert trial._replace(parts=(1.0, 0.0), vectors="concept_train").as_row()["parts"] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("world", "accumulated", "batch_size"), [(1, 1, 24), (2, 1, 12), (1, 6, 4), (3, 2, 4), (4, 3, 2)])

@@ -279,8 +279,8 @@ def test_scattered_share_of_one_token() -> None:
     plan = SimpleNamespace(trial=None)
     source = replace(SOURCES["scattered"], positions=0.01)
     split = Split("scattered", plan, [], [], None, None, (1, 2), "relative", source)  # type: ignore[arg-type]
-    trial = SimpleNamespace(number=1)
+    trial = SimpleNamespace(number=1, parts=())
     mask = torch.tensor([[0, 0, 1, 1, 1]])
     assert split._positions([trial], mask).sum() == 1
-    drawn = [int(np.flatnonzero(split._positions([SimpleNamespace(number=n)], mask)[0])[0]) for n in range(30)]
+    drawn = [int(np.flatnonzero(split._positions([SimpleNamespace(number=n, parts=())], mask)[0])[0]) for n in range(30)]
     assert set(drawn) == {2, 3, 4}
