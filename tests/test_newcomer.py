@@ -101,7 +101,12 @@ def test_pipeline_of_the_readme_runs_from_a_fresh_clone(clone: Path, cache: Path
 def test_several_tasks_run_from_a_fresh_clone(clone: Path, cache: Path) -> None:
     """A step of docs/tasks.md's command, and its test."""
     command = ["python", "-m", "introspection_lit", "fit", "--config", "configs/tasks.yaml", EVERYWHERE[1]]
-    sizes = [f"--data.{name}=8" for name in ("batch_size", "eval_batch_size", "trials_per_epoch", "validation_trials")]
+    sizes = [
+        "--data.batch_size=8",
+        "--data.trials_per_epoch=8",
+        "--data.eval_batch_size=64",
+        "--data.validation_trials=128",
+    ]
     sets = "--data.test_trials={heldout: 2, swapped: 2, codes: 4, facts: 4, reading: 4, lines: 4, identification: 4}"
     few = [f"--data.{split}_vectors=4" for split in ("train", "validation", "heldout")]
     few += [

@@ -139,12 +139,14 @@ def without_signal(text: str) -> str:
 
 
 def visible_signals(contexts: Sequence[Context], signal: str) -> list[Context]:
-    """Every context with a text at the end of its first message that says whether a signal was added."""
-    return [
-        replace(context, turns=(turn._replace(content=f"{turn.content}\n\n{signal}"), *context.turns[1:]))
-        for context in contexts
-        for turn in context.turns[:1]
-    ]
+    """Every context with a text at the end of its first user message that says whether a signal was added."""
+    marked = []
+    for context in contexts:
+        first = next(number for number, turn in enumerate(context.turns) if turn.role == "user")
+        turns = list(context.turns)
+        turns[first] = turns[first]._replace(content=f"{turns[first].content}\n\n{signal}")
+        marked.append(replace(context, turns=tuple(turns)))
+    return marked
 
 
 # Numbered lines are user messages of at most this many characters; each message is used in this many contexts.

@@ -15,6 +15,7 @@ from introspection_lit.tasks.questionnaire import (
     IDENTIFICATION,
     OPTIONS,
     OWN_CACHES,
+    PAIRS_IN_ROUND,
     QUESTIONS_OF_TEST_SETS,
     task_problems,
     training_parts,
@@ -296,6 +297,11 @@ class DataOptions:
             for name, size in sizes.items()
             if isinstance(size, int) and size % each
         ]
+        if set(OWN_CACHES) & set(self.tasks) and self.validation_trials < PAIRS_IN_ROUND * each:
+            problems.append(
+                f"data.validation_trials: got {self.validation_trials}. Expected at least {PAIRS_IN_ROUND * each}: "
+                f"{PAIRS_IN_ROUND} pairs of caches, among which every task has its own."
+            )
         if self.batch_size == "auto" and self.effective_batch is None:
             problems.append(f"data.effective_batch: got none, with data.tasks and auto. Expected a multiple of {each}.")
         if self.manifest is not None:

@@ -83,6 +83,7 @@ def runs(
     def several_tasks(name: str, strategy: str | None) -> list[str]:
         size = "32" if strategy is None else "16"
         sizes = ["--data.batch_size", size, "--data.eval_batch_size", size, "--data.trials_per_epoch", "64"]
+        sizes += ["--data.validation_trials", "128"]
         tests = ["--data.test_trials", "{heldout: 8, facts: 16}"]
         return [*fit(name, "float32", strategy), "--data.tasks", TASKS, *sizes, *tests]
 

@@ -29,7 +29,7 @@ EACH, LAYERS = 4, 6
 
 def splits_of(tiny: Path, *options: str) -> dict[str, Split]:
     """The splits of a configuration; no model is loaded."""
-    sizes = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "16"]
+    sizes = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "128"]
     words = ["--data.tasks", TASKS, "--data.test_trials", "{codes: 16}", *sizes, *options]
     cli = attach(["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false", *words])
     return prepare(cli.datamodule.run).splits

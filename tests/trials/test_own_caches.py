@@ -40,7 +40,7 @@ LAYERS, EACH = 6, 4
 
 def splits_of(tiny: Path, *options: str) -> dict[str, Split]:
     """The splits of a configuration; no model is loaded."""
-    sizes = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "16"]
+    sizes = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "128"]
     words = ["--data.test_trials", SETS, "--data.concepts", f"[{', '.join(CONCEPTS[:12])}]", *sizes, *options]
     cli = attach(["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false", *words])
     return prepare(cli.datamodule.run).splits
@@ -247,7 +247,7 @@ def test_visible_signals_are_in_the_text_and_nowhere_else(tiny: Path) -> None:
     for name in ("train", "validation"):
         split = splits[name]
         for _, first, second in caches(split, 32):
-            clean, signal = (split.contexts[trial.context].turns[0].content for trial in (first, second))
+            clean, signal = (split.contexts[trial.context].user for trial in (first, second))
             assert clean.replace("No signal was added", "A signal was added") == signal != clean
             assert (first.strength, second.strength) == (0, 0)
             detection = [split.query(trial).target for trial in (first, second)]
@@ -304,6 +304,7 @@ def test_a_bank_with_few_concepts_is_refused(splits: dict[str, Split], tiny: Pat
     ("changes", "part"),
     [
         ({"tasks": {"localisation": TaskOptions(pairs=16)}}, "have 16 of 16 pairs"),
+        ({"tasks": {"comparison": TaskOptions()}, "validation_trials": 60}, "Expected at least 64: 16 pairs of caches"),
         ({"tasks": {"comparison": TaskOptions(pairs=0)}}, "data.tasks.comparison.pairs: got 0"),
         ({"tasks": {"identification": TaskOptions()}, "trained_concepts": ["salt", "pepper"]}, "Expected at least 10"),
         (
