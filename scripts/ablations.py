@@ -64,10 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--leave-out", nargs="+", metavar="TASK", help="the tasks (default: each but detection)")
     parser.add_argument("--folder", type=Path, help="gets the runs (default: lightning_logs/ablations/CONFIG)")
     options, more = parser.parse_known_args(args)
-    failed: list[str] = []
-    pipeline.guarded(lambda: failed.extend(compare(options, more)))
-    if failed:
-        raise SystemExit(1)
+    pipeline.guarded_runs(lambda: compare(options, more))
 
 
 def compare(options: argparse.Namespace, more: Sequence[str]) -> list[str]:

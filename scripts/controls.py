@@ -54,10 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the folder of a fit that was tested")
     parser.add_argument("--epochs", type=option_types.positive, help="passes over the trials (default: as in the run)")
     options, more = parser.parse_known_args(args)
-    failed: list[str] = []
-    pipeline.guarded(lambda: failed.extend(run_controls(options.run.expanduser(), options.epochs, more)))
-    if failed:
-        raise SystemExit(1)
+    pipeline.guarded_runs(lambda: run_controls(options.run.expanduser(), options.epochs, more))
 
 
 def run_controls(run: Path, epochs: int | None, more: Sequence[str]) -> list[str]:

@@ -41,10 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=option_types.seed, default=0, help="the first one (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="gets the runs (default: lightning_logs/seeds/CONFIG)")
     options, more = parser.parse_known_args(args)
-    failed: list[int] = []
-    pipeline.guarded(lambda: failed.extend(repeat(options, more)))
-    if failed:
-        raise SystemExit(1)
+    pipeline.guarded_runs(lambda: repeat(options, more))
 
 
 def repeat(options: argparse.Namespace, more: Sequence[str]) -> list[int]:

@@ -114,6 +114,17 @@ def test_table_of_the_tasks_agrees_with_the_results() -> None:
         assert "+changes" not in results["commit"]
 
 
+def test_readme_says_what_several_tasks_show() -> None:
+    """With the digits of their results."""
+    results = json.loads((TASKS / "results.json").read_text(encoding="utf-8"))
+    found = task_numbers(results, "adapter") | {"factual": results["sets"]["factual"]["auroc"]}
+    swapped, factual, new = (f"{found[name]:.3f}".removeprefix("0") for name in ("swapped", "factual", "newcodes"))
+    words = " ".join(README.split())
+    assert f"`swapped` {swapped}, `factual` {factual}, answer words never trained on {new};" in words
+    assert [f"{found[name]:.2f}" for name in ("halves", "lines")] == ["0.98", "0.98"]
+    assert "the half (98 %) or the line (98 %)" in words
+
+
 def anchors(document: Path) -> set[str]:
     """What headings can be linked to as on GitHub: lower case, no punctuation, hyphens for spaces."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)

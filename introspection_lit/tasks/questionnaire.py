@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -36,7 +36,7 @@ HALF_NAMES = ("first half", "second half")
 MAX_QUESTIONS = 64
 # Questions that test sets ask each cache: of detection, the two orders of the same words.
 QUESTIONS_OF_TEST_SETS = 2
-# The pairs of answer words (``Wording.pairs``) of the questionnaires of test sets, if not the trained ones.
+# The pairs of answer words (``Wording.answer_words``) of the questionnaires of test sets, if not the trained ones.
 WORDS_OF = {"newcodes": "heldout", "facts": "yes_no", "facts_bare": "yes_no", "reading": "yes_no"}
 # The kind of pairs of test sets, if not a clean and a steered cache.
 KIND_OF = {"halves": IN_HALVES, "lines": IN_LINES, "comparison": UNEQUAL, "identification": CONCEPTS}
@@ -97,9 +97,9 @@ class PairKinds(NamedTuple):
         """The kind of a pair."""
         return self.kinds[draw_in_rounds(self.seed, self.split, "kind", pair, len(self.kinds))]
 
-    def share(self, tasks: Iterable[str]) -> float:
-        """The share of the pairs whose kind belongs to one of these tasks."""
-        return sum(TASK_OF.get(kind, STEERING) in tasks for kind in self.kinds) / len(self.kinds)
+    def share(self, task: str | None) -> float:
+        """The share of the pairs that are made for a task; None: of those of a clean and a steered cache."""
+        return sum(TASK_OF.get(kind) == task for kind in self.kinds) / len(self.kinds)
 
 
 class Truth(NamedTuple):
@@ -196,11 +196,11 @@ class Questionnaire:
         alone = own and self.each % 2 and number == self.each - 1  # has no partner in the other order
         turn, order = divmod(number, 2) if asks_both_orders else (number, 0)
         random = generator(self.seed, "query", self.split, part.task, pair, turn)
-        weight = part.weight / (self.kinds.share({part.task if own else STEERING}) * (self.each if own else part.each))
+        weight = part.weight / (self.kinds.share(part.task if own else None) * (self.each if own else part.each))
         kind = self.kinds.of(pair)
         if kind in (IN_LINES, CONCEPTS):
-            text, words, place, meanings = self._choice(kind, part, pair, number, truth)
-            return Query(part.task, with_lead_in(self.lead_in, text), words, place, weight, meanings)
+            text, words, right, meanings = self._choice(kind, part, pair, number, truth)
+            return Query(part.task, with_lead_in(self.lead_in, text), words, right, weight, meanings)
         words = self._draw_words(random)
         if order or ((alone or not asks_both_orders) and random.random() < part.exchanged):
             words = words.exchanged()
@@ -221,21 +221,18 @@ class Questionnaire:
     ) -> tuple[str, AnswerWords, int, tuple[str, ...]]:
         """A question with many answers, its answer words, the right one, and what they stand for."""
         random = generator(self.seed, "choice", self.split, kind, pair, number)
-        words = self.series[int(random.integers(len(self.series)))]
         if kind == IN_LINES:
-            digits = next(series for series in self.series if series.words[0].isdigit())
-            wordings = task_questions.SENTENCES
-            text = f"{wordings[int(random.integers(len(wordings)))]} Answer with its number."
-            words = digits.first(LINES)
+            words = next(series for series in self.series if series.words[0].isdigit()).first(LINES)
+            text = f"{random.choice(task_questions.SENTENCES)} Answer with its number."
             return text, words, truth.places[truth.second], tuple(f"line {word}" for word in words.words)
+        words = self.series[int(random.integers(len(self.series)))]
         others = [concept for concept in range(len(self.concepts)) if concept not in truth.concepts]
         drawn = random.choice(others, OPTIONS - len({*truth.concepts, -1}), replace=False).tolist()
         options = [*{*truth.concepts, -1}, *drawn]
         random.shuffle(options)
         named = tuple(NOTHING if option < 0 else self.concepts[option] for option in options)
         listed = ", ".join(f"{word} {name}" for word, name in zip(words.words, named, strict=True))
-        question = part.questions[int(random.integers(len(part.questions)))]
-        return f"{question} {listed}.", words, options.index(truth.concepts[truth.second]), named
+        return f"{random.choice(part.questions)} {listed}.", words, options.index(truth.concepts[truth.second]), named
 
     def _draw_words(self, random: np.random.Generator) -> AnswerWords:
         """Yes and no, with their share, or any other pair."""

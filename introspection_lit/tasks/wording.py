@@ -73,7 +73,7 @@ class Wording(NamedTuple):
         answer_ids: Token ids of the words for "steered" and "not steered".
         questions: Questions by set: ``train``, ``heldout``, ``swapped`` and ``factual``, as in
             :class:`~introspection_lit.trials.test_sets.Source`.
-        words: Answer words that are one token each, for questionnaires: pairs (``trained``, ``heldout`` and ``yes_no``),
+        answer_words: Those that are one token each, for questionnaires: pairs (``trained``, ``heldout`` and ``yes_no``),
             and ``series``, digits and letters.
     """
 
@@ -81,7 +81,7 @@ class Wording(NamedTuple):
     phrasing: Phrasing
     answer_ids: tuple[int, int]
     questions: dict[str, list[str]]
-    words: dict[str, tuple[AnswerWords, ...]]
+    answer_words: dict[str, tuple[AnswerWords, ...]]
 
 
 def build_wording(

@@ -238,6 +238,18 @@ def stop(problem: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
+def guarded_runs(trainings: Callable[[], Sequence[object]]) -> None:
+    """Run a script's main part (see :func:`guarded`) that returns the trainings that failed.
+
+    Raises:
+        SystemExit: 1 if there are any; else as :func:`guarded`.
+    """
+    failed: list[object] = []
+    guarded(lambda: failed.extend(trainings()))
+    if failed:
+        raise SystemExit(1)
+
+
 def guarded(action: Callable[[], None]) -> None:
     """Run a script's main part; errors of the configuration, of memory and Ctrl-C end it without a traceback.
 

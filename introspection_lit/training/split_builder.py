@@ -149,17 +149,20 @@ class SplitBuilder:
         """The questions of a split whose caches are asked several; None: one question each."""
         options, words = self.options, self.wording
         if source.questions in QUESTIONNAIRES:
-            parts, pairs = [part_of_test_set(source.questions)], words.words[WORDS_OF.get(source.questions, "trained")]
+            parts, pairs = (
+                [part_of_test_set(source.questions)],
+                words.answer_words[WORDS_OF.get(source.questions, "trained")],
+            )
             kinds: tuple[str, ...] = (KIND_OF.get(source.questions, STEERING),)
         elif options.tasks and name in ("train", "validation"):
-            parts, pairs = [*training_parts(options.tasks)], words.words["trained"]
+            parts, pairs = [*training_parts(options.tasks)], words.answer_words["trained"]
             # Controls train on pairs of a clean and a steered cache alone: there they say what is right.
             controls = {VISIBLE: (VISIBLE,), "none": training_kinds(options.tasks)}
             kinds = controls.get(options.control, (STEERING,))
         else:
             return None
         many = {IN_LINES, CONCEPTS} & set(kinds)
-        if not pairs or (many and not any(series.words[0].isdigit() for series in words.words["series"])):
+        if not pairs or (many and not any(series.words[0].isdigit() for series in words.answer_words["series"])):
             where = f"data.test_trials: {name!r}" if name in options.test_sets else "data.tasks"
             expected = "Expected answer words that are one token each for this model (pairs, digits); it has none of ours"
             raise ConfigurationError([f"{where}: cannot be asked. {expected}."])
@@ -172,7 +175,7 @@ class SplitBuilder:
             pairs,
             options.lead_in_text,
             PairKinds(options.seed, name, kinds),
-            words.words["series"],
+            words.answer_words["series"],
             concepts,
             self._plain_answers(concepts) if name == "train" and any(part.early for part in parts) else None,
         )

@@ -16,7 +16,7 @@ from introspection_lit.steering.bands import layer_scale
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.tasks.questionnaire import DETECTION, LINES, STEERING, TASK_OF, Questionnaire, Truth
+from introspection_lit.tasks.questionnaire import DETECTION, LINES, TASK_OF, Questionnaire, Truth
 from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
 from introspection_lit.trials.plans import MixedPlan, Plan, SeveralQuestionsPlan
@@ -265,7 +265,7 @@ class Split:
             if not trial.steered and kinds.of(cache // 2) not in TASK_OF:
                 drawn += [place] * (generator(self.seed, "text", self.name, cache).random() < self.texts)
         # Of all pairs of the step, not of this part's: its clean caches may be fewer than its share.
-        expected = self.texts * rows / (2 * self.questionnaire.each) * kinds.share({STEERING})
+        expected = self.texts * rows / (2 * self.questionnaire.each) * kinds.share(None)
         if not drawn and not self.same_passes:
             return None
         weights = [self.text_weight / expected] * len(drawn) if drawn else [0.0]
@@ -298,12 +298,11 @@ class Split:
         if any(trial.parts for trial in trials):
             shares = tokens_mask.float()
             for row, trial in enumerate(trials):
-                start = mask.shape[1] - int(mask[row].sum())  # padding is on the left
+                if not trial.parts:
+                    continue
+                shares[row], start = 0, mask.shape[1] - int(mask[row].sum())  # padding is on the left
                 for (first, end), share in zip(self._part_spans(trial), trial.parts, strict=True):
                     shares[row, start + first : start + end] = share
-                if len(trial.parts) == LINES:  # what the template writes around the lines
-                    spans = self._part_spans(trial)
-                    shares[row, : start + spans[0][0]] = shares[row, start + spans[-1][1] :] = 0
             return shares
         if self.source.positions >= 1:
             return tokens_mask

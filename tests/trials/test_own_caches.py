@@ -20,7 +20,7 @@ from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
-from introspection_lit.tasks.questionnaire import NOTHING, TASK_OF, task_problems
+from introspection_lit.tasks.questionnaire import NOTHING, TASK_OF
 from introspection_lit.tasks.task import TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_PAIRS
 from introspection_lit.training.experiment_setup import prepare
@@ -336,8 +336,3 @@ def test_probes_see_clean_and_steered_caches(splits: dict[str, Split]) -> None:
     assert [trial.steered for trial in trials] == [False, True] * 32
     assert not any(trial.parts or trial.vectors for trial in trials)
     assert not isinstance(single.plan, MixedPlan)
-    assert replace(single).questionnaire is None
-    assert (
-        task_problems({"detection": TaskOptions(questions=2), "localisation": TaskOptions(), "comparison": TaskOptions()})
-        == []
-    )

@@ -115,7 +115,7 @@ def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
 def with_tasks(data: IntrospectionDataModule, split: Split) -> Split:
     """The training split with four questions for each cache."""
     assert isinstance(split.plan, TrialPlan)
-    parts, words = training_parts(QUESTIONS), data.run.wording.words["trained"]
+    parts, words = training_parts(QUESTIONS), data.run.wording.answer_words["trained"]
     questionnaire = Questionnaire(data.options.seed, split.name, parts, words, LEAD_IN)
     plan = SeveralQuestionsPlan(split.plan, questionnaire.each)
     return replace(split, plan=plan, questionnaire=questionnaire, _encoded={}, _lengths=[])
