@@ -28,7 +28,6 @@ from introspection_lit.utils.resource_limits import BeyondLimitError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 YES_NO = ("yes", "no")
 HALF = "has half of a surrogate pair, which no file and no tokenizer can hold"
 TURN = "would open or close a turn"
@@ -102,6 +101,14 @@ def render(
     """
     conversation = _write(tokenizer, context, question, phrasing)
     return conversation.text, conversation.boundary
+
+
+def messages_of(
+    tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing
+) -> tuple[list[Message], str]:
+    """The messages of a conversation as its chat template takes them, and the start of the answer; as :func:`render`."""
+    turns, _ = _arrange(tokenizer, _turns(context, question, phrasing))
+    return turns.messages, turns.start.content + phrasing.joint
 
 
 class _Written(NamedTuple):
@@ -341,9 +348,3 @@ def usable_contexts(
         if max(lengths) <= limit:
             usable.append(context)
     return usable
-
-
-def repeated_questions(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
-    """List the held-out questions that are also training questions, ignoring case and white space; each is a leak."""
-    trained = {" ".join(question.casefold().split()) for question in train}
-    return [question for question in heldout if " ".join(question.casefold().split()) in trained]

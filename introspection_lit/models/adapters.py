@@ -238,6 +238,9 @@ def _name_of(model: str) -> str:
 def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> PeftModel:
     """Load an adapter's weights onto its base model, with the configuration that was checked.
 
+    The adapter then acts on every token while it is on: the protocol switches it on and off itself, where an activated
+    adapter would look for its invocation tokens.
+
     Args:
         model: The base model.
         adapter: From :func:`read_adapter`.
@@ -256,7 +259,7 @@ def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> P
                 # With the checked configuration; PEFT would read the file again, without our checks.
                 model,
                 str(adapter.folder),
-                config=adapter.config,
+                config=_always_on(adapter.config),
                 low_cpu_mem_usage=model.device.type == "meta",
             )
     except (RuntimeError, TypeError, ValueError) as error:  # PEFT and torch: tensors of another shape
@@ -266,6 +269,14 @@ def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> P
         examples = ", ".join(sorted(differing)[:2])
         raise ConfigurationError([f"{problem}: {len(differing)} tensors are missing or too many, such as {examples}."])
     return loaded
+
+
+def _always_on(config: PeftConfig) -> PeftConfig:
+    """The configuration without invocation tokens."""
+    config = copy.deepcopy(config)
+    if getattr(config, "alora_invocation_tokens", None) is not None:
+        config.alora_invocation_tokens = None
+    return config
 
 
 def adapter_settings(adapter: Adapter) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from introspection_lit.report.detection_plots import detection_plots, roc_plots
 from introspection_lit.report.drawing import histogram_plots
 from introspection_lit.report.elements import Page, ReportFigure, Section, Table, present
+from introspection_lit.report.exported import exported_table
 from introspection_lit.report.formatting import lookup
 from introspection_lit.report.heatmaps import confusions, heat_maps
 from introspection_lit.report.key_numbers import key_numbers
@@ -89,6 +90,7 @@ def build_page(run: Run) -> Page:
             figures=confusions(evidence),
             tables=present(tasks_table(evidence), choices_table(evidence)),
         ),
+        Section("as-exported", "As used", tables=present(exported_table(evidence))),
         Section("roc", "ROC", figures=roc_plots(evidence)),
         Section("heat-maps", "Where steering is missed", figures=heat_maps(evidence, unit)),
         Section("kinds", "Kinds of text", figures=kind_rate_plots({"": evidence.get("kinds") or []})),

@@ -94,6 +94,12 @@ EVIDENCE = fields(
             **dict.fromkeys(("information", "information_by_chance"), NUMBER),
         )
     ),
+    as_exported=fields(
+        protocol=fields(**ROW),
+        exported=fields(**ROW),
+        **dict.fromkeys(("n", "decided_differently"), COUNT),
+        **dict.fromkeys(("threshold", "largest_difference"), NUMBER),
+    ),
     odd=listed(fields("kind", **ROW)),
     lens=fields(layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
     side_effects=fields(

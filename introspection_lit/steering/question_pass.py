@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from introspection_lit.steering.activation_checkpointing import recompute_layers
+from introspection_lit.steering.intervention import Intervention, steer
 from introspection_lit.steering.prefill import Forward, fork, no_logits, position_ids
 
 
@@ -32,6 +33,18 @@ class QuestionBatch(Protocol):
     question_prefix_ids: Tensor | None
     question_ids: Tensor
     question_mask: Tensor
+
+
+class SteeredQuestions(QuestionBatch, Protocol):
+    """The same with the contexts as tokens, and what is added to them.
+
+    Attributes:
+        context_ids: Left-padded tokens, ``(caches, context)``.
+        intervention: What is added to the residual stream of each cache.
+    """
+
+    context_ids: Tensor
+    intervention: Intervention
 
 
 def read_answers(
@@ -97,6 +110,40 @@ def read_positions(
             logits_to_keep=kept,
         )
     logits: Tensor = outputs.logits[torch.arange(len(place), device=place.device)[:, None], place]
+    return logits
+
+
+def read_in_one_pass(forward: Forward, layers: Sequence[nn.Module], batch: SteeredQuestions) -> Tensor:
+    """Read conversations and their questions in one pass, as an exported adapter is used: steered at the context alone.
+
+    Args:
+        forward: What to call; the adapter decides by itself from which token on it acts.
+        layers: The model's decoder layers.
+        batch: Needs no cache.
+
+    Returns:
+        Logits at the answer position, ``(rows, vocabulary)``.
+    """
+    caches = torch.arange(len(batch.question_ids)) if batch.cache_of is None else batch.cache_of.cpu()
+    question_ids, question_mask = batch.question_ids, batch.question_mask
+    if batch.question_prefix_ids is not None:
+        prefix = batch.question_prefix_ids.expand(len(question_ids), -1)
+        question_ids = torch.cat([prefix, question_ids], dim=1)
+        question_mask = torch.cat([torch.ones_like(prefix), question_mask], dim=1)
+    mask = torch.cat([batch.context_mask[caches], question_mask], dim=1)
+    intervention = batch.intervention.select(caches.tolist())
+    intervention.positions = nn.functional.pad(intervention.positions, (0, question_ids.shape[1]))
+    answers = batch.context_mask.shape[1] + question_mask.sum(dim=1) - 1
+    kept, place = torch.unique(answers, return_inverse=True)
+    with steer(layers, intervention):
+        outputs = forward(
+            input_ids=torch.cat([batch.context_ids[caches], question_ids], dim=1),
+            attention_mask=mask,
+            position_ids=position_ids(mask),
+            use_cache=False,
+            logits_to_keep=kept,
+        )
+    logits: Tensor = outputs.logits[torch.arange(len(place), device=place.device), place]
     return logits
 
 

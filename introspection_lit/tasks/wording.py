@@ -15,7 +15,6 @@ from introspection_lit.contexts.conversations import (
     control_token_problems,
     encode,
     fakes_turns,
-    repeated_questions,
 )
 from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens, usable_words
 from introspection_lit.tasks.questions import (
@@ -241,6 +240,12 @@ def heldout_problems(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
         f"data.heldout_questions: {question!r} is a question of the training too: what is tested has been trained on."
         for question in repeated_questions(train, heldout)
     ]
+
+
+def repeated_questions(train: Sequence[str], heldout: Sequence[str]) -> list[str]:
+    """List the held-out questions that are also training questions, ignoring case and white space; each is a leak."""
+    trained = {" ".join(question.casefold().split()) for question in train}
+    return [question for question in heldout if " ".join(question.casefold().split()) in trained]
 
 
 def window_problems(context: int, question: int, config: PretrainedConfig) -> list[str]:

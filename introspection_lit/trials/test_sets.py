@@ -41,6 +41,8 @@ SOURCES = {
     "concept": Source("concept", "concept"),
     "newkinds": Source("heldout", "newkinds"),
     "newquestions": Source("heldout", "heldout", "heldout"),
+    # As heldout; also scored by the exported adapter, loaded by plain PEFT, in one pass.
+    "as_exported": Source("heldout", "heldout"),
     "concept_pca": Source("concept_pca", "concept"),
     "imported": Source("imported", "concept"),
     # Detection as a function of the strength (dose).
@@ -67,6 +69,7 @@ SOURCES = {
     "identification": Source("concept", "concept", "identification"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
+AS_EXPORTED = "as_exported"
 # Test sets over caches of their own, and all that ask each cache several questions.
 CHOICES = ("halves", "lines", "comparison", "identification")
 QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading", *CHOICES)

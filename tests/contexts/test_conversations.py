@@ -7,10 +7,11 @@ from tiny_models import CHATML, NO_SYSTEM, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import BUILTIN, exchange
-from introspection_lit.contexts.conversations import Phrasing, encode, render, repeated_questions, usable_contexts
+from introspection_lit.contexts.conversations import Phrasing, encode, render, usable_contexts
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION
+from introspection_lit.tasks.wording import repeated_questions
 from introspection_lit.utils.errors import ConfigurationError
 
 CONTEXT = exchange("chat", "How are you? 你好 🙂", "Fine, thanks.\n\nAnd you?")

@@ -1,4 +1,4 @@
-"""Tiny models of four families, with a tokenizer of their own: small enough to build in a second, no download."""
+"""Tiny models of five families, with a tokenizer of their own: small enough to build in a second, no download."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 from introspection_lit.contexts.context import BUILTIN
 from introspection_lit.contexts.conversations import YES_NO
@@ -24,7 +24,13 @@ SIZES = {
     "max_position_embeddings": 1024,
     "initializer_range": 0.2,  # large enough for the layers to do something
 }
-FAMILIES: dict[str, Any] = {"qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig}
+FAMILIES: dict[str, Any] = {
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "gemma": GemmaConfig,
+}
 # bitsandbytes on the CPU needs rows of a multiple of 64 weights.
 WIDE = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
 

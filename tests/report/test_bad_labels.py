@@ -14,7 +14,7 @@ from matplotlib.cbook import is_math_text
 from introspection_lit.report.formatting import escape_dollars, shorten
 from introspection_lit.report.kind_rates import draw_rates_by_kind
 from introspection_lit.report.log_odds_plot import log_odds_figure
-from introspection_lit.training.callbacks.adapter_export import CARD
+from introspection_lit.training.model_card import CARD
 
 pytestmark = pytest.mark.thorough
 LABELS = (
@@ -40,7 +40,10 @@ def test_no_label_is_a_formula_or_a_format(label: str) -> None:
     assert not is_math_text(shorten(label))
     names = ("base_model", "question", "answers", "answer_prefix", "train_vectors", "bands", "strengths", "strength_unit")
     numbers = {"threshold": 0.0, "auroc": 1.0, "step": 1}
-    texts_of = dict.fromkeys((*names, "yes", "no", "description", "load_base"), label)
+    texts_of = dict.fromkeys(
+        (*names, "yes", "no", "yes_id", "no_id", "description", "load_base", "messages", "start"), label
+    )
+    texts_of["activation"] = label
     card = CARD.format(**texts_of, **numbers)
     assert card.startswith(f"---\nbase_model: {label}\nlibrary_name: peft")
     assert f'- Question: "{label}" Answers: {label}, after the assistant has begun with "{label}".' in card

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from safetensors.torch import save
 
+from introspection_lit.contexts.splits import evenly_spaced
 from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, check_replaceable
+from introspection_lit.tasks.invocation import invocation_tokens
 from introspection_lit.training.checkpoint_files import read_checkpoint
+from introspection_lit.training.distributed import is_sharded
+from introspection_lit.training.exported_adapter import check_export
+from introspection_lit.training.model_card import example_tokens, model_card
 from introspection_lit.training.run_context import module_of, run_folder, run_of
 from introspection_lit.utils.checksums import file_hash, with_checksum
+from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -24,45 +30,28 @@ if TYPE_CHECKING:
     from introspection_lit.training.run_context import RunContext
 
 
-LOAD_HUB = """from transformers import AutoModelForCausalLM
+# Conversations on which the invocation tokens are found.
+INVOCATION_CONTEXTS = 32
 
-base = AutoModelForCausalLM.from_pretrained("{name}")"""
-LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model
 
-base = load_model(BaseModel("{name}"))"""
-CARD = """---
-base_model: {base_model}
-library_name: peft
-tags: [introspection, activation-steering, lora]
----
-
-# An adapter that notices steering
-
-A LoRA adapter for `{base_model}` that answers whether the model's activations were steered while it read the first turn
-of a conversation. The first turn is processed by the clean base model, possibly with a direction added to its residual
-stream; the adapter only reads the KV cache that this leaves behind.
-
-- Question: "{question}" Answers: {answers}, after the assistant has begun with "{answer_prefix}".
-- Score: logit({yes}) - logit({no}). Steered if above {threshold:.4f}, the threshold chosen on validation data.
-- Trained on {train_vectors} random directions, bands {bands}, strengths {strengths} ({strength_unit}).
-- Validation AUROC {auroc:.4f} at step {step}. Tests: see `results.json` of the run, if there is one.
-
-```python
-from peft import PeftModel
-{load_base}
-model = PeftModel.from_pretrained(base, "this/folder")
-# Fill the cache with `model.disable_adapter()`; ask the question with the adapter on.
-```
-
-It was trained to answer one question and has not been tested for anything else: do not use it as a chat model.
-Everything that defines it is in `{description}`.
-"""
+def find_invocation(run: RunContext) -> tuple[list[int] | None, str | None]:
+    """The tokens that switch the exported adapter on; or None, and why there are none."""
+    split, phrasing = run.splits["train"], run.phrasing
+    if run.options.prefill_adapter:
+        return None, "it was trained with data.prefill_adapter, which leaves it on while the conversation is read."
+    contexts = evenly_spaced(split.contexts, INVOCATION_CONTEXTS)
+    questions, lead_in = split.question_texts(), run.options.lead_in_text
+    try:
+        return invocation_tokens(split.tokenizer, contexts, questions, lead_in, phrasing), None
+    except ConfigurationError as error:
+        return None, error.problems[0]
 
 
 def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, checkpoint: dict[str, Any]) -> None:
     """Write an adapter folder that ``PeftModel.from_pretrained`` loads on its own.
 
-    The folder appears complete or not at all; an older one of the same name is replaced.
+    Where the questions have a beginning of their own, it is activated by that: in one pass over conversation and question
+    it acts as in training. The folder appears complete or not at all; an older one of the same name is replaced.
 
     Args:
         folder: The folder to write.
@@ -71,6 +60,7 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         checkpoint: The checkpoint whose adapter is exported, as loaded from disk.
     """
     band_numbers = [list(band) for band in run.splits["train"].plan.bands]
+    tokens, reason = find_invocation(run)
     description = {
         "format": "introspection_lit/adapter/1",
         **module.identity(),
@@ -82,6 +72,7 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         "system_prompt": run.phrasing.system,
         "threshold": checkpoint["introspection"]["threshold"],
         "prefill_adapter": run.options.prefill_adapter,
+        "invocation": None if tokens is None else run.wording.tokenizer.decode(tokens),
         "bands": band_numbers,
         "strengths": list(run.options.strengths),
         "strength_unit": run.options.strength_unit,
@@ -92,14 +83,6 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         "validation": checkpoint["introspection"]["validation"],
         "trained_on": run.training_record(),
     }
-    card = CARD.format(
-        **description | {"question": description["question"][0]},
-        yes=run.phrasing.answers[0],
-        no=run.phrasing.answers[1],
-        auroc=description["validation"]["auroc"],
-        description=DESCRIPTION,
-        load_base=(LOAD_HUB if module.base.on_hub else LOAD_LOCAL).format(name=module.base.name),
-    )
     check_replaceable(folder)
     with atomic_folder(folder) as unfinished:
         # As PEFT's save_pretrained writes it, which finds nothing in a model with FSDP units inside (peft 0.21).
@@ -112,11 +95,22 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         adapter = copy.copy(module.model.peft_config[name])
         # The model's name, not the folder in this machine's cache that it was loaded from.
         adapter.base_model_name_or_path, adapter.revision = module.base.name, module.base.revision
-        adapter.inference_mode = True
+        adapter.inference_mode, adapter.alora_invocation_tokens = True, tokens
         adapter.save_pretrained(str(unfinished))
+        check = None
+        if tokens is not None and not is_sharded(run.trainer):
+            check = check_export(module, run, unfinished, example_tokens(run, description["question"][0]))
+        description["check"] = check and check._asdict()
         description["files"] = {name: file_hash(unfinished / name) for name in (WEIGHTS, CONFIG)}
         (unfinished / DESCRIPTION).write_text(json.dumps(with_checksum(description), indent=2) + "\n", encoding="utf-8")
+        card = model_card(module.base, run, description, reason, check)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+    if check is not None:
+        rank_zero_info(
+            f"exported adapter, in one pass of plain PEFT: log-odds within {check.largest_difference:.1e} of the protocol's"
+        )
+    elif reason is not None:
+        rank_zero_warn(f"the exported adapter acts on everything it reads: {reason}")
 
 
 class AdapterExport(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit.evaluation import analysis, controls
+from introspection_lit.evaluation.as_exported import EXPORTED, compare_exported
 from introspection_lit.evaluation.choice_results import choice_rows
 from introspection_lit.evaluation.learning_curves import learning_curves
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer
@@ -24,6 +26,7 @@ from introspection_lit.steering.prefill import pad
 from introspection_lit.tasks.questions import info_text, load_facts
 from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
+from introspection_lit.training.exported_adapter import exported_folder, loaded, log_odds_in_one_pass
 from introspection_lit.training.module import adapter_off
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE
 from introspection_lit.training.run_context import module_of, run_of
@@ -31,7 +34,7 @@ from introspection_lit.trials import leaks
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.loaders import SplitBatches
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import CHOICES, TEST_SETS
+from introspection_lit.trials.test_sets import AS_EXPORTED, CHOICES, TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import write_file
 
@@ -82,6 +85,7 @@ class Evidence(Callback):
         self.informed: dict[str, set[int]] = {}
         self.lens_numbers: set[int] = set()
         self.found: dict[str, Any] | None = None
+        self.exported = ExitStack()  # holds the exported adapter beside the tested one
 
     def problems(self) -> list[str]:
         """Errors in the options."""
@@ -104,7 +108,7 @@ class Evidence(Callback):
         self.scores, self.given, self.lens, self.observers, self.found = {}, {}, {}, None, None
         if not self.enabled:
             return
-        run = run_of(trainer)
+        module, run = module_of(pl_module), run_of(trainer)
         self.informed = {
             name: first_trials(run.splits[name], self.info_trials) for name in run.options.test_sets if name in self.sets
         }
@@ -117,6 +121,10 @@ class Evidence(Callback):
                 self.observers = fit_observers(run, self.probe_trials, trainer.strategy.root_device)
             except ConfigurationError as error:  # too few contexts: no reason to lose the test
                 rank_zero_warn(f"no outside observers: {error}")
+        run_folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if AS_EXPORTED in run.options.test_sets:
+            folder = exported_folder(trainer.ckpt_path, module.adapter, run_folder)
+            self.exported.enter_context(loaded(module.model, folder))
 
     def on_test_batch_end(
         self,
@@ -135,6 +143,8 @@ class Evidence(Callback):
         with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
             if batch.split == LENS_SET:
                 self._read_layers(trainer, module, batch)
+            if batch.split == AS_EXPORTED:
+                self._note(batch, EXPORTED, log_odds_in_one_pass(module, batch))
             if batch.split not in self.sets:
                 return
             if self.observers is not None:
@@ -175,6 +185,7 @@ class Evidence(Callback):
         """Put the evidence together in ``found``, on the first rank."""
         if not self.enabled:
             return
+        self.exported.close()
         module, run = module_of(pl_module), run_of(trainer)
         effects = None
         if self.texts and self.facts:
@@ -195,6 +206,7 @@ class Evidence(Callback):
             "controls": controls.control_rows(module.summaries, trials),
             "tasks": task_rows(trials),
             "choices": choice_rows(rows, trained),
+            "as_exported": compare_exported(trials, module.threshold),
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": distinct_clean(trials)},

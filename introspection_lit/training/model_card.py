@@ -1,0 +1,137 @@
+"""The model card of an exported adapter: what it is, and how it is used with plain transformers and PEFT."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from introspection_lit.contexts.context import exchange
+from introspection_lit.contexts.conversations import encode, messages_of
+from introspection_lit.models.adapters import DESCRIPTION
+from introspection_lit.models.base_model import BaseModel
+
+if TYPE_CHECKING:
+    from introspection_lit.training.exported_adapter import Check
+    from introspection_lit.training.run_context import RunContext
+
+LOAD_HUB = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{name}", {options})
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model, load_tokenizer
+
+base = BaseModel("{name}", {options})
+base, tokenizer = load_model(base), load_tokenizer(base)"""
+CARD = """---
+base_model: {base_model}
+library_name: peft
+tags: [introspection, activation-steering, lora]
+---
+
+# An adapter that notices steering
+
+A LoRA adapter for `{base_model}` that answers whether the model's activations were steered while it read the first
+turns of a conversation. The clean base model reads those turns, possibly with a direction added to its residual
+stream; the adapter only reads the KV cache that this leaves behind.
+
+- Question: "{question}" Answers: {answers}, after the assistant has begun with "{answer_prefix}".
+- Score: logit({yes}) - logit({no}). Steered if above {threshold:.4f}, the threshold chosen on validation data.
+- Trained on {train_vectors} random directions, bands {bands}, strengths {strengths} ({strength_unit}).
+- Validation AUROC {auroc:.4f} at step {step}. Tests: see `results.json` of the run, if there is one.
+
+## Use
+
+```python
+from peft import PeftModel
+{load_base}
+model = PeftModel.from_pretrained(base, "this/folder").eval()
+messages = [
+{messages}
+]
+text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + {start!r}
+inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+logits = model(**inputs).logits[0, -1]
+print(float(logits[{yes_id}] - logits[{no_id}]))  # steered if above {threshold:.4f}
+```
+
+{activation}
+
+It was trained on questions about steering and has not been tested as a chat model. Everything that defines it is in
+`{description}`.
+"""
+ACTIVATED = """The adapter is *activated*: by `alora_invocation_tokens` in `adapter_config.json` it is off until the text
+
+    {words}
+
+and acts from there on. The model reads everything before them, and every conversation without them, as if there were no
+adapter.
+{checked}
+- It needs PEFT 0.18 or later, and `PeftModel`. It does not act when `AutoModelForCausalLM.from_pretrained(folder)` or
+  `load_adapter` of transformers loads it, nor in `generate` with `use_cache=False`, `prefill_chunk_size` or
+  `prompt_lookup_num_tokens`.
+- Of several such questions in one text only the last is read by the adapter.
+- The base model must be as it was in training: {precision}."""
+CHECKED = """
+At export one pass of `PeftModel` was compared with the protocol of the training on {trials} validation trials: the
+log-odds differ by at most {largest_difference:.1e}. The lines above print about {example:.2f}. If they print about
+{example_without:.2f}, the adapter does not act.
+"""
+ALWAYS_ON = """**The adapter acts on everything it reads.** It cannot be activated by its question: {reason} Loaded by
+`PeftModel` and left on it also reads the conversation, which it was not trained for unless `prefill_adapter` in
+`{description}` is true: it may call every conversation steered, and answer other questions with its answer words. Read
+the conversation into a KV cache with `model.disable_adapter()`, and ask with the adapter on; `Detector` of
+introspection_lit does so."""
+# The conversation in the card: a clean one.
+EXAMPLE = exchange("chat", "What is the capital of France?", "The capital of France is Paris.")
+
+
+def example_tokens(run: RunContext, question: str) -> tuple[list[int], list[int]]:
+    """The tokens of the card's conversation and question, and those of the two answer words."""
+    encoded = encode(run.wording.tokenizer, EXAMPLE, question, run.phrasing)
+    return encoded.context_ids + encoded.question_ids, list(run.wording.answer_ids)
+
+
+def model_card(
+    base: BaseModel, run: RunContext, description: dict[str, Any], reason: str | None, check: Check | None
+) -> str:
+    """The text of an exported adapter's ``README.md``.
+
+    Args:
+        base: The base model.
+        run: The run that trained the adapter.
+        description: Content of ``introspection.json``.
+        reason: Why the adapter is not activated by its question; None if it is.
+        check: What it says in one pass; None if that could not be tried.
+    """
+    question, words = description["question"][0], run.phrasing.answers
+    messages, start = messages_of(run.wording.tokenizer, EXAMPLE, question, run.phrasing)
+    shown = [f"    {json.dumps({'role': role, 'content': text}, ensure_ascii=False)}," for role, text in messages]
+    if reason is not None:
+        activation = ALWAYS_ON.format(reason=reason, description=DESCRIPTION)
+    else:
+        activation = ACTIVATED.format(
+            words=json.dumps(description["invocation"], ensure_ascii=False),
+            checked=CHECKED.format(**check._asdict()) if check is not None else "",
+            precision=f"{base.dtype}, quantization {base.quantization}",
+        )
+    return CARD.format(
+        **description | {"question": question},
+        yes=words[0],
+        no=words[1],
+        yes_id=run.wording.answer_ids[0],
+        no_id=run.wording.answer_ids[1],
+        auroc=description["validation"]["auroc"],
+        description=DESCRIPTION,
+        load_base=_loading_code(base),
+        messages="\n".join(shown),
+        start=start,
+        activation=activation,
+    )
+
+
+def _loading_code(base: BaseModel) -> str:
+    """Python that loads the base model as it was in training; from the hub without this package, unless it is quantised."""
+    plain = base.on_hub and base.quantization == "none"
+    options = {"revision": base.revision, "dtype": base.dtype} | ({} if plain else {"quantization": base.quantization})
+    shown = ", ".join(f'{name}="{value}"' for name, value in options.items() if value is not None)
+    return (LOAD_HUB if plain else LOAD_LOCAL).format(name=base.name, options=shown)
