@@ -39,6 +39,17 @@ SMALL = {
 }
 
 
+# What is asked of the adapter besides the lines of its card: the capital of France, and whether it reads as the base model.
+OTHER_QUESTION = """
+asked = tokenizer.apply_chat_template(messages[:2], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model(**asked).logits
+continued = model.generate(**asked, max_new_tokens=12, do_sample=False)
+with model.disable_adapter():
+    print(bool((model(**asked).logits == answer).all()))
+print(repr(tokenizer.decode(continued[0, asked["input_ids"].shape[1]:])))
+"""
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project as a newcomer has it: what is in git, as it is now, and nothing that was ever made with it."""
@@ -99,7 +110,7 @@ def test_pipeline_of_the_readme_runs_from_a_fresh_clone(clone: Path, cache: Path
 
 
 def test_several_tasks_run_from_a_fresh_clone(clone: Path, cache: Path) -> None:
-    """A step of docs/tasks.md's command, and its test."""
+    """A step of docs/tasks.md's command, its test, and the lines of the exported adapter's card."""
     command = ["python", "-m", "introspection_lit", "fit", "--config", "configs/tasks.yaml", EVERYWHERE[1]]
     sizes = [
         "--data.batch_size=8",
@@ -107,16 +118,29 @@ def test_several_tasks_run_from_a_fresh_clone(clone: Path, cache: Path) -> None:
         "--data.eval_batch_size=64",
         "--data.validation_trials=128",
     ]
-    sets = "--data.test_trials={heldout: 2, swapped: 2, codes: 4, facts: 4, reading: 4, lines: 4, identification: 4}"
+    sets = "heldout: 2, swapped: 2, codes: 4, facts: 4, reading: 4, lines: 4, identification: 4, as_exported: 4"
     few = [f"--data.{split}_vectors=4" for split in ("train", "validation", "heldout")]
     few += [
         f"--data.concepts=[{', '.join(CONCEPTS[:10])}]",
         f"--data.trained_concepts=[{', '.join(TRAINED_CONCEPTS[:10])}]",
     ]
-    few += ["--trainer.max_steps=1", "--evidence.enabled=false"]
+    few += ["--trainer.max_steps=1", "--trainer.precision=32-true", "--evidence.sets=[]", "--evidence.report=false"]
+    few += [f"--evidence.{name}=0" for name in ("probe_trials", "lens_trials", "texts")]
     assert shlex.join(command[:-1]) in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-    printed = done([*command, *sizes, sets, *few], clone, clone, cache)
+    printed = done([*command, *sizes, f"--data.test_trials={{{sets}}}", *few], clone, clone, cache)
     assert re.search(r"codes .*facts .*reading .*lines: .* answers right \(chance 0.25\)", printed, re.DOTALL)
+    assert "The exported adapter does what the table says" in " ".join(printed.split())
+    (run,) = (clone / "lightning_logs" / "tasks").iterdir()
+    assert json.loads((run / "results.json").read_text())["evidence"]["as_exported"]["largest_difference"] < 1e-4
+    card = (run / "adapter" / "README.md").read_text()
+    block, says = (re.search(form, card, re.DOTALL) for form in (r"```python\n(.*?)```", r"print about (-?\d+\.\d\d)\."))
+    assert block
+    assert says
+    (clone / "card.py").write_text(block[1].replace("this/folder", str(run / "adapter")) + OTHER_QUESTION)
+    score, same, continued = done(["python", "card.py"], clone, clone, cache).splitlines()[-3:]
+    assert float(score) == pytest.approx(float(says[1]), abs=0.01)
+    assert same == "True"
+    assert "Paris" in continued
 
 
 def test_full_experiment_runs_from_a_fresh_clone(clone: Path, cache: Path) -> None:
