@@ -8,8 +8,10 @@
 #        `AutoModelForCausalLM.from_pretrained(folder)` or `model.load_adapter(folder)` of transformers, which both take a LoRA
 #        folder, it never acts: the logits equal those of the base model to the bit. `generate(use_cache=False)` through
 #        PeftModel continues otherwise than with the cache: the number of activated tokens is fixed before the first token, so
-#        that each longer input activates one token less of the question. Of two invocations in one input only the last acts:
-#        the first question, with its answer, is read by the base model. None of this raises an error or a warning.
+#        that each longer input activates one token less of the question. `generate(prefill_chunk_size=...)` and decoding by hand
+#        (a forward pass a token, with `past_key_values`) continue otherwise, too: in a pass whose input lacks the invocation the
+#        adapter is off. Of two invocations in one input only the last acts: the first question, with its answer, is read by the
+#        base model. None of this raises an error or a warning; beams, merging and `inputs_embeds` do.
 # Fails if that changes. Run: bash findings/activated-lora-roads.sh
 set -euo pipefail
 folder=$(mktemp -d)
@@ -52,6 +54,12 @@ with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
     options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
     cached = peft.generate(input_ids=ids, **options)[0, ids.shape[1]:].tolist()
     uncached = peft.generate(input_ids=ids, use_cache=False, **options)[0, ids.shape[1]:].tolist()
+    chunked = peft.generate(input_ids=ids, prefill_chunk_size=4, **options)[0, ids.shape[1]:].tolist()
+    by_hand, next_ids, past = [], ids, None
+    for _ in range(options["max_new_tokens"]):
+        made = peft(input_ids=next_ids, past_key_values=past, use_cache=True)
+        past, next_ids = made.past_key_values, made.logits[:, -1:].argmax(dim=-1)
+        by_hand.append(int(next_ids))
     twice = peft(input_ids=torch.cat([ids, ids], dim=1)).logits
     twice_alone = plain()(torch.cat([ids, ids], dim=1)).logits
 
@@ -61,6 +69,8 @@ print("effect at the answer, through PeftModel:", round(change(through_peft[:, -
 print("the same, through AutoModelForCausalLM and load_adapter:", change(automatic, alone), change(loaded, alone))
 print("greedy tokens with a cache:", cached)
 print("greedy tokens without     :", uncached)
+print("with prefill_chunk_size=4 :", chunked)
+print("by hand, with a cache     :", by_hand)
 first = change(twice[:, : ids.shape[1]], twice_alone[:, : ids.shape[1]])
 second = change(twice[:, -1], twice_alone[:, -1])
 print("effect at the first of two questions:", first, "and at the second:", round(second, 2))
@@ -68,7 +78,7 @@ told = [str(each.message) for each in caught if "alora" in str(each.message).low
 print("warnings about it:", told)
 assert change(through_peft[:, :4], alone[:, :4]) == 0 and change(through_peft[:, -1], alone[:, -1]) > 0.5
 assert change(automatic, alone) == 0 and change(loaded, alone) == 0
-assert cached != uncached
+assert cached not in (uncached, chunked, by_hand)
 assert first == 0 and second > 0.5
 assert told == []
 PYTHON

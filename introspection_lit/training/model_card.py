@@ -66,9 +66,10 @@ ACTIVATED = """The adapter is *activated*: by `alora_invocation_tokens` in `adap
 and acts from there on. The model reads everything before them, and every conversation without them, as if there were no
 adapter.
 {checked}
-- It needs PEFT 0.18 or later, and `PeftModel`. It does not act when `AutoModelForCausalLM.from_pretrained(folder)` or
-  `load_adapter` of transformers loads it, nor in `generate` with `use_cache=False`, `prefill_chunk_size` or
-  `prompt_lookup_num_tokens`.
+- It needs PEFT 0.18 or later, and `PeftModel`: `AutoModelForCausalLM.from_pretrained(folder)` and `load_adapter` of
+  transformers load it without a word, and it never acts.
+- One pass as above and plain `generate` are right. `generate` with `use_cache=False` or `prefill_chunk_size`, and
+  decoding by hand after the first token, switch it off in part.
 - Of several such questions in one text only the last is read by the adapter.
 - The base model must be as it was in training: {precision}."""
 CHECKED = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_harness_measures_the_adapter(
         accuracy = json.loads(results.read_text())["results"]["introspection_lit_tiny"]["acc,none"]
         assert accuracy == pytest.approx(right / len(ITEMS))
     assert (torch.tensor(measured[0]) - torch.tensor(measured[1])).abs().min() > 1e-3
+    capsys.readouterr()
+
+
+def test_an_activated_adapter_changes_no_benchmark(
+    base: Path, run: Path, harness: Callable[[list[str]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `fit` exports it: no question holds its invocation tokens, and the harness measures the base model."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "adapter", folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"alora_invocation_tokens": [1, 2, 3, 4]}))
+    command = next(command for command in commands(GUIDE) if "--include_path" in command and "peft=" in " ".join(command))
+    words = [word.replace("$BASE", str(base)).replace("$RUN/adapter", str(folder)) for word in command]
+    words[words.index("--output_path") + 1] = str(tmp_path / "out")
+    harness([*words, "--log_samples"])
+    (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+    measured = [[float(response[0][0]) for response in row["resps"]] for row in rows]
+    expected = log_likelihoods(AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base))
+    torch.testing.assert_close(torch.tensor(measured), torch.tensor(expected), atol=1e-3, rtol=1e-4)
     capsys.readouterr()
 
 
