@@ -17,7 +17,7 @@ from peft import PeftModel
 from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from introspection_lit import Detector
+from introspection_lit import Detector, Steering
 from introspection_lit.cli import main
 from introspection_lit.contexts.context import BUILTIN, Context
 from introspection_lit.contexts.conversations import Phrasing, encode
@@ -35,7 +35,7 @@ from introspection_lit.utils.errors import ConfigurationError
 CONFIG = str(Path(__file__).parents[1] / "conf/tiny.yaml")
 PHRASING, LEAD_IN = Phrasing(), "Introspection query:"
 ASKED = builtin_questions([QUESTION], PHRASING.answers)[0]
-SETS = ["--data.test_trials", "{heldout: 8, as_exported: 16}", "--evidence.enabled", "true"]
+SETS = ["--data.test_trials", "{heldout: 8, as_exported: 40}", "--evidence.enabled", "true"]
 CHEAP = [*SETS, "--evidence.probe_trials", "0", "--evidence.lens_trials", "0", "--evidence.texts", "0"]
 
 
@@ -182,11 +182,11 @@ def test_the_test_set_compares_both_roads(run: Path) -> None:
     """The same trials, rates and score; and every row of the file has both."""
     found = result(run)
     assert found["largest_difference"] < 1e-4
-    assert (found["n"], found["decided_differently"]) == (16, 0)
+    assert (found["n"], found["decided_differently"]) == (40, 0)
     assert found["protocol"] == found["exported"]
     rows = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
     both = [row["scores"] for row in rows if row["split"] == "as_exported"]
-    assert len(both) == 16
+    assert len(both) == 40
     assert all(row["as exported"] == pytest.approx(row["adapter"], abs=1e-4) for row in both)
     assert not any("as exported" in row["scores"] for row in rows if row["split"] != "as_exported")
     page = (run / "report.html").read_text()
@@ -258,15 +258,20 @@ def test_the_cards_lines_print_what_the_card_says(run: Path) -> None:
     assert abs(checked["example"] - checked["example_without"]) > 0.01
 
 
-def test_detector_and_test_agree(run: Path, tiny: Path) -> None:
-    """On the clean trials of the set: the front door, the test's two passes and plain PEFT's one."""
+def test_detector_and_test_agree(run: Path) -> None:
+    """On every trial of the set, clean or steered: the front door, the test's two passes and plain PEFT's one."""
     detector = Detector.from_pretrained(run / "adapter")
-    rows = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
-    clean = [row for row in rows if row["split"] == "as_exported" and not row["steered"]]
+    assert detector.bank is not None
+    lines = (run / "trials.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["split"] == "as_exported"]
     contexts = {context.key: context for context in load_contexts(str(used_contexts(run)))}
-    answers = detector.ask_many([contexts[row["context_key"]] for row in clean])
-    assert len(clean) == 8
-    for row, answer in zip(clean, answers, strict=True):
+    vectors = detector.bank.directions["heldout"]
+    steering = [
+        Steering(vectors[row["vector"]], row["strength"], tuple(row["band"])) if row["steered"] else None for row in rows
+    ]
+    answers = detector.ask_many([contexts[row["context_key"]] for row in rows], steering)
+    assert len(rows) == 40
+    for row, answer in zip(rows, answers, strict=True):
         assert answer.log_odds == pytest.approx(row["scores"]["as exported"], abs=1e-4)
 
 
