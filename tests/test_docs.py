@@ -27,6 +27,7 @@ from introspection_lit.tools.task_numbers import NUMBERS, task_intervals, task_n
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+USED = ROOT / "docs" / "results" / "as-used"
 RUNS = sorted((ROOT / "docs" / "results" / "quickstart").glob("seed-*.json"))
 
 
@@ -77,25 +78,28 @@ def test_there_are_three_seeds_and_no_other_rows() -> None:
 
 
 def test_output_shown_first_is_that_of_seed_0() -> None:
-    """The console table in the README has the numbers of the first results file."""
-    sets = json.loads(RUNS[0].read_text(encoding="utf-8"))["sets"]
-    for name, row in sets.items():
+    """The console table in the README has the numbers of the first results file, and of a later run with another set."""
+    first, later = (json.loads(path.read_text(encoding="utf-8"))["sets"] for path in (RUNS[0], USED / "quickstart.json"))
+    for name, row in (first | later).items():
         rates = " │ ".join([f"{row['auroc']:.3f}", f"   {row['accuracy']:.3f}", f"{row['tpr']:.3f}", f"{row['fpr']:.3f}"])
-        assert f"│ {name:<8} │ {rates} │" in README
+        if not name.startswith("doses"):
+            assert f"│ {name:<11} │ {rates} │" in README
+    assert all(first[name]["auroc"] == pytest.approx(later[name]["auroc"], abs=5e-4) for name in first)
 
 
 TASKS = ROOT / "docs" / "results" / "tasks"
 
 
 # The columns of docs/tasks.md: the file, and the observer in it.
-COLUMNS = (("results", "untrained"), ("single", "adapter"), ("visible", "adapter"), ("results", "adapter"))
+SEEDS = ("seed-0", "seed-1")
+COLUMNS = (("seed-0", "untrained"), ("single", "adapter"), ("visible", "adapter"), *((seed, "adapter") for seed in SEEDS))
 
 
 def task_table() -> list[str]:
     """The rows of docs/tasks.md; an empty cell where a test did not ask."""
     read = {name: json.loads((TASKS / f"{name}.json").read_text(encoding="utf-8")) for name, _ in COLUMNS}
     columns = [task_numbers(read[name], observer) for name, observer in COLUMNS]
-    intervals, rows = task_intervals(read["results"], "adapter"), []
+    intervals, rows = task_intervals(read["seed-0"], "adapter"), []
     for name, title in NUMBERS.items():
         values = ["" if column[name] is None else f"{column[name]:.3f}" for column in columns]
         ends = intervals[name]
@@ -115,14 +119,36 @@ def test_table_of_the_tasks_agrees_with_the_results() -> None:
 
 
 def test_readme_says_what_several_tasks_show() -> None:
-    """With the digits of their results."""
-    results = json.loads((TASKS / "results.json").read_text(encoding="utf-8"))
-    found = task_numbers(results, "adapter") | {"factual": results["sets"]["factual"]["auroc"]}
-    swapped, factual, new = (f"{found[name]:.3f}".removeprefix("0") for name in ("swapped", "factual", "newcodes"))
+    """With the digits of the worst seed."""
+    runs = [json.loads((TASKS / f"{seed}.json").read_text(encoding="utf-8")) for seed in SEEDS]
+    assert [run["seed"] for run in runs] == [0, 1]
+    found = [task_numbers(run, "adapter") | {"factual": run["sets"]["factual"]["auroc"]} for run in runs]
+    lowest = {name: f"{min(seed[name] for seed in found):.3f}".removeprefix("0") for name in ("swapped", "newcodes")}
+    factual = max((seed["factual"] for seed in found), key=lambda area: abs(area - 0.5))
     words = " ".join(README.split())
-    assert f"`swapped` {swapped}, `factual` {factual}, answer words never trained on {new};" in words
-    assert [f"{found[name]:.2f}" for name in ("halves", "lines")] == ["0.98", "0.98"]
-    assert "the half (98 %) or the line (98 %)" in words
+    assert f"`swapped` {lowest['swapped']}, `factual` {factual:.3f}".replace(" 0.", " .") in words
+    assert f"answer words never trained on {lowest['newcodes']}" in words
+    places = [f"{100 * min(seed[name] for seed in found):.0f} %" for name in ("halves", "lines")]
+    assert "the half ({}) or the line ({})".format(*places) in words
+
+
+def test_exported_adapter_does_what_the_page_says() -> None:
+    """The three rows of docs/as-used.md, from the two results files."""
+    page = " ".join((ROOT / "docs" / "as-used.md").read_text(encoding="utf-8").split())
+    runs = [json.loads((USED / f"{name}.json").read_text(encoding="utf-8")) for name in ("quickstart", "always-on")]
+    assert all(f"commit `{run['commit']}`" in page for run in runs)
+    activated, always = (run["evidence"]["as_exported"] for run in runs)
+    titles = {
+        "the protocol: two passes": activated["protocol"],
+        "the exported adapter, one pass of plain PEFT": activated["exported"],
+        "the same weights, always on, one pass of plain PEFT": always["exported"],
+    }
+    for title, row in titles.items():
+        low, high = row["fpr_interval"]
+        cells = f"{row['tpr']:.3f} | {row['fpr']:.3f} | {low:.3f}-{high:.3f} | {row['auroc']:.3f}"
+        assert f"| {title} | {cells} |" in page
+    assert f"at most {activated['largest_difference']:.1e} nats" in page
+    assert activated["decided_differently"] == 0
 
 
 def anchors(document: Path) -> set[str]:

@@ -15,14 +15,15 @@ from introspection_lit.report.comparison import comparison_page
 from introspection_lit.report.shape import SHAPES
 
 FULL = ROOT / "docs/results/smollm2-135m/results.json"
-TASKS = ROOT / "docs/results/tasks/results.json"  # of several tasks, which the full experiment does not train
-# What a report asks for that neither has got.
+TASKS = ROOT / "docs/results/tasks/seed-0.json"  # of several tasks, which the full experiment does not train
+USED = ROOT / "docs/results/as-used/quickstart.json"  # with the exported adapter
+# What a report asks for that none of them has got.
 OPTIONAL = {
     r"sets\.(concept_pca|imported)": "test sets that are measured if a bank has such vectors",
     r"sets\.(halves|lines|comparison|identification)\.\w+": "which part, which concept: nothing is detected there",
     r"sets\.\w+\.(auroc|tpr|mass)_interval": "of the rates of a test set only the FPR has an interval",
 }
-# What a file may have and neither has got.
+# What a file may have and none of them has got.
 ALLOWED = {
     "mass_interval": "a row may have an interval of each of its rates",
 }
@@ -69,7 +70,7 @@ def recorded(value: Any, place: str = "", asked: dict[str, bool] | None = None) 
 def test_fields_asked_for_are_fields_of_real_results(runs: int) -> None:
     """A name that no results file has would silently leave out a row, of a page on one run or on several."""
     asked: dict[str, bool] = {}
-    for path in (FULL, TASKS):
+    for path in (FULL, TASKS, USED):
         full = recorded(json.loads(path.read_text(encoding="utf-8")))
         if runs == 1:
             report.build_page(report.Run(path, full, {}, None))
@@ -79,7 +80,7 @@ def test_fields_asked_for_are_fields_of_real_results(runs: int) -> None:
         asked |= {place: there or asked.get(place, False) for place, there in full.asked.items()}
     missing = [place for place, there in asked.items() if not there]
     assert [place for place in missing if not any(re.fullmatch(pattern, place) for pattern in OPTIONAL)] == []
-    if runs == 2:  # between them the two ask for all that is said to be optional
+    if runs == 2:  # between them they ask for all that is said to be optional
         assert all(any(re.fullmatch(pattern, place) for place in missing) for pattern in OPTIONAL)
 
 
@@ -91,7 +92,7 @@ def test_fields_allowed_are_fields_of_real_results() -> None:
         return set(part if isinstance(part, dict) else ()).union(*map(names, below))
 
     asked, present = set[str](), set[str]()
-    for path in (FULL, TASKS):
+    for path in (FULL, TASKS, USED):
         content = json.loads(path.read_text(encoding="utf-8"))
         full = recorded(content)
         assert list(SHAPES["sets"](full, "")) == []
