@@ -12,6 +12,7 @@ import torch
 from project_paths import CONFIG
 
 from introspection_lit.cli import main
+from introspection_lit.training.callbacks import adapter_export
 from introspection_lit.training.module import IntrospectionModule
 
 OFF = ["--data.reuse.clean", "false", "--data.reuse.layers", "false"]
@@ -42,6 +43,7 @@ def fit(tiny: Path, few_contexts: str, tmp_path_factory: pytest.TempPathFactory)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path_factory.mktemp("run"))
             patch.setattr(IntrospectionModule, "configure_model", configure_and_count)
+            patch.setattr(adapter_export, "check_export", lambda *_: None)  # its rows are not training's
             fitting = ["fit", "--config", CONFIG, "--test_after_fit", "true", "--checkpoint.save_top_k", "-1"]
             cli = main([*fitting, *base, *options])
             folder, kept = Path(cli.trainer.log_dir).resolve(), cli.datamodule.prefill.contexts_kept
