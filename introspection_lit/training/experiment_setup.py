@@ -31,10 +31,8 @@ from introspection_lit.tasks.wording import (
 )
 from introspection_lit.training import checks
 from introspection_lit.training.batch_size import step_problems
-from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems
 from introspection_lit.training.distributed import is_sharded
-from introspection_lit.training.exported_adapter import as_exported_problems
 from introspection_lit.training.fsdp import strategy_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.training.run_context import Experiment, RunContext
@@ -162,10 +160,9 @@ def _check_subcommand(run: RunContext, problems: Problems) -> None:
 def _check_run(run: RunContext, problems: Problems) -> None:
     """Optimiser, precision, the checkpoint to be loaded and the folder to be written."""
     trainer, module = run.trainer, run.module
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
     problems.add(module.problems())
     problems.add(checks.trainer_problems(trainer))
-    for callback in callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "problems") and trainer.state.fn in ("fit", "test"):
             problems.add(callback.problems())
     problems.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision), trainer.world_size))
@@ -173,8 +170,6 @@ def _check_run(run: RunContext, problems: Problems) -> None:
     problems.add(checkpoint_problems(run.checkpoint, module.identity(), trainer.state.fn or "fit", loops))
     if module.adapter is not None:
         problems.add(adapter_problems(module.adapter, module.base, run.checkpoint, trainer.state.fn == "fit"))
-    gathered = any(isinstance(callback, Evidence) and callback.enabled for callback in callbacks)
-    problems.add(as_exported_problems(run, gathered))
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         # A job that SLURM has requeued goes on in its folder, from the checkpoint that Lightning finds by itself.
         resuming = run.checkpoint is not None or "SLURM_RESTART_COUNT" in os.environ

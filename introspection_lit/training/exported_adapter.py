@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from introspection_lit.models.adapters import CONFIG, read_adapter
+from introspection_lit.models.adapters import (
+    CONFIG,
+    adapter_file_problems,
+    base_mismatches,
+    read_adapter,
+    weight_mismatches,
+)
+from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.question_pass import read_answers, read_in_one_pass
 from introspection_lit.tasks.scoring import log_odds
+from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import RunContext
 from introspection_lit.trials.batch import TrialBatch
-from introspection_lit.trials.test_sets import AS_EXPORTED
+from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
@@ -28,41 +36,38 @@ EXPORTED = "exported"
 CHECKED_TRIALS = 8
 
 
-def exported_folder(checkpoint: str | Path | None, adapter: str | None, run_folder: Path) -> Path:
-    """Where the exported adapter of a test is: ``model.adapter``, or ``adapter`` in the folder of the training run."""
-    if adapter is not None:
-        return read_adapter(adapter).folder
-    return (Path(checkpoint).parent.parent if checkpoint else run_folder) / "adapter"
-
-
-def as_exported_problems(run: RunContext, gathered: bool) -> list[str]:
-    """Problems if the test set ``as_exported`` is asked for and cannot be scored; before the model is loaded.
+def why_not_compared(run: RunContext, folder: Path) -> str | None:
+    """Why a test cannot score ``as_exported`` through an exported adapter too; None: it can.
 
     Args:
-        run: Its options, trainer and checkpoint.
-        gathered: Whether evidence is gathered.
+        run: The run that tests.
+        folder: Where the exported adapter should be.
     """
-    if AS_EXPORTED not in run.options.test_sets or run.trainer.state.fn not in ("fit", "test"):
-        return []
-    problems = []
-    if not gathered:
-        problems.append(
-            f"data.test_trials: {AS_EXPORTED} is compared in the evidence, and evidence.enabled is false. Turn it on, or "
-            "leave the set out."
-        )
     if is_sharded(run.trainer):
-        problems.append(
-            f"data.test_trials: {AS_EXPORTED} cannot be tested with FSDP, whose parts of the model PEFT cannot give a "
-            "second adapter. Leave it out here, and test the exported adapter with --model.adapter on one device."
-        )
-    if run.trainer.state.fn == "test" and run.module.adapter is None and run.checkpoint:
-        folder = exported_folder(run.checkpoint, None, Path())
-        if not (folder / CONFIG).is_file():
-            problems.append(
-                f"data.test_trials: {AS_EXPORTED} needs the adapter that the run has exported, and {folder} is none. Fit "
-                "exports it at its end; or give a folder with --model.adapter instead of ckpt_path, or leave the set out."
-            )
-    return problems
+        return "FSDP shards the model, and PEFT cannot give it a second adapter"
+    if not (folder / CONFIG).is_file():
+        return f"{folder} is no exported adapter; a fit exports one at its end, and --model.adapter names another"
+    try:
+        adapter = read_adapter(str(folder.absolute()))
+    except ConfigurationError as error:
+        return " ".join(error.problems)
+    problems = adapter_file_problems(adapter) + base_mismatches(adapter, run.module.base)
+    if problems := problems or weight_mismatches(adapter, run.module.base):
+        return " ".join(problems)
+    tested, exported = run.trainer.ckpt_path, (adapter.description or {}).get("step")
+    if run.module.adapter is None and tested and read_checkpoint(str(tested))["global_step"] != exported:
+        return f"{folder} was exported at step {exported}, and another checkpoint is tested"
+    return None
+
+
+def exported_folder(run: RunContext) -> Path:
+    """Where the exported adapter of a test is: ``model.adapter``, or ``adapter`` of the run that trained the weights."""
+    if run.module.adapter is not None:
+        return read_adapter(run.module.adapter).folder
+    if run.exported is not None:
+        return run.exported
+    checkpoint = run.trainer.ckpt_path
+    return (Path(checkpoint).parent.parent if checkpoint else run.folder) / "adapter"
 
 
 class Check(NamedTuple):
@@ -83,15 +88,18 @@ class Check(NamedTuple):
 
 @contextmanager
 def loaded(model: PeftModel, folder: Path) -> Iterator[None]:
-    """Put the adapter of a folder beside the model's own, which stays the active one, and remove it at the end."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.load_adapter(str(folder), EXPORTED)
+    """Put the adapter of a folder beside the model's own, which stays the active one; all is as before at the end."""
+    training, trainable = model.training, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    device = str(model.get_base_model().device)
     try:
+        model.load_adapter(str(folder.absolute()), EXPORTED, torch_device=device)
         yield
     finally:
-        model.delete_adapter(EXPORTED)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        if EXPORTED in model.peft_config:
+            model.delete_adapter(EXPORTED)
+        for parameter, wanted in trainable:
+            parameter.requires_grad_(wanted)
+        model.train(training)
 
 
 @contextmanager
@@ -116,7 +124,7 @@ def log_odds_in_one_pass(module: IntrospectionModule, batch: TrialBatch) -> Tens
 
 
 def check_export(module: IntrospectionModule, run: RunContext, folder: Path, example: tuple[list[int], list[int]]) -> Check:
-    """Compare an exported adapter with the protocol, on the same weights.
+    """Compare an exported adapter with the protocol, on the same weights, in the base model's own precision.
 
     Args:
         module: The module that trained it; its own adapter is not used.
@@ -124,23 +132,24 @@ def check_export(module: IntrospectionModule, run: RunContext, folder: Path, exa
         folder: With PEFT's two files.
         example: The tokens of a conversation and its question, and those of the two answer words.
     """
-    split, device = run.splits["validation"].single_question(), module.model.get_base_model().device
-    batch = split.collate([split.plan.trial(number) for number in range(CHECKED_TRIALS)], run.vector_bank).to(device)
-    batch = run.with_cache(batch)
+    split, device, model = run.splits["validation"].single_question(), module.device, module.model
+    trials = max(2, min(CHECKED_TRIALS, run.options.eval_batch_size))
+    batch = split.collate([split.plan.trial(number) for number in range(trials)], run.vector_bank).to(device)
     ids, answers = torch.tensor([example[0]], device=device), torch.tensor([example[1]], device=device)
 
     def whole_question(**inputs: Any) -> Any:
         """A question pass in which the adapter acts on every token, as in the protocol."""
-        return module.model(**inputs, alora_offsets=[inputs["input_ids"].shape[1]] * len(inputs["input_ids"]))
+        return model(**inputs, alora_offsets=[inputs["input_ids"].shape[1]] * len(inputs["input_ids"]))
 
     def example_score() -> float:
-        return float(log_odds(module.model(input_ids=ids).logits[:, -1], answers))
+        return float(log_odds(model(input_ids=ids).logits[:, -1], answers))
 
-    with loaded(module.model, folder):
+    batch.cache = steered_cache(model, model, module.layers, batch.context_ids, batch.context_mask, batch.intervention)
+    with loaded(model, folder):
         apart = log_odds_in_one_pass(module, batch)
-        with acting(module.model):
+        with acting(model):
             protocol = log_odds(read_answers(whole_question, batch), batch.answer_ids, batch.targets)
             score = example_score()
-            with module.model.disable_adapter():
+            with model.disable_adapter():
                 without = example_score()
-    return Check(CHECKED_TRIALS, float((apart - protocol).abs().max()), score, without)
+    return Check(trials, float((apart - protocol).abs().max()), score, without)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 LOAD_HUB = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("{name}", {options})
-tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+base = AutoModelForCausalLM.from_pretrained({name!r}, {options})
+tokenizer = AutoTokenizer.from_pretrained({name!r}{tokenizer})"""
 LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model, load_tokenizer
 
-base = BaseModel("{name}", {options})
-base, tokenizer = load_model(base), load_tokenizer(base)"""
+base = BaseModel({name!r}, {options})
+base, tokenizer = load_model(base{device}), load_tokenizer(base)"""
 CARD = """---
 base_model: {base_model}
 library_name: peft
@@ -49,7 +49,7 @@ messages = [
 {messages}
 ]
 text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + {start!r}
-inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
 logits = model(**inputs).logits[0, -1]
 print(float(logits[{yes_id}] - logits[{no_id}]))  # steered if above {threshold:.4f}
 ```
@@ -131,8 +131,18 @@ def model_card(
 
 
 def _loading_code(base: BaseModel) -> str:
-    """Python that loads the base model as it was in training; from the hub without this package, unless it is quantised."""
+    """Python that loads the base model as in training; from the hub without this package, unless it is quantised."""
     plain = base.on_hub and base.quantization == "none"
-    options = {"revision": base.revision, "dtype": base.dtype} | ({} if plain else {"quantization": base.quantization})
-    shown = ", ".join(f'{name}="{value}"' for name, value in options.items() if value is not None)
-    return (LOAD_HUB if plain else LOAD_LOCAL).format(name=base.name, options=shown)
+    files = {"revision": base.revision, "trust_remote_code": base.trust_remote_code or None}
+    options = files | {"dtype": base.dtype} | ({} if plain else {"quantization": base.quantization})
+    return (LOAD_HUB if plain else LOAD_LOCAL).format(
+        name=base.name,
+        options=", ".join(_as_python(options)),
+        tokenizer="".join(f", {option}" for option in _as_python(files)),
+        device="" if base.quantization == "none" else ', "cuda"',
+    )
+
+
+def _as_python(options: dict[str, Any]) -> list[str]:
+    """Keyword arguments; those that are None are left out."""
+    return [f"{name}={value!r}" for name, value in options.items() if value is not None]

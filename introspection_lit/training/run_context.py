@@ -55,6 +55,7 @@ class RunContext:
         splits: By name; empty before the set-up.
         bank: The vector bank; None before the set-up.
         folder: The run's folder, once it is set up.
+        exported: The folder of the adapter that this run has exported; None before.
         prefill: Makes the steered caches of a batch.
         clean_caches: Clean caches that are kept in host memory while training; None: none are.
         batch_size: Trials in a training batch of one process; decided at the set-up if the option is ``auto``.
@@ -69,6 +70,7 @@ class RunContext:
     splits: dict[str, Split] = field(default_factory=dict)
     bank: VectorBank | None = None
     folder: Path = Path()
+    exported: Path | None = None
     prefill: Callable[[TrialBatch], Cache] | None = None
     clean_caches: CleanCaches | None = None
     batch_size: int = DEFAULT_BATCH_SIZE

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from introspection_lit import Detector, Steering
 from introspection_lit.cli import main
-from introspection_lit.contexts.context import BUILTIN, Context
+from introspection_lit.contexts.context import BUILTIN, Context, Message
 from introspection_lit.contexts.conversations import Phrasing, encode
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.models.architecture import find_decoder_layers
@@ -30,6 +32,7 @@ from introspection_lit.steering.prefill import pad, position_ids, steered_cache
 from introspection_lit.tasks.invocation import invocation_tokens
 from introspection_lit.tasks.questions import QUESTION, builtin_questions
 from introspection_lit.tasks.task import with_lead_in
+from introspection_lit.training.callbacks import adapter_export
 from introspection_lit.utils.errors import ConfigurationError
 
 CONFIG = str(Path(__file__).parents[1] / "conf/tiny.yaml")
@@ -42,6 +45,11 @@ CHEAP = [*SETS, "--evidence.probe_trials", "0", "--evidence.lens_trials", "0", "
 def some(n: int) -> list[Context]:
     """A few built-in contexts of different lengths."""
     return [context for context in load_contexts(BUILTIN) if context.turns[0].role != "system"][::97][:n]
+
+
+def after(contexts: list[Context], *questions: str) -> list[tuple[Context, str | None]]:
+    """Each question after each context."""
+    return [(context, question) for context in contexts for question in questions]
 
 
 @pytest.fixture(
@@ -58,7 +66,7 @@ def exported(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path],
             torch.nn.init.normal_(parameter, std=0.3)
     config = copy.copy(ours.peft_config["default"])
     config.alora_invocation_tokens = invocation_tokens(
-        tokenizer, some(4), [with_lead_in(LEAD_IN, ASKED)], LEAD_IN, PHRASING
+        tokenizer, after(some(4), with_lead_in(LEAD_IN, ASKED)), LEAD_IN, PHRASING
     )
     ours.peft_config["default"], kept = config, ours.peft_config["default"]
     ours.save_pretrained(tmp_path / "adapter")
@@ -149,18 +157,50 @@ def test_other_text_is_read_by_the_base_model(exported: tuple[Any, ...]) -> None
 def test_invocation_is_more_than_the_mark_of_a_turn(tiny: Path) -> None:
     """With a lead-in it ends where wordings differ; of a single question it is the question; unlike questions have none."""
     tokenizer = load_tokenizer(BaseModel(str(tiny)))
-    tokens = invocation_tokens(tokenizer, some(4), [with_lead_in(LEAD_IN, ASKED)], LEAD_IN, PHRASING)
+    tokens = invocation_tokens(tokenizer, after(some(4), with_lead_in(LEAD_IN, ASKED)), LEAD_IN, PHRASING)
     assert tokenizer.decode(tokens) == f"<|im_start|>user\n{LEAD_IN}"
-    single = tokenizer.decode(invocation_tokens(tokenizer, some(4), [ASKED], "", PHRASING))
+    single = tokenizer.decode(invocation_tokens(tokenizer, after(some(4), ASKED), "", PHRASING))
     assert single == f"<|im_start|>user\n{ASKED}".removesuffix(".")
     alike = [ASKED, ASKED.replace("Answer", "Say")]
-    assert tokenizer.decode(invocation_tokens(tokenizer, some(4), alike, "", PHRASING)).endswith(ASKED.split(" Answer")[0])
+    assert tokenizer.decode(invocation_tokens(tokenizer, after(some(4), *alike), "", PHRASING)).endswith(
+        ASKED.split(" Answer")[0]
+    )
     with pytest.raises(ConfigurationError, match=r"no beginning of their own.*data\.lead_in"):
-        invocation_tokens(tokenizer, some(4), [ASKED, "Is it so?"], "", PHRASING)
+        invocation_tokens(tokenizer, after(some(4), ASKED, "Is it so?"), "", PHRASING)
     holding = Context("chat", (*some(1)[0].turns, *Context("chat", some(1)[0].turns).turns))
     asking = Context("chat", (holding.turns[0]._replace(content=f"{LEAD_IN} what is it?"), *holding.turns[1:2]))
     with pytest.raises(ConfigurationError, match="a context holds"):
-        invocation_tokens(tokenizer, [asking], [with_lead_in(LEAD_IN, ASKED)], LEAD_IN, PHRASING)
+        invocation_tokens(tokenizer, after([asking], with_lead_in(LEAD_IN, ASKED)), LEAD_IN, PHRASING)
+
+
+def test_conversations_with_questions_of_their_own(tiny: Path) -> None:
+    """Beside others they share nothing; alone, one question is the invocation, whatever stands before it."""
+    tokenizer = load_tokenizer(BaseModel(str(tiny)))
+    own = [
+        replace(context, question_turns=(Message("user", "Has anything been added? yes or no?"),)) for context in some(3)
+    ]
+    with pytest.raises(ConfigurationError, match="no beginning of their own"):
+        invocation_tokens(tokenizer, [(own[0], None), *after(some(2), ASKED)], "", PHRASING)
+    alone = tokenizer.decode(invocation_tokens(tokenizer, [(context, None) for context in own], "", PHRASING))
+    assert alone.startswith("<|im_start|>user\nHas anything been added? yes or no?")
+
+
+def test_a_failing_check_loses_no_training(
+    tiny: Path, some_contexts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT fails on some layers: the export is then always on, complete, and says why."""
+
+    def fail(*_: Any) -> None:
+        raise IndexError("the shape of the mask")
+
+    monkeypatch.setattr(adapter_export, "check_export", fail)
+    common = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, "--trainer.max_epochs", "1"]
+    with pytest.warns(UserWarning, match="acts on everything it reads"):
+        main(["fit", *common, f"--trainer.logger.init_args.save_dir={tmp_path}"])
+    folder = tmp_path / "default" / "version_0" / "adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["alora_invocation_tokens"] is None
+    assert "IndexError: the shape of the mask" in (folder / "README.md").read_text()
+    Detector.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -228,14 +268,40 @@ def test_a_folder_that_is_always_on_is_told(run: Path, again: Callable[..., dict
     assert again("--model.adapter", str(older))["largest_difference"] > 0.01
 
 
-def test_what_cannot_be_compared_is_refused(run: Path, refused: Callable[..., str], tmp_path: Path) -> None:
-    """Before the model is loaded: no evidence, or a checkpoint whose run has exported nothing."""
-    assert "evidence.enabled" in refused(*SETS[:2], "--evidence.enabled", "false")
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
-    printed = refused(*SETS, "--ckpt_path", str(checkpoint), subcommand="test")
-    assert re.search(r"as_exported needs the adapter.*--model\.adapter", printed, re.S)
+def test_what_cannot_be_compared_is_said(run: Path, tiny: Path, some_contexts: list[str], tmp_path: Path) -> None:
+    """Another checkpoint than the exported one, changed or refused files, none at all: the protocol alone, and why."""
+    bank = ["--data.bank", str(run / "vectors.safetensors")]
+    common = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, *bank, *CHEAP]
+    best = next((run / "checkpoints").glob("best*.ckpt"))
+    for name, change, why in (
+        ("none", None, "is no exported adapter"),
+        ("other", {}, "was exported at step"),
+        ("refused", {"init_lora_weights": "pissa"}, "initialisation that leaves the base model"),
+    ):
+        folder = tmp_path / name
+        (folder / "checkpoints").mkdir(parents=True)
+        checkpoint = shutil.copy(best if name != "other" else other_checkpoint(run, best), folder / "checkpoints")
+        if change is not None:
+            shutil.copytree(run / "adapter", folder / "adapter")
+        if change:
+            (folder / "adapter" / "introspection.json").unlink()
+            settings = folder / "adapter" / "adapter_config.json"
+            settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+        logger = f"--trainer.logger.init_args.save_dir={folder}"
+        with pytest.warns(UserWarning, match=f"scored by the protocol alone.*{why}"):
+            cli = main(["test", *common, logger, "--ckpt_path", str(checkpoint)])
+        results = json.loads((Path(cli.trainer.log_dir or "") / "results.json").read_text())
+        assert results["evidence"]["as_exported"] is None
+        assert results["sets"]["as_exported"]["n_steered"] == 20
+
+
+def other_checkpoint(run: Path, best: Path) -> Path:
+    """The best checkpoint as if it were of another step."""
+    content = torch.load(best, weights_only=True) | {"global_step": 1}
+    content.pop("sha256")
+    made = run / "checkpoints" / "other.ckpt"
+    torch.save(content, made)
+    return made
 
 
 def code_of(card: str) -> str:

@@ -13,9 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from safetensors.torch import save
 
+from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.splits import evenly_spaced
 from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, check_replaceable
-from introspection_lit.tasks.invocation import invocation_tokens
+from introspection_lit.tasks.invocation import holds, invocation_tokens
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.exported_adapter import check_export
@@ -36,15 +37,20 @@ INVOCATION_CONTEXTS = 32
 
 def find_invocation(run: RunContext) -> tuple[list[int] | None, str | None]:
     """The tokens that switch the exported adapter on; or None, and why there are none."""
-    split, phrasing = run.splits["train"], run.phrasing
+    split = run.splits["train"]
     if run.options.prefill_adapter:
         return None, "it was trained with data.prefill_adapter, which leaves it on while the conversation is read."
-    contexts = evenly_spaced(split.contexts, INVOCATION_CONTEXTS)
-    questions, lead_in = split.question_texts(), run.options.lead_in_text
+    texts, asked = split.question_texts(), list[tuple[Context, str | None]]()
+    for context in evenly_spaced(split.contexts, INVOCATION_CONTEXTS):
+        own = split.questionnaire is None and context.question_turns
+        asked += [(context, None)] if own else [(context, text) for text in texts]
     try:
-        return invocation_tokens(split.tokenizer, contexts, questions, lead_in, phrasing), None
+        tokens = invocation_tokens(split.tokenizer, asked, run.options.lead_in_text, run.phrasing)
     except ConfigurationError as error:
         return None, error.problems[0]
+    if not holds(example_tokens(run, texts[0])[0], tokens):
+        return None, "a conversation's own questions begin in several messages."
+    return tokens, None
 
 
 def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, checkpoint: dict[str, Any]) -> None:
@@ -99,7 +105,12 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         adapter.save_pretrained(str(unfinished))
         check = None
         if tokens is not None and not is_sharded(run.trainer):
-            check = check_export(module, run, unfinished, example_tokens(run, description["question"][0]))
+            try:
+                check = check_export(module, run, unfinished, example_tokens(run, description["question"][0]))
+            except Exception as error:  # PEFT has layers that cannot be activated; the training is not lost for that
+                reason = f"PEFT could not run it so ({type(error).__name__}: {str(error)[:200]})."
+                adapter.alora_invocation_tokens = description["invocation"] = None
+                adapter.save_pretrained(str(unfinished))
         description["check"] = check and check._asdict()
         description["files"] = {name: file_hash(unfinished / name) for name in (WEIGHTS, CONFIG)}
         (unfinished / DESCRIPTION).write_text(json.dumps(with_checksum(description), indent=2) + "\n", encoding="utf-8")
@@ -124,6 +135,7 @@ class AdapterExport(Callback):
             return
         checkpoint = read_checkpoint(saver.best_model_path)
         export_adapter(folder / "adapter", module, run, checkpoint)
+        run.exported = folder / "adapter"
         if isinstance(trainer.logger, TensorBoardLogger):
             settings = {
                 "learning_rate": module.learning_rate,

@@ -26,7 +26,12 @@ from introspection_lit.steering.prefill import pad
 from introspection_lit.tasks.questions import info_text, load_facts
 from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
-from introspection_lit.training.exported_adapter import exported_folder, loaded, log_odds_in_one_pass
+from introspection_lit.training.exported_adapter import (
+    exported_folder,
+    loaded,
+    log_odds_in_one_pass,
+    why_not_compared,
+)
 from introspection_lit.training.module import adapter_off
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE
 from introspection_lit.training.run_context import module_of, run_of
@@ -86,6 +91,7 @@ class Evidence(Callback):
         self.lens_numbers: set[int] = set()
         self.found: dict[str, Any] | None = None
         self.exported = ExitStack()  # holds the exported adapter beside the tested one
+        self.not_compared: str | None = None
 
     def problems(self) -> list[str]:
         """Errors in the options."""
@@ -106,6 +112,7 @@ class Evidence(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset, and fit the outside observers on training trials."""
         self.scores, self.given, self.lens, self.observers, self.found = {}, {}, {}, None, None
+        self.exported.close()
         if not self.enabled:
             return
         module, run = module_of(pl_module), run_of(trainer)
@@ -121,10 +128,13 @@ class Evidence(Callback):
                 self.observers = fit_observers(run, self.probe_trials, trainer.strategy.root_device)
             except ConfigurationError as error:  # too few contexts: no reason to lose the test
                 rank_zero_warn(f"no outside observers: {error}")
-        run_folder = Path(trainer.log_dir or trainer.default_root_dir)
         if AS_EXPORTED in run.options.test_sets:
-            folder = exported_folder(trainer.ckpt_path, module.adapter, run_folder)
-            self.exported.enter_context(loaded(module.model, folder))
+            folder = exported_folder(run)
+            self.not_compared = why_not_compared(run, folder)
+            if self.not_compared is None:
+                self.exported.enter_context(loaded(module.model, folder))
+            else:
+                rank_zero_warn(f"{AS_EXPORTED}: scored by the protocol alone, since {self.not_compared}.")
 
     def on_test_batch_end(
         self,
@@ -143,7 +153,7 @@ class Evidence(Callback):
         with trainer.precision_plugin.forward_context():  # Lightning leaves it before this hook
             if batch.split == LENS_SET:
                 self._read_layers(trainer, module, batch)
-            if batch.split == AS_EXPORTED:
+            if batch.split == AS_EXPORTED and self.not_compared is None:
                 self._note(batch, EXPORTED, log_odds_in_one_pass(module, batch))
             if batch.split not in self.sets:
                 return
@@ -180,6 +190,10 @@ class Evidence(Callback):
             return
         for row, trial in enumerate(some.trials if wanted else ()):
             self.lens[trial.number] = (layers[:, row], trial.steered)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the exported adapter from the model."""
+        self.exported.close()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the evidence together in ``found``, on the first rank."""
