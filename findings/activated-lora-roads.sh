@@ -11,7 +11,7 @@
 #        that each longer input activates one token less of the question. `generate(prefill_chunk_size=...)` and decoding by hand
 #        (a forward pass a token, with `past_key_values`) continue otherwise, too: in a pass whose input lacks the invocation the
 #        adapter is off. Of two invocations in one input only the last acts: the first question, with its answer, is read by the
-#        base model. None of this raises an error or a warning; beams, merging and `inputs_embeds` do.
+#        base model. None of this raises an error or a warning.
 # Fails if that changes. Run: bash findings/activated-lora-roads.sh
 set -euo pipefail
 folder=$(mktemp -d)
