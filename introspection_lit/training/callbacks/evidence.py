@@ -25,13 +25,8 @@ from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.steering.prefill import pad
 from introspection_lit.tasks.questions import info_text, load_facts
 from introspection_lit.tasks.scoring import Answers, read
+from introspection_lit.training import exported_adapter
 from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
-from introspection_lit.training.exported_adapter import (
-    exported_folder,
-    loaded,
-    log_odds_in_one_pass,
-    why_not_compared,
-)
 from introspection_lit.training.module import adapter_off
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE
 from introspection_lit.training.run_context import module_of, run_of
@@ -129,10 +124,10 @@ class Evidence(Callback):
             except ConfigurationError as error:  # too few contexts: no reason to lose the test
                 rank_zero_warn(f"no outside observers: {error}")
         if AS_EXPORTED in run.options.test_sets:
-            folder = exported_folder(run)
-            self.not_compared = why_not_compared(run, folder)
+            folder = exported_adapter.exported_folder(run)
+            self.not_compared = exported_adapter.why_not_compared(run, folder)
             if self.not_compared is None:
-                self.exported.enter_context(loaded(module.model, folder))
+                self.exported.enter_context(exported_adapter.loaded(module.model, folder))
             else:
                 rank_zero_warn(f"{AS_EXPORTED}: scored by the protocol alone, since {self.not_compared}.")
 
@@ -154,7 +149,7 @@ class Evidence(Callback):
             if batch.split == LENS_SET:
                 self._read_layers(trainer, module, batch)
             if batch.split == AS_EXPORTED and self.not_compared is None:
-                self._note(batch, EXPORTED, log_odds_in_one_pass(module, batch))
+                self._note(batch, EXPORTED, exported_adapter.log_odds_in_one_pass(module, batch))
             if batch.split not in self.sets:
                 return
             if self.observers is not None:
