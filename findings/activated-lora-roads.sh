@@ -11,7 +11,8 @@
 #        that each longer input activates one token less of the question. `generate(prefill_chunk_size=...)` and decoding by hand
 #        (a forward pass a token, with `past_key_values`) continue otherwise, too: in a pass whose input lacks the invocation the
 #        adapter is off. Of two invocations in one input only the last acts: the first question, with its answer, is read by the
-#        base model. None of this raises an error or a warning.
+#        base model. None of this raises an error or a warning. Beams (ValueError), merging (NotImplementedError) and
+#        `inputs_embeds` (a warning; the adapter is off) say so.
 # Fails if that changes. Run: bash findings/activated-lora-roads.sh
 set -euo pipefail
 folder=$(mktemp -d)
@@ -81,6 +82,19 @@ assert change(automatic, alone) == 0 and change(loaded, alone) == 0
 assert cached not in (uncached, chunked, by_hand)
 assert first == 0 and second > 0.5
 assert told == []
+with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    embedded = peft(inputs_embeds=peft.get_input_embeddings()(ids)).logits
+said = [str(each.message) for each in caught if "alora" in str(each.message).lower()]
+print("with inputs_embeds: effect", change(embedded, alone), "and a warning:", said[0])
+assert change(embedded, alone) == 0
+for name, action in (("beams", lambda: peft.generate(input_ids=ids, num_beams=2, **options)), ("merging", peft.merge_and_unload)):
+    try:
+        action()
+    except (ValueError, NotImplementedError) as error:
+        print(f"{name}: {type(error).__name__}: {error}")
+    else:
+        raise AssertionError(name)
 PYTHON
 "$folder/venv/bin/python" "$folder/look.py" "$folder" 2>"$folder/errors" || { cat "$folder/errors"; exit 1; }
 if grep -qi alora "$folder/errors"; then cat "$folder/errors"; exit 1; fi

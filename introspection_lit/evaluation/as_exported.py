@@ -25,8 +25,8 @@ def compare_exported(trials: TrialTable, threshold: float) -> dict[str, Any] | N
         Number of trials, ``protocol`` and ``exported`` with their rates and intervals, the largest difference of their
         log-odds in nats, and how many trials they decide differently.
     """
-    subset = trials.of_sets(AS_EXPORTED)
-    if EXPORTED not in subset.scores or len(set(subset.steered)) < 2:
+    subset = trials.of_sets(AS_EXPORTED).scored(EXPORTED)
+    if len(set(subset.steered)) < 2:
         return None
     protocol, exported = subset.scores[ADAPTER], subset.scores[EXPORTED]
     return {

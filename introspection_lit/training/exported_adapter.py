@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
     from introspection_lit.utils.lazy_types import PeftModel
 
-# The name of the adapter beside the model's own.
-EXPORTED = "exported"
+# The name that the exported adapter gets beside the model's own.
+BESIDE = "exported"
 # Validation trials on which an export is checked: pairs of a clean and a steered cache.
 CHECKED_TRIALS = 8
 
@@ -92,11 +92,11 @@ def loaded(model: PeftModel, folder: Path) -> Iterator[None]:
     training, trainable = model.training, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     device = str(model.get_base_model().device)
     try:
-        model.load_adapter(str(folder.absolute()), EXPORTED, torch_device=device)
+        model.load_adapter(str(folder.absolute()), BESIDE, torch_device=device)
         yield
     finally:
-        if EXPORTED in model.peft_config:
-            model.delete_adapter(EXPORTED)
+        if BESIDE in model.peft_config:
+            model.delete_adapter(BESIDE)
         for parameter, wanted in trainable:
             parameter.requires_grad_(wanted)
         model.train(training)
@@ -107,7 +107,7 @@ def acting(model: PeftModel) -> Iterator[None]:
     """Let the exported adapter act instead of the model's own; no gradients."""
     own, training = model.active_adapter, model.training
     model.eval()
-    model.set_adapter(EXPORTED)
+    model.set_adapter(BESIDE)
     try:
         with torch.no_grad():
             yield

@@ -131,11 +131,13 @@ class AdapterExport(Callback):
         """Export the adapter of the best checkpoint; log its validation beside the hyper-parameters (hparams tab)."""
         module, run, folder = module_of(pl_module), run_of(trainer), run_folder(trainer)
         saver = trainer.checkpoint_callback
-        if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path or not trainer.is_global_zero:
+        if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
+            return
+        run.exported = folder / "adapter"  # in every process: each reads it in the test
+        if not trainer.is_global_zero:
             return
         checkpoint = read_checkpoint(saver.best_model_path)
         export_adapter(folder / "adapter", module, run, checkpoint)
-        run.exported = folder / "adapter"
         if isinstance(trainer.logger, TensorBoardLogger):
             settings = {
                 "learning_rate": module.learning_rate,
