@@ -21,6 +21,7 @@ from run_scripts import script
 from introspection_lit.evaluation import rungs
 from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import random_config
+from introspection_lit.report.verdict import answer_sentences
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
 from introspection_lit.tools.task_numbers import NUMBERS, task_intervals, task_numbers
@@ -130,6 +131,11 @@ def test_readme_says_what_several_tasks_show() -> None:
     assert f"answer words never trained on {lowest['newcodes']}" in words
     places = [f"{100 * min(seed[name] for seed in found):.0f} %" for name in ("halves", "lines")]
     assert "the half ({}) or the line ({})".format(*places) in words
+    verdicts = [answer_sentences(run)[0].split(".")[0] for run in runs]
+    page = " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
+    moved = verdicts[0]
+    assert verdicts == [moved, "It answers what it is asked", moved]
+    assert f'"{verdicts[1]}" of seed 1, and "{moved}" of seeds 0 and 2' in page
 
 
 def test_exported_adapter_does_what_the_page_says() -> None:
