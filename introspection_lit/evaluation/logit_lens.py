@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,3 +71,16 @@ def log_odds_by_layer(module: Answering, batch: TrialBatch) -> Tensor:
     if not torch.allclose(layers[-1], answers, rtol=0.02, atol=0.05):
         raise ValueError("the head does more to its logits than a matrix (a scale, or a soft cap): no logit lens.")
     return torch.stack(layers)
+
+
+def summarise_lens(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:
+    """Log-odds by layer: mean and quartiles over clean and over steered trials; None unless there are both."""
+    labels = np.array([steered for _, steered in read.values()], dtype=bool)
+    if len(set(labels)) < 2:
+        return None
+    values = np.stack([layers for layers, _ in read.values()], axis=1)
+    found: dict[str, Any] = {"layers": list(range(len(values))), "n": len(labels)}
+    for name, which in (("clean", ~labels), ("steered", labels)):
+        low, high = np.quantile(values[:, which], (0.25, 0.75), axis=1)
+        found[name] = {"mean": values[:, which].mean(1).tolist(), "low": low.tolist(), "high": high.tolist()}
+    return found

@@ -104,6 +104,10 @@ class TrialTable:
         first_of_input[clean[first]] = True
         return self.where(first_of_input)
 
+    def distinct_clean(self) -> dict[str, int]:
+        """How many distinct clean inputs each test set has."""
+        return {str(name): len(self.of_sets(str(name)).clean()) for name in dict.fromkeys(self.sets)}
+
     def bands_of(self) -> list[str]:
         """The bands that occur, lowest first."""
         return sorted(set(self.bands[self.steered]), key=lambda band: tuple(map(int, band.split(".."))))

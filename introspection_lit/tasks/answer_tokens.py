@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from introspection_lit.contexts.chat_templates import control_tokens
 from introspection_lit.contexts.context import Context, exchange
-from introspection_lit.contexts.conversations import Phrasing, control_token_problems, render
+from introspection_lit.contexts.conversations import Phrasing, render
+from introspection_lit.contexts.usable import control_token_problems
 from introspection_lit.tasks.task import AnswerWords
 from introspection_lit.utils.errors import ConfigurationError
 

@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from introspection_lit.contexts.context import Context
-from introspection_lit.contexts.conversations import (
-    YES_NO,
-    Phrasing,
-    control_token_problems,
-    encode,
-    fakes_turns,
-)
+from introspection_lit.contexts.conversations import YES_NO, Phrasing, encode
+from introspection_lit.contexts.usable import control_token_problems, fakes_turns
 from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens, usable_words
 from introspection_lit.tasks.questions import (
     FALSE_QUESTIONS,

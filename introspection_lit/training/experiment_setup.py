@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit.contexts.context import BUILTIN, LARGE, Context
-from introspection_lit.contexts.conversations import encode, fakes_turns, usable_contexts
+from introspection_lit.contexts.conversations import encode
 from introspection_lit.contexts.generation.build import large_contexts
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.splits import evenly_spaced, mix_by_kind, odd_contexts, split_contexts, split_problems
+from introspection_lit.contexts.usable import fakes_turns, usable_contexts
 from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_tokenizer
@@ -34,6 +35,7 @@ from introspection_lit.training.batch_size import step_problems
 from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.fsdp import strategy_problems
+from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.training.run_context import Experiment, RunContext
 from introspection_lit.training.split_builder import BandSets, SplitBuilder, concept_names, vector_counts
@@ -145,7 +147,7 @@ def _deal_contexts(
 def _check_subcommand(run: RunContext, problems: Problems) -> None:
     """Check the options of the data by themselves, and against the subcommand and the number of processes."""
     options, trainer, subcommand = run.options, run.trainer, run.trainer.state.fn
-    problems.add(options.problems())
+    problems.add(option_problems(options))
     if options.replay is not None and (options.grid is not None or subcommand not in (None, "predict")):
         problems.add([f"data.replay: got {options.replayed}. Expected it with predict alone, and without data.grid."])
     if subcommand in (None, "fit") and options.control == "visible" and options.tasks is None:

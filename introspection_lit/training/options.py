@@ -8,23 +8,16 @@ from typing import Any, Literal
 
 from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.contexts.generation.sources import NEW
-from introspection_lit.models.base_model import MAX_ROWS, MAX_WORKERS
-from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.tasks.questionnaire import (
     IDENTIFICATION,
-    OPTIONS,
     OWN_CACHES,
-    PAIRS_IN_ROUND,
-    QUESTIONS_OF_TEST_SETS,
-    task_problems,
     training_parts,
 )
 from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
-from introspection_lit.training.checks import concept_list_problems, count_problems
 from introspection_lit.trials.grid import Grid
-from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, QUESTIONNAIRES
+from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS
 from introspection_lit.utils.paths import parse_path
 
 # Trials in a training batch of one process, if neither data.batch_size nor data.effective_batch says otherwise.
@@ -247,87 +240,6 @@ class DataOptions:
     def trial_counts(self) -> dict[str, int]:
         """Trials by split: of an epoch of training, of validation, and of each test set."""
         return {"train": self.trials_per_epoch, "validation": self.validation_trials, **self.test_trials}
-
-    def problems(self) -> list[str]:
-        """Errors in counts, sizes, ranges and concepts; what depends on model or trainer is checked elsewhere."""
-        counts = {f"{split}_vectors": count for split, count in self.vector_counts.items() if count is not None}
-        counts |= {"max_context_tokens": self.max_context_tokens}
-        sizes = {"eval_batch_size": self.eval_batch_size}
-        sizes |= {"trials_per_epoch": self.trials_per_epoch, "validation_trials": self.validation_trials}
-        sizes |= {f"test_trials.{name}": count for name, count in self.test_trials.items()}
-        problems = count_problems(counts, sizes, self.test_sets) + strength_problems("strengths", self.strengths)
-        if not self.test_doses or any(strength_problems("test_doses", (dose, dose)) for dose in self.test_doses):
-            expected = f"Expected some strengths, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
-            problems.append(f"data.test_doses: got {self.test_doses}. {expected}.")
-        if self.strengths_of_tests != self.strengths:
-            problems += strength_problems("test_strengths", self.strengths_of_tests)
-        problems += self.grid.problems() if self.grid is not None else []
-        problems += self.reuse.problems()
-        problems += self._task_problems()
-        if self.seed < 0 or self.num_workers < 0:
-            problems.append(f"data.seed, data.num_workers: got {self.seed} and {self.num_workers}. Expected 0 or more.")
-        limits = {"num_workers": MAX_WORKERS, "eval_batch_size": MAX_ROWS, "batch_size": MAX_ROWS}
-        problems += [
-            f"data.{option}: got {size}. Expected at most {most}."
-            for option, most in limits.items()
-            if not isinstance(size := getattr(self, option), str) and size > most
-        ]
-        return problems + self._concept_problems()
-
-    def _task_problems(self) -> list[str]:
-        each = 2 * QUESTIONS_OF_TEST_SETS
-        counts = {f"test_trials.{name}": count for name, count in self.test_trials.items() if name in QUESTIONNAIRES}
-        counts |= {"eval_batch_size": self.eval_batch_size} if counts else {}
-        problems = [
-            f"data.{name}: got {count}. Expected a multiple of {each}: {', '.join(QUESTIONNAIRES)} ask a clean and a "
-            f"steered cache {QUESTIONS_OF_TEST_SETS} questions each, which stay together."
-            for name, count in counts.items()
-            if count % each
-        ]
-        if self.tasks is None:
-            return problems
-        if wrong := task_problems(self.tasks):
-            return problems + wrong
-        each = 2 * self.questions_of_cache
-        names = ("batch_size", "effective_batch", "eval_batch_size", "validation_trials")
-        sizes = {name: getattr(self, name) for name in names}
-        problems += [
-            f"data.{name}: got {size}. Expected a multiple of {each}: data.tasks asks a clean and a steered cache "
-            f"{self.questions_of_cache} questions each, which stay together."
-            for name, size in sizes.items()
-            if isinstance(size, int) and size % each
-        ]
-        if set(OWN_CACHES) & set(self.tasks) and self.validation_trials < PAIRS_IN_ROUND * each:
-            problems.append(
-                f"data.validation_trials: got {self.validation_trials}. Expected at least {PAIRS_IN_ROUND * each}: "
-                f"{PAIRS_IN_ROUND} pairs of caches, among which every task has its own."
-            )
-        if self.batch_size == "auto" and self.effective_batch is None:
-            problems.append(f"data.effective_batch: got none, with data.tasks and auto. Expected a multiple of {each}.")
-        if self.manifest is not None:
-            problems.append("data.manifest: lists single questions. Leave data.tasks out, or draw the trials.")
-        if self.prefill_adapter:
-            expected = "the answers of the untrained model need caches that it has written itself"
-            problems.append(f"data.prefill_adapter: got true with data.tasks; {expected}.")
-        return problems
-
-    def _concept_problems(self) -> list[str]:
-        problems = concept_list_problems(
-            "concepts", self.concepts, 3, "they are centred over each other, and two would be opposites"
-        )
-        reason = "a question names nine and nothing"
-        if self.concepts_to_train:
-            problems += concept_list_problems("trained_concepts", self.concepts_to_train, OPTIONS, reason)
-            tested = {concept.casefold() for concept in self.concepts}
-            if both := sorted(concept for concept in self.concepts_to_train if concept.casefold() in tested):
-                problems.append(
-                    f"data.trained_concepts: {both} are in data.concepts too, which are tested. Leave them out."
-                )
-        if "identification" in self.test_sets and len(self.concepts) < OPTIONS:
-            problems.append(f"data.concepts: got {len(self.concepts)}. Expected {OPTIONS} for the test set identification.")
-        if self.manifest is not None and self.bank is None:
-            problems.append("data.manifest: needs data.bank too, the bank whose vectors it names.")
-        return problems
 
     def describe(self) -> dict[str, Any]:
         """The options that decide what is trained on and how it is asked, by name (``data.NAME``).

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from introspection_lit.contexts.context import Context
-from introspection_lit.contexts.conversations import YES_NO, control_token_problems, usable_contexts
+from introspection_lit.contexts.conversations import YES_NO
 from introspection_lit.contexts.splits import SIGNALS, evenly_spaced, line_contexts, visible_signals
+from introspection_lit.contexts.usable import control_token_problems, usable_contexts
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
 from introspection_lit.tasks.questionnaire import (

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from introspection_lit.contexts.context import Context, fingerprint
 from introspection_lit.contexts.conversations import Encoded, Phrasing, encode, line_spans
-from introspection_lit.steering.bands import layer_scale
-from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import DETECTION, LINES, TASK_OF, Questionnaire, Truth
 from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
+from introspection_lit.trials.interventions import clean_trial, make_intervention
 from introspection_lit.trials.plans import MixedPlan, Plan, SeveralQuestionsPlan
 from introspection_lit.trials.test_sets import Source
 from introspection_lit.trials.trial import Trial
@@ -171,7 +170,9 @@ class Split:
         """
         encoded, queries = [self.encoded_trial(trial) for trial in trials], [self.query(trial) for trial in trials]
         learns = self.name in ("train", "validation")  # tests only compare scores
-        clean = [_clean(trial) for trial, query in zip(trials, queries, strict=True) if learns and query.target is None]
+        clean = [
+            clean_trial(trial) for trial, query in zip(trials, queries, strict=True) if learns and query.target is None
+        ]
         tokens = {self._cache_key(trial): row.context_ids for trial, row in reversed([*zip(trials, encoded, strict=True)])}
         first: dict[tuple[Any, ...], Trial] = {}  # a trial of each cache; references read clean ones
         for trial in (*trials, *clean):
@@ -190,7 +191,15 @@ class Split:
             "left",
         )
         question_ids, question_mask = pad([question[prefix:] for question in questions], self._pad_token, "right")
-        direction, scale = self._direction_and_scale(cache_trials, bank)
+        intervention = make_intervention(
+            [trial if self.control != "no_steering" else clean_trial(trial) for trial in cache_trials],
+            context_mask,
+            bank,
+            self.source,
+            self.strength_unit,
+            self._part_spans,
+            self.seed,
+        )
         return TrialBatch(
             trials=trials,
             context_ids=context_ids,
@@ -200,7 +209,7 @@ class Split:
             question_prefix_ids=torch.tensor(questions[0][:prefix]) if prefix else None,
             question_ids=question_ids,
             question_mask=question_mask,
-            intervention=Intervention(direction, scale, self._positions(cache_trials, context_mask)),
+            intervention=intervention,
             labels=torch.tensor([self._positive(trial, query) for trial, query in zip(trials, queries, strict=True)]),
             inputs=torch.tensor([self._input_number(trial) for trial in trials]),
             numbers=torch.tensor([trial.number for trial in trials]),
@@ -232,7 +241,9 @@ class Split:
     ) -> References | None:
         """The distinct questions that the untrained model answers from clean caches; None if there are none."""
         keys = [
-            (place[self._cache_key(_clean(trial))], tuple(row.question_ids), row.mark) if query.target is None else None
+            (place[self._cache_key(clean_trial(trial))], tuple(row.question_ids), row.mark)
+            if query.target is None
+            else None
             for trial, query, row in zip(trials, queries, encoded, strict=True)
         ]
         distinct = list(dict.fromkeys(key for key in keys if key is not None))
@@ -271,47 +282,10 @@ class Split:
         weights = [self.text_weight / expected] * len(drawn) if drawn else [0.0]
         return Texts(torch.tensor(drawn or [0]), torch.tensor(weights))
 
-    def _direction_and_scale(self, trials: list[Trial], bank: VectorBank) -> tuple[Tensor, Tensor]:
-        """Unit directions, ``(caches, layers or 1, hidden)``, and lengths, ``(caches, layers)``; zero for clean trials."""
-        norms = bank.residual_norms
-        sets = {name: bank.directions[name] for name in {trial.vectors or self.source.vectors for trial in trials}}
-        layers = max(len(rows[0]) if rows.dim() == 3 else 1 for rows in sets.values())
-        directions = torch.zeros(len(trials), layers, next(iter(sets.values())).shape[-1])
-        scales = torch.zeros(len(trials), len(norms))
-        for row, trial in enumerate(trials):
-            if trial.strength and self.control != "no_steering":
-                directions[row] = self.source.sign * sets[trial.vectors or self.source.vectors][trial.vector]
-                scales[row] = layer_scale(trial.strength, trial.band, norms, self.strength_unit)
-        return directions, scales
-
     def _cache_key(self, trial: Trial) -> tuple[Any, ...]:
         """Equal for trials with equal caches."""
         random_positions = trial.number if trial.steered and self.source.positions < 1 else None
         return trial.context, trial.vectors, trial.vector, trial.band, trial.strength, trial.parts, random_positions
-
-    def _positions(self, trials: list[Trial], mask: Tensor) -> Tensor:
-        """Shares of the strength at each token, ``(caches, context)``: True or False, or numbers where parts differ.
-
-        All of a context, some of its parts, or a random share of its tokens, at least one.
-        """
-        tokens_mask = mask.bool()
-        if any(trial.parts for trial in trials):
-            shares = tokens_mask.float()
-            for row, trial in enumerate(trials):
-                if not trial.parts:
-                    continue
-                shares[row], start = 0, mask.shape[1] - int(mask[row].sum())  # padding is on the left
-                for (first, end), share in zip(self._part_spans(trial), trial.parts, strict=True):
-                    shares[row, start + first : start + end] = share
-            return shares
-        if self.source.positions >= 1:
-            return tokens_mask
-        positions = torch.zeros_like(tokens_mask)
-        for row, trial in enumerate(trials):
-            tokens = tokens_mask[row].nonzero()[:, 0]
-            order = generator(self.seed, "positions", self.name, trial.number).permutation(len(tokens))
-            positions[row, tokens[order[: max(1, round(self.source.positions * len(tokens)))]]] = True
-        return positions
 
     def _part_spans(self, trial: Trial) -> list[tuple[int, int]]:
         """The tokens of the parts of a trial's context: its lines, or its halves; (first, one after the last) of each."""
@@ -339,8 +313,3 @@ class Split:
         context = self.contexts[trial.context]
         own = self.questionnaire is None and self.question(trial.context, trial.question) is None
         return int(fingerprint(context.key, "" if own else self.question_text(trial))[:15], 16)
-
-
-def _clean(trial: Trial) -> Trial:
-    """The trial without its intervention."""
-    return trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="")

@@ -14,14 +14,9 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from introspection_lit.contexts.context import exchange
-from introspection_lit.contexts.conversations import (
-    Phrasing,
-    control_token_problems,
-    encode,
-    fakes_turns,
-    usable_contexts,
-)
+from introspection_lit.contexts.conversations import Phrasing, encode
 from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.contexts.usable import control_token_problems, fakes_turns, usable_contexts
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import QUESTION, info_text, insert_answers
 from introspection_lit.utils.errors import ConfigurationError

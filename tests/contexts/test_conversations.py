@@ -7,8 +7,9 @@ from tiny_models import CHATML, NO_SYSTEM, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import BUILTIN, exchange
-from introspection_lit.contexts.conversations import Phrasing, encode, render, usable_contexts
+from introspection_lit.contexts.conversations import Phrasing, encode, render
 from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.contexts.usable import usable_contexts
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import HELDOUT_QUESTIONS, QUESTION
 from introspection_lit.tasks.wording import repeated_questions

@@ -12,15 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.chat_templates import turn_marks
 from introspection_lit.contexts.context import BUILTIN, Context, exchange
-from introspection_lit.contexts.conversations import (
-    Phrasing,
-    UnfitText,
-    control_token_problems,
-    encode,
-    fakes_turns,
-    usable_contexts,
-)
+from introspection_lit.contexts.conversations import Phrasing, UnfitText, encode
 from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.contexts.usable import control_token_problems, fakes_turns, usable_contexts
 from introspection_lit.tasks.questions import QUESTION
 from introspection_lit.utils import resource_limits as limits
 from introspection_lit.utils.errors import ConfigurationError

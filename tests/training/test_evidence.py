@@ -18,9 +18,10 @@ from transformers import Cache
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.contexts.context import BUILTIN
 from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.evaluation.logit_lens import summarise_lens
 from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
 from introspection_lit.evaluation.trial_table import ADAPTER
-from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence, summarise_lens
+from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence
 
 TOTALS = {
     "seen": 4,

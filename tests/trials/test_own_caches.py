@@ -24,6 +24,7 @@ from introspection_lit.tasks.questionnaire import NOTHING, TASK_OF
 from introspection_lit.tasks.task import TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_PAIRS
 from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.leaks import training_leak_problems, training_record
@@ -321,7 +322,7 @@ def test_what_does_not_go_is_refused(changes: dict[str, object], part: str) -> N
     """Before a model is loaded."""
     if "tasks" in changes:
         changes = changes | {"tasks": {"detection": TaskOptions(questions=2), **changes["tasks"]}}  # type: ignore[dict-item]
-    assert any(part in problem for problem in DataOptions(**changes).problems())  # type: ignore[arg-type]
+    assert any(part in problem for problem in option_problems(DataOptions(**changes)))  # type: ignore[arg-type]
 
 
 def test_visible_signals_need_tasks(refused: Callable[..., str]) -> None:

@@ -23,6 +23,7 @@ from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, ra
 from introspection_lit.tasks.scoring import task_losses
 from introspection_lit.tasks.task import TaskOptions
 from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.plans import SeveralQuestionsPlan
@@ -219,8 +220,8 @@ def test_test_sets_ask_for_words_that_training_does_not(splits: dict[str, Split]
 def test_what_does_not_go_with_tasks_is_refused(changes: dict[str, Any], part: str) -> None:
     """Before a model is loaded; the usual sizes go."""
     tasks = {"detection": TaskOptions(questions=2), "factual": TaskOptions(), "reading": TaskOptions()}
-    assert any(part in problem for problem in DataOptions(**{"tasks": tasks, **changes}).problems())
-    assert DataOptions(tasks=tasks).problems() == []
+    assert any(part in problem for problem in option_problems(DataOptions(**{"tasks": tasks, **changes})))
+    assert option_problems(DataOptions(tasks=tasks)) == []
 
 
 @pytest.mark.parametrize(
@@ -232,8 +233,8 @@ def test_what_does_not_go_with_tasks_is_refused(changes: dict[str, Any], part: s
 )
 def test_pairs_of_test_sets_are_whole(options: dict[str, Any], part: str) -> None:
     """Else a test would end in an error after all its trials; sets with one question have any even number."""
-    assert any(part in problem for problem in DataOptions(**options).problems())
-    assert DataOptions(test_trials={"heldout": 10, "codes": 12}).problems() == []
+    assert any(part in problem for problem in option_problems(DataOptions(**options)))
+    assert option_problems(DataOptions(test_trials={"heldout": 10, "codes": 12})) == []
 
 
 def test_divergence_has_the_gradient_of_a_cross_entropy(splits: dict[str, Split]) -> None:

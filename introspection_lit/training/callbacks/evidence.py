@@ -17,7 +17,7 @@ from introspection_lit.evaluation import analysis, controls
 from introspection_lit.evaluation.as_exported import EXPORTED, compare_exported
 from introspection_lit.evaluation.choice_results import choice_rows
 from introspection_lit.evaluation.learning_curves import learning_curves
-from introspection_lit.evaluation.logit_lens import log_odds_by_layer
+from introspection_lit.evaluation.logit_lens import log_odds_by_layer, summarise_lens
 from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
 from introspection_lit.evaluation.side_effects import side_effects
 from introspection_lit.evaluation.task_results import task_rows
@@ -218,7 +218,7 @@ class Evidence(Callback):
             "as_exported": compare_exported(trials, module.threshold),
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
-            "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": distinct_clean(trials)},
+            "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": trials.distinct_clean()},
             "training": learning_curves(folder) if folder else None,
             "probe_trials": self.observers.trials if self.observers else None,
         }
@@ -317,24 +317,6 @@ def trial_rows(
 def trained_kinds(run: RunContext) -> set[str]:
     """Kinds of context of training and validation."""
     return {context.kind for name in ("train", "validation") for context in run.splits[name].contexts}
-
-
-def distinct_clean(trials: TrialTable) -> dict[str, int]:
-    """How many distinct clean inputs each test set has."""
-    return {str(name): len(trials.of_sets(str(name)).clean()) for name in dict.fromkeys(trials.sets)}
-
-
-def summarise_lens(read: dict[int, tuple[np.ndarray, bool]]) -> dict[str, Any] | None:
-    """Log-odds by layer: mean and quartiles over clean and over steered trials; None unless there are both."""
-    labels = np.array([steered for _, steered in read.values()], dtype=bool)
-    if len(set(labels)) < 2:
-        return None
-    values = np.stack([layers for layers, _ in read.values()], axis=1)
-    found: dict[str, Any] = {"layers": list(range(len(values))), "n": len(labels)}
-    for name, which in (("clean", ~labels), ("steered", labels)):
-        low, high = np.quantile(values[:, which], (0.25, 0.75), axis=1)
-        found[name] = {"mean": values[:, which].mean(1).tolist(), "low": low.tolist(), "high": high.tolist()}
-    return found
 
 
 def training_folder(trainer: Trainer, module: IntrospectionModule) -> Path | None:

@@ -1,0 +1,98 @@
+"""Checks of the options of the data that need nothing but these options."""
+
+from __future__ import annotations
+
+from introspection_lit.models.base_model import MAX_ROWS, MAX_WORKERS
+from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
+from introspection_lit.tasks.questionnaire import (
+    OPTIONS,
+    OWN_CACHES,
+    PAIRS_IN_ROUND,
+    QUESTIONS_OF_TEST_SETS,
+    task_problems,
+)
+from introspection_lit.training.checks import concept_list_problems, count_problems
+from introspection_lit.training.options import DataOptions
+from introspection_lit.trials.test_sets import QUESTIONNAIRES
+
+
+def option_problems(options: DataOptions) -> list[str]:
+    """Errors in counts, sizes, ranges and concepts; what depends on model or trainer is checked elsewhere."""
+    counts = {f"{split}_vectors": count for split, count in options.vector_counts.items() if count is not None}
+    counts |= {"max_context_tokens": options.max_context_tokens}
+    sizes = {"eval_batch_size": options.eval_batch_size}
+    sizes |= {"trials_per_epoch": options.trials_per_epoch, "validation_trials": options.validation_trials}
+    sizes |= {f"test_trials.{name}": count for name, count in options.test_trials.items()}
+    problems = count_problems(counts, sizes, options.test_sets) + strength_problems("strengths", options.strengths)
+    if not options.test_doses or any(strength_problems("test_doses", (dose, dose)) for dose in options.test_doses):
+        expected = f"Expected some strengths, each above 0, from {LEAST_STRENGTH:g} to {MOST_STRENGTH:g}"
+        problems.append(f"data.test_doses: got {options.test_doses}. {expected}.")
+    if options.strengths_of_tests != options.strengths:
+        problems += strength_problems("test_strengths", options.strengths_of_tests)
+    problems += options.grid.problems() if options.grid is not None else []
+    problems += options.reuse.problems()
+    problems += _task_problems(options)
+    if options.seed < 0 or options.num_workers < 0:
+        problems.append(f"data.seed, data.num_workers: got {options.seed} and {options.num_workers}. Expected 0 or more.")
+    limits = {"num_workers": MAX_WORKERS, "eval_batch_size": MAX_ROWS, "batch_size": MAX_ROWS}
+    problems += [
+        f"data.{option}: got {size}. Expected at most {most}."
+        for option, most in limits.items()
+        if not isinstance(size := getattr(options, option), str) and size > most
+    ]
+    return problems + _concept_problems(options)
+
+
+def _task_problems(options: DataOptions) -> list[str]:
+    each = 2 * QUESTIONS_OF_TEST_SETS
+    counts = {f"test_trials.{name}": count for name, count in options.test_trials.items() if name in QUESTIONNAIRES}
+    counts |= {"eval_batch_size": options.eval_batch_size} if counts else {}
+    problems = [
+        f"data.{name}: got {count}. Expected a multiple of {each}: {', '.join(QUESTIONNAIRES)} ask a clean and a "
+        f"steered cache {QUESTIONS_OF_TEST_SETS} questions each, which stay together."
+        for name, count in counts.items()
+        if count % each
+    ]
+    if options.tasks is None:
+        return problems
+    if wrong := task_problems(options.tasks):
+        return problems + wrong
+    each = 2 * options.questions_of_cache
+    names = ("batch_size", "effective_batch", "eval_batch_size", "validation_trials")
+    sizes = {name: getattr(options, name) for name in names}
+    problems += [
+        f"data.{name}: got {size}. Expected a multiple of {each}: data.tasks asks a clean and a steered cache "
+        f"{options.questions_of_cache} questions each, which stay together."
+        for name, size in sizes.items()
+        if isinstance(size, int) and size % each
+    ]
+    if set(OWN_CACHES) & set(options.tasks) and options.validation_trials < PAIRS_IN_ROUND * each:
+        problems.append(
+            f"data.validation_trials: got {options.validation_trials}. Expected at least {PAIRS_IN_ROUND * each}: "
+            f"{PAIRS_IN_ROUND} pairs of caches, among which every task has its own."
+        )
+    if options.batch_size == "auto" and options.effective_batch is None:
+        problems.append(f"data.effective_batch: got none, with data.tasks and auto. Expected a multiple of {each}.")
+    if options.manifest is not None:
+        problems.append("data.manifest: lists single questions. Leave data.tasks out, or draw the trials.")
+    if options.prefill_adapter:
+        expected = "the answers of the untrained model need caches that it has written itself"
+        problems.append(f"data.prefill_adapter: got true with data.tasks; {expected}.")
+    return problems
+
+
+def _concept_problems(options: DataOptions) -> list[str]:
+    problems = concept_list_problems(
+        "concepts", options.concepts, 3, "they are centred over each other, and two would be opposites"
+    )
+    reason = "a question names nine and nothing"
+    if options.concepts_to_train:
+        problems += concept_list_problems("trained_concepts", options.concepts_to_train, OPTIONS, reason)
+        tested = {concept.casefold() for concept in options.concepts}
+        if both := sorted(concept for concept in options.concepts_to_train if concept.casefold() in tested):
+            problems.append(f"data.trained_concepts: {both} are in data.concepts too, which are tested. Leave them out.")
+    if "identification" in options.test_sets and len(options.concepts) < OPTIONS:
+        problems.append(f"data.concepts: got {len(options.concepts)}. Expected {OPTIONS} for the test set identification.")
+    if options.manifest is not None and options.bank is None:
+        problems.append("data.manifest: needs data.bank too, the bank whose vectors it names.")
+    return problems
