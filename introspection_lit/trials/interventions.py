@@ -41,7 +41,7 @@ def make_intervention(
         seed: The experiment's seed, for random positions.
     """
     direction, scale = _direction_and_scale(trials, bank, source, strength_unit)
-    return Intervention(direction, scale, _positions(trials, mask, source.positions, part_spans, seed))
+    return Intervention(direction, scale, steered_positions(trials, mask, source.positions, part_spans, seed))
 
 
 def _direction_and_scale(
@@ -60,7 +60,7 @@ def _direction_and_scale(
     return directions, scales
 
 
-def _positions(
+def steered_positions(
     trials: Sequence[Trial],
     mask: Tensor,
     share: float,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from project_paths import CONFIG
@@ -29,8 +28,10 @@ from introspection_lit.tasks.scoring import log_odds
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.options import TEST_KINDS, VALIDATION_KINDS
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES
+from introspection_lit.trials.interventions import steered_positions
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import SOURCES
+from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
 
 SETS = "{seen: 40, heldout: 40, flipped: 40, scattered: 40, odd: 40, swapped: 40, factual: 40}"
@@ -276,11 +277,8 @@ def test_mixed_takes_six_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scattered_share_of_one_token() -> None:
     """At least one token is steered: a steered trial without any would be a clean one."""
-    plan = SimpleNamespace(trial=None)
-    source = replace(SOURCES["scattered"], positions=0.01)
-    split = Split("scattered", plan, [], [], None, None, (1, 2), "relative", source)  # type: ignore[arg-type]
-    trial = SimpleNamespace(number=1, parts=())
     mask = torch.tensor([[0, 0, 1, 1, 1]])
-    assert split._positions([trial], mask).sum() == 1
-    drawn = [int(np.flatnonzero(split._positions([SimpleNamespace(number=n, parts=())], mask)[0])[0]) for n in range(30)]
-    assert set(drawn) == {2, 3, 4}
+    trials = [Trial("scattered", number, 0, 0, True) for number in range(30)]
+    drawn = [steered_positions([trial], mask, 0.01, list, 0)[0] for trial in trials]
+    assert all(positions.sum() == 1 for positions in drawn)
+    assert {int(positions.nonzero()[0]) for positions in drawn} == {2, 3, 4}
