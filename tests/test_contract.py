@@ -26,8 +26,8 @@ from introspection_lit.cli import IntrospectionCLI, main
 OLD = ROOT / "tests" / "contract"
 QUIET = ["--trainer.enable_progress_bar", "false"]
 # What introspection.json and the evidence have got since.
-NEW_IN_ADAPTER, NEW_EVIDENCE = ("invocation", "check"), {"tasks": [], "choices": [], "as_exported": None}
-NEW_OPTIONS = ("tasks", "lead_in", "trained_concepts")  # of the data
+NEW_IN_ADAPTER, NEW_EVIDENCE = ("invocation", "check"), {"tasks": [], "choices": [], "as_exported": None, "long": None}
+NEW_OPTIONS = ("tasks", "lead_in", "trained_concepts", "long")  # of the data
 
 
 def keys(value: Any, place: str = "") -> set[str]:

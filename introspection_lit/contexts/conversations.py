@@ -292,3 +292,19 @@ def line_spans(
     first = sum(beginning < start for beginning, _ in tokens["offset_mapping"])
     places = [sum(beginning < end for beginning, _ in tokens["offset_mapping"]) for end in ends]
     return list(pairwise([first, *places]))
+
+
+def user_starts(
+    tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing
+) -> tuple[list[int], int]:
+    """The first token of the text of each user message of a context, and the number of the context's tokens.
+
+    Arguments as for :func:`render`.
+    """
+    written = _write(tokenizer, context, question, phrasing)
+    offsets = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    users = [
+        start for message, (start, end) in zip(written.messages, written.places, strict=True) if message.role == "user"
+    ]
+    starts = [sum(end <= start for _, end in offsets) for start in users[: sum(t.role == "user" for t in context.turns)]]
+    return starts, next((place for place, (_, end) in enumerate(offsets) if end > written.boundary), len(offsets))

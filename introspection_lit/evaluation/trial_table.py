@@ -118,11 +118,11 @@ class TrialTable:
         return [self.vectors, self.contexts]
 
 
-# Test sets with the questions of training and uncorrupted contexts.
+# Test sets with the questions of training and uncorrupted contexts of the usual length.
 PLAIN_SETS = tuple(
     name
     for name, source in SOURCES.items()
-    if source.questions == "train" and source.contexts not in ("odd", "train", "validation")
+    if source.questions == "train" and source.contexts not in ("odd", "train", "validation") and not source.long
 )
 # Those with the usual intervention: no flipped sign, all positions.
 USUAL_SETS = tuple(name for name in PLAIN_SETS if SOURCES[name].sign == 1 and SOURCES[name].positions == 1)

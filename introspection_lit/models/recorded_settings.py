@@ -29,6 +29,13 @@ SETTINGS = schema.fields(
         "data.contexts": schema.text(r"(?s:builtin|large|hub:.*|.*\.jsonl?)", "builtin, large or a JSON file"),
         "data.system_prompt": schema.TEXT,
         "data.lead_in": schema.TEXT,
+        "data.long": schema.fields(
+            share=schema.number(0, 1),
+            tokens=schema.listed(schema.required(schema.COUNT), 2),
+            exchanges=schema.COUNT,
+            test_tokens=schema.COUNTS,
+            test_strength=schema.number(),
+        ),
         "data.info": schema.text(rf"(?s:{'|'.join(INFO)}|.*\.txt)", f"{', '.join(INFO)} or a .txt file"),
         "data.answers": schema.listed(schema.required(schema.TEXT), 2),
         "data.answer_prefix": schema.TEXT,

@@ -18,6 +18,7 @@ from introspection_lit.report.formatting import lookup
 from introspection_lit.report.heatmaps import confusions, heat_maps
 from introspection_lit.report.key_numbers import key_numbers
 from introspection_lit.report.kind_rates import kind_rate_plots
+from introspection_lit.report.lengths import length_plots, length_tables
 from introspection_lit.report.result_files import RESULTS
 from introspection_lit.report.tables import (
     choices_table,
@@ -91,6 +92,7 @@ def build_page(run: Run) -> Page:
             tables=present(tasks_table(evidence), choices_table(evidence)),
         ),
         Section("as-exported", "As used", tables=present(exported_table(evidence))),
+        Section("lengths", "Long conversations", figures=length_plots(evidence), tables=length_tables(evidence)),
         Section("roc", "ROC", figures=roc_plots(evidence)),
         Section("heat-maps", "Where steering is missed", figures=heat_maps(evidence, unit)),
         Section("kinds", "Kinds of text", figures=kind_rate_plots({"": evidence.get("kinds") or []})),

@@ -21,6 +21,8 @@ RATES |= {f"{name}_interval": ENDS for name in ("auroc", "accuracy", "tpr", "fpr
 RATES |= dict.fromkeys(("n", "n_clean", "n_steered", "n_clean_distinct", "alarms"), COUNT)
 WORDS = dict.fromkeys(("kind", "vectors", "observer", "set", "name", "what", "expected", "question"), TEXT)
 ROW = WORDS | RATES | {"seen": FLAG, "held": FLAG, "band": BAND, "strength": STRENGTH}
+LONG = ROW | dict.fromkeys(("tokens", "exchanges", "after"), listed(COUNT, 2))
+LONG |= {"part_tpr": SHARE, "part_tpr_interval": ENDS, "n_part": COUNT}
 FIT = {"share": SHARE, "strength": STRENGTH, "interval": listed(STRENGTH, 2), "lapse": SHARE, "guess": SHARE}
 FIT |= {"location": NUMBER, "width": number(0, MAX)}
 TESTED = RATES | {"dprime": NUMBER, "threshold": NUMBER, "p_yes_clean": SHARE, "p_yes_steered": SHARE}
@@ -99,6 +101,13 @@ EVIDENCE = fields(
         exported=fields(**ROW),
         **dict.fromkeys(("n", "decided_differently"), COUNT),
         **dict.fromkeys(("threshold", "largest_difference"), NUMBER),
+    ),
+    long=fields(
+        "trained by_length by_exchanges by_part",
+        trained=COUNT,
+        by_length=listed(fields("set tokens", **LONG)),
+        by_exchanges=listed(fields("set exchanges", **LONG)),
+        by_part=listed(fields("set after", **LONG)),
     ),
     odd=listed(fields("kind", **ROW)),
     lens=fields(layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),

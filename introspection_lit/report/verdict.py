@@ -15,6 +15,7 @@ from introspection_lit.report.formatting import (
     format_strength_interval,
     lookup,
 )
+from introspection_lit.report.lengths import length_sentences
 
 Results = Mapping[str, Any]
 # How far the AUROC of steered against clean may lie from the untrained model's where the question is not about steering.
@@ -45,6 +46,7 @@ def verdict_sentences(results: Results) -> list[str]:
     parts = (
         answer_sentences,
         exported_sentences,
+        length_sentences,
         _rungs_holding,
         _detection_strengths,
         _weakest_cell,

@@ -42,6 +42,8 @@ class WordingOptions:
         info: Text before the question: ``none``, ``explained``, ``neutral`` or the path of a ``.txt`` file.
         concepts: Words whose directions are extracted; they are checked for control tokens with the other texts.
         max_context_tokens: Longer contexts are left out.
+        longest_trained: Tokens of the longest context of training and validation.
+        longest_tested: Tokens of the longest context of the test sets.
         test_sets: Names of the test sets of the run.
         lead_in_text: First words of every question; empty: none.
     """
@@ -54,6 +56,8 @@ class WordingOptions:
     info: str
     concepts: Sequence[str]
     max_context_tokens: int
+    longest_trained: int
+    longest_tested: int
     test_sets: Sequence[str]
     lead_in_text: str
 
@@ -116,7 +120,10 @@ def build_wording(
     longest = problems.attempt(longest_question, tokenizer, configured, phrasing)
     if longest is None:
         problems.raise_if_any()
-    problems.add(window_problems(options.max_context_tokens, longest or 0, config))
+    lengths_by = {options.longest_tested: "data.long.test_tokens", options.longest_trained: "data.long.tokens"}
+    lengths_by[options.max_context_tokens] = "data.max_context_tokens"
+    for length, option in lengths_by.items():
+        problems.add(window_problems(length, longest or 0, config, option))
     contexts = [c for c in contexts if not c.question_turns or not fakes_turns(tokenizer, c, configured[0], phrasing)]
     encoded = [
         problems.attempt(encode, tokenizer, context, None, phrasing) for context in contexts if context.question_turns
@@ -243,13 +250,16 @@ def repeated_questions(train: Sequence[str], heldout: Sequence[str]) -> list[str
     return [question for question in heldout if " ".join(question.casefold().split()) in trained]
 
 
-def window_problems(context: int, question: int, config: PretrainedConfig) -> list[str]:
+def window_problems(
+    context: int, question: int, config: PretrainedConfig, option: str = "data.max_context_tokens"
+) -> list[str]:
     """Check that the longest conversation fits into the model's context window.
 
     Args:
         context: Tokens of the longest context.
         question: Tokens of the longest question turn.
         config: The model's configuration.
+        option: That says how long contexts are.
     """
     window = getattr(config, "max_position_embeddings", None)
     if window is None or context + question <= window:
@@ -258,6 +268,6 @@ def window_problems(context: int, question: int, config: PretrainedConfig) -> li
         parts = "a question, with data.info before it and data.answer_prefix after it"
         return [f"data.questions, data.heldout_questions: {parts}, has {question} tokens; the model has {window}."]
     return [
-        f"data.max_context_tokens: {context}, and {question} for the question, are more than the {window} positions of the "
+        f"{option}: {context}, and {question} for the question, are more than the {window} positions of the "
         f"model. Expected at most {window - question}."
     ]

@@ -44,8 +44,8 @@ from introspection_lit.trials.manifest import manifest_settings, setting_problem
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.replay import chosen_trials
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import SOURCES
-from introspection_lit.utils.errors import Problems
+from introspection_lit.trials.test_sets import LONG_SETS, SOURCES
+from introspection_lit.utils.errors import ConfigurationError, Problems
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -80,7 +80,8 @@ def prepare(run: RunContext) -> Experiment:
     assert config and contexts and bands and wording  # noqa: PT018 - a missing one is a problem, and raised by now
     usable = _usable_contexts(run, contexts, wording)
     names, several = concept_names(options, bank), run.trainer.world_size > 1
-    builder = SplitBuilder(options, usable, vector_counts(options, bank), names, wording, bands, several)
+    joinable = {} if _runs_grid(run) else _joinable_contexts(run, contexts, usable, wording)
+    builder = SplitBuilder(options, usable, vector_counts(options, bank), names, wording, bands, joinable, several)
     splits = (
         builder.grid(config, share_question_prefix=not is_sharded(run.trainer))
         if _runs_grid(run)
@@ -260,6 +261,26 @@ def _usable_contexts(run: RunContext, contexts: dict[str, list[Context]], wordin
     problems.add(split_problems(usable, needed, before - after))
     problems.raise_if_any()
     return usable
+
+
+def _joinable_contexts(
+    run: RunContext, contexts: dict[str, list[Context]], usable: dict[str, list[Context]], wording: Wording
+) -> dict[str, list[Context]]:
+    """Contexts that long conversations are joined from, by context split: also those that are too long by themselves.
+
+    Raises:
+        ConfigurationError: Two splits share a text.
+    """
+    options, question = run.options, wording.questions["train"][0]
+    limits = dict.fromkeys(("train", "validation"), options.longest_trained) if options.trains_long else {}
+    limits |= {SOURCES[name].contexts: options.longest_tested for name in LONG_SETS if name in options.test_sets}
+    joinable = {
+        name: usable_contexts(wording.tokenizer, contexts[name], question, wording.phrasing, limit)
+        for name, limit in limits.items()
+    }
+    if problems := split_problems({name: [*group, *joinable.get(name, ())] for name, group in usable.items()}, (), 0):
+        raise ConfigurationError(problems)
+    return joinable
 
 
 def _use_manifest(run: RunContext, splits: dict[str, Split], bank: VectorBank, problems: Problems) -> None:

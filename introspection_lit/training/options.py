@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.contexts.generation.sources import NEW
+from introspection_lit.models.base_model import MAX_COUNT
+from introspection_lit.steering.bands import strength_problems
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.tasks.questionnaire import (
     IDENTIFICATION,
@@ -17,7 +20,7 @@ from introspection_lit.tasks.questionnaire import (
 from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
 from introspection_lit.trials.grid import Grid
-from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS
+from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, LONG_SETS
 from introspection_lit.utils.paths import parse_path
 
 # Trials in a training batch of one process, if neither data.batch_size nor data.effective_batch says otherwise.
@@ -29,6 +32,8 @@ VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
 # Defaults of data.validation_kinds and data.test_kinds, by data.contexts; none for contexts of the user's own.
 HELD_OUT_KINDS = {BUILTIN: (VALIDATION_KINDS, TEST_KINDS), LARGE: (VALIDATION_KINDS, (*TEST_KINDS, *NEW))}
+# The shortest length class of conversations ends here or later, in tokens; and most exchanges of a conversation.
+SHORTEST, MOST_EXCHANGES = 24, 256
 # Doubling from far below to well inside what a detector can notice.
 DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 
@@ -58,6 +63,46 @@ class Reuse:
 
 
 @dataclass(frozen=True)
+class LongOptions:
+    """Long and many-turned conversations, joined from the contexts of a split (docs/long.md).
+
+    Attributes:
+        share: Of the contexts of training and validation; 0: none, and the test sets ``long`` and ``long_newkinds`` alone.
+        tokens: Fewest and most tokens of those; drawn log-uniformly between them.
+        exchanges: Most exchanges (a user message and its reply) of a conversation.
+        test_tokens: Ends of the length classes of the test sets, ascending. Each class has as many trials.
+        test_strength: The strength of their steered trials, in ``data.strength_unit``.
+    """
+
+    share: float = 0.25
+    tokens: tuple[int, int] = (48, 512)
+    exchanges: int = 8
+    test_tokens: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024, 2048])
+    test_strength: float = 0.5
+
+    def problems(self) -> list[str]:
+        """Errors in the settings."""
+        problems, ends = [], self.test_tokens
+        if not 0 <= self.share < 1 or not 1 <= self.exchanges <= MOST_EXCHANGES:
+            got = f"share {self.share} and exchanges {self.exchanges}"
+            problems.append(
+                f"data.long: got {got}. Expected a share from 0 to below 1, and 1 to {MOST_EXCHANGES} exchanges."
+            )
+        if not SHORTEST <= self.tokens[0] <= self.tokens[1] <= MAX_COUNT:
+            expected = f"Expected the fewest and the most, at least {SHORTEST}"
+            problems.append(f"data.long.tokens: got {list(self.tokens)}. {expected}.")
+        if not ends or ends[0] < SHORTEST or any(low >= high for low, high in pairwise(ends)) or ends[-1] > MAX_COUNT:
+            problems.append(
+                f"data.long.test_tokens: got {ends}. Expected ascending numbers, the first at least {SHORTEST}."
+            )
+        return problems + strength_problems("long.test_strength", (self.test_strength, self.test_strength))
+
+    def classes(self) -> list[tuple[int, int]]:
+        """Fewest and most tokens of each length class of the test sets."""
+        return [(low + 1, high) for low, high in pairwise([SHORTEST - 1, *self.test_tokens])]
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """Options of :class:`~introspection_lit.training.datamodule.IntrospectionDataModule`, as they are typed.
 
@@ -69,6 +114,8 @@ class DataOptions:
         test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts;
             of ``large`` six more.
         max_context_tokens: Longer contexts are left out.
+        long: Longer conversations of several exchanges, in training, validation and the test sets ``long`` and
+            ``long_newkinds``. By default all contexts are single exchanges.
         system_prompt: The system prompt; empty by default, which is not the same as the template's default.
         questions: What is asked in training and in most tests; ``{yes}`` and ``{no}`` stand for the answers. By default one
             question of ours, which explains the answers if they are not yes and no.
@@ -136,6 +183,7 @@ class DataOptions:
     validation_kinds: list[str] | None = None
     test_kinds: list[str] | None = None
     max_context_tokens: int = 128
+    long: LongOptions | None = None
     system_prompt: str = ""
     questions: list[str] | None = None
     heldout_questions: list[str] | None = None
@@ -190,6 +238,27 @@ class DataOptions:
     def lead_in_text(self) -> str:
         """First words of every question; empty: none."""
         return (LEAD_IN if self.tasks else "") if self.lead_in is None else self.lead_in
+
+    @property
+    def long_options(self) -> LongOptions:
+        """Settings of long conversations; without any, those of the test sets alone."""
+        return LongOptions(share=0) if self.long is None else self.long
+
+    @property
+    def trains_long(self) -> bool:
+        """Whether training and validation have joined conversations; with visible signals they have none."""
+        return self.long_options.share > 0 and self.control != "visible"
+
+    @property
+    def longest_trained(self) -> int:
+        """Tokens of the longest context of training and validation."""
+        return max(self.max_context_tokens, self.long_options.tokens[1] if self.trains_long else 0)
+
+    @property
+    def longest_tested(self) -> int:
+        """Tokens of the longest context of the test sets."""
+        long = set(LONG_SETS) & set(self.test_sets)
+        return max(self.max_context_tokens, self.long_options.test_tokens[-1] if long else 0)
 
     @property
     def questions_of_cache(self) -> int:
@@ -255,6 +324,8 @@ class DataOptions:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
+        if self.long is not None:
+            values["long"] = asdict(self.long)
         if self.lead_in_text:
             values["lead_in"] = self.lead_in_text
         values["info"] = info.name if info.suffix == ".txt" else self.info

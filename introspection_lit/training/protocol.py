@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from introspection_lit.trials.grid import info_of
+from introspection_lit.trials.test_sets import LONG_SETS
 
 if TYPE_CHECKING:
     from introspection_lit.training.run_context import RunContext
@@ -37,11 +38,12 @@ def protocol(run: RunContext) -> dict[str, Any]:
     Args:
         run: After its set-up.
     """
-    test = run.splits[run.options.test_sets[0]].plan
+    test, long = run.splits[run.options.test_sets[0]].plan, run.options.long_options
     return {
         "seed": run.options.seed,
         "contexts": run.options.contexts,
         "max_context_tokens": run.options.max_context_tokens,
+        **({"long": asdict(long)} if long.share or set(LONG_SETS) & set(run.splits) else {}),
         "kinds": {name: sorted({c.kind for c in split.contexts}) for name, split in run.splits.items()},
         "questions": run.wording.questions,
         **asdict(run.phrasing),

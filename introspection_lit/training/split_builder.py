@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.conversations import YES_NO
+from introspection_lit.contexts.long_conversations import exchanges_of, is_joined, long_contexts
 from introspection_lit.contexts.splits import SIGNALS, evenly_spaced, line_contexts, visible_signals
 from introspection_lit.contexts.usable import control_token_problems, usable_contexts
 from introspection_lit.steering.bands import Bands
@@ -32,8 +33,9 @@ from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, b
 from introspection_lit.tasks.task_questions import NOTHING
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
+from introspection_lit.trials.composed_plans import ExchangesPlan, MixedPlan, SeveralQuestionsPlan
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
-from introspection_lit.trials.plans import MixedPlan, OncePlan, SeveralQuestionsPlan, TrialPlan
+from introspection_lit.trials.plans import OncePlan, TrialPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import QUESTIONNAIRES, SOURCES, Source
 from introspection_lit.utils.errors import ConfigurationError, Problems
@@ -79,6 +81,7 @@ class SplitBuilder:
         concepts: Names of the concepts, by vector split.
         wording: Questions and answers.
         bands: Steered bands.
+        joinable: Contexts that long conversations are joined from, by context split.
         several_processes: More than one process trains.
     """
 
@@ -88,6 +91,7 @@ class SplitBuilder:
     concepts: dict[str, list[str]]
     wording: Wording
     bands: BandSets
+    joinable: dict[str, list[Context]]
     several_processes: bool = False
 
     def split(self, name: str) -> Split:
@@ -95,28 +99,24 @@ class SplitBuilder:
         options, words, source = self.options, self.wording, SOURCES[name]
         is_test, trials = name in options.test_sets, options.trial_counts[name]
         questionnaire = self._questionnaire(name, source)
-        contexts, questions = (
-            self.contexts[source.contexts],
-            words.questions.get(source.questions, words.questions["train"]),
-        )
+        contexts, more = self._contexts(name, source, questionnaire)
+        questions = words.questions.get(source.questions, words.questions["train"])
         bands = self.bands.tests if is_test else self.bands.training
         drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
-        plan: TrialPlan | MixedPlan | OncePlan | SeveralQuestionsPlan
+        strengths = options.strengths_of_tests if is_test else options.strengths
+        plan: TrialPlan | ExchangesPlan | MixedPlan | OncePlan | SeveralQuestionsPlan
         if source.doses:
             doses = tuple(options.test_doses)
             plan = OncePlan(*drawn_from, (min(doses), max(doses)), trials, doses)
-        elif is_test and options.test_clean == "once" and questionnaire is None:
-            plan = OncePlan(*drawn_from, options.strengths_of_tests, trials)
+        elif is_test and options.test_clean == "once" and questionnaire is None and not source.long:
+            plan = OncePlan(*drawn_from, strengths, trials)
         else:
-            plan = TrialPlan(*drawn_from, options.strengths_of_tests if is_test else options.strengths)
+            plan = TrialPlan(*drawn_from, (options.long_options.test_strength,) * 2 if source.long else strengths)
+            if source.long or (options.trains_long and not is_test):
+                plan = ExchangesPlan(plan, tuple(map(exchanges_of, contexts)))
         if questionnaire is not None:
-            assert isinstance(plan, TrialPlan)
-            kinds, more = questionnaire.kinds, list[Context]()
-            if IN_LINES in kinds.kinds:
-                more = self._line_contexts(name, contexts)
-            elif VISIBLE in kinds.kinds:
-                contexts, more = self._visible_contexts(contexts)
-            contexts = [*contexts, *more]
+            assert isinstance(plan, TrialPlan | ExchangesPlan)
+            kinds = questionnaire.kinds
             if set(kinds.kinds) != {STEERING}:
                 concepts = "" if is_test else "concept_train"
                 plan = MixedPlan(plan, kinds, len(more), len(questionnaire.concepts), concepts)
@@ -129,7 +129,7 @@ class SplitBuilder:
         return Split(
             name,
             plan,
-            contexts,
+            [*contexts, *more],
             questions,
             words.tokenizer,
             phrasing,
@@ -140,10 +140,47 @@ class SplitBuilder:
             total=None if name == "train" else trials,
             seed=options.seed,
             control=options.control if name == "train" else "none",
+            joined_from=self.joinable.get(source.contexts, ()) if any(map(is_joined, contexts)) else (),
             questionnaire=questionnaire,
             texts=texts.questions if texts else 0.0,
             text_weight=texts.weight if texts else 1.0,
             same_passes=self.several_processes,
+        )
+
+    def _contexts(
+        self, name: str, source: Source, questionnaire: Questionnaire | None
+    ) -> tuple[list[Context], list[Context]]:
+        """The contexts that a split draws from, and those of pairs of caches of their own."""
+        contexts, kinds = self.contexts[source.contexts], questionnaire.kinds.kinds if questionnaire is not None else ()
+        if source.long:
+            return self._joined(name, source), []
+        if VISIBLE in kinds:
+            return self._visible_contexts(contexts)
+        more = self._line_contexts(name, contexts) if IN_LINES in kinds else []
+        if self.options.trains_long and name in ("train", "validation"):
+            contexts = [*contexts, *self._joined(name, source)]
+        return contexts, more
+
+    def _joined(self, name: str, source: Source) -> list[Context]:
+        """Long conversations: a context for each pair of a test set, or a share of the contexts of training."""
+        long, words = self.options.long_options, self.wording
+        if source.long:
+            classes, pairs = long.classes(), self.options.trial_counts[name] // 2
+            ranges = [classes[pair % len(classes)] for pair in range(pairs)]
+        else:
+            count = round(long.share / (1 - long.share) * len(self.contexts[source.contexts]))
+            ranges = [long.tokens] * max(1, count)
+        return long_contexts(
+            words.tokenizer,
+            words.phrasing,
+            words.questions["train"][0],
+            self.joinable[source.contexts],
+            ranges,
+            long.exchanges,
+            self.options.seed,
+            name,
+            unseen=source.contexts == "newkinds",
+            test=source.long,
         )
 
     def _questionnaire(self, name: str, source: Source) -> Questionnaire | None:

@@ -17,7 +17,7 @@ from introspection_lit.utils.seeds import generator
 
 def clean_trial(trial: Trial) -> Trial:
     """The trial without its intervention."""
-    return trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="")
+    return trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="", divided="")
 
 
 def make_intervention(

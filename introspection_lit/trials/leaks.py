@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from introspection_lit.contexts.context import fingerprint
-from introspection_lit.contexts.splits import without_signal
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import PLAIN_TEXT, STEERING
 from introspection_lit.trials.split import Split
@@ -59,7 +58,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
         several["lead_in"] = train.questionnaire.lead_in
     return several | {
-        "messages": sorted({fingerprint(without_signal(context.user)) for split in used for context in split.contexts}),
+        "messages": sorted({message for split in used for message in split.messages()}),
         "kinds": sorted({context.kind for split in used for context in split.contexts}),
         "vectors": sorted(key for split in used for key in direction_keys(split, bank)),
         "questions": sorted({fingerprint(question) for split in used for question in split.question_texts()}),
@@ -112,7 +111,7 @@ def training_leak_problems(record: Mapping[str, Any], tests: Mapping[str, Split]
     problems = []
     for name, split in tests.items():
         source, vectors = split.source, set(direction_keys(split, bank))
-        messages = [context.user for context in split.contexts if fingerprint(context.user) in record["messages"]]
+        messages = [text for message, text in split.messages().items() if message in record["messages"]]
         kinds = sorted({context.kind for context in split.contexts} & set(record["kinds"]))
         trained = vectors & set(record["vectors"])
         asked = split.questions if split.questionnaire is None else split.question_texts()
@@ -156,10 +155,10 @@ def audit(splits: Mapping[str, Split], bank: VectorBank) -> dict[str, Any]:
     }
     used = [splits[name] for name in ("train", "validation")]
     tests = {name: split for name, split in splits.items() if name not in ("train", "validation")}
-    used_messages = {fingerprint(context.user) for split in used for context in split.contexts}
+    used_messages = {message for split in used for message in split.messages()}
     used_kinds = {context.kind for split in used for context in split.contexts}
     trained_on = {fingerprint(question) for question in splits["train"].question_texts()}
-    messages = {fingerprint(context.user) for split in tests.values() for context in split.contexts}
+    messages = {message for split in tests.values() for message in split.messages()}
     heldout = [split for split in tests.values() if split.source.questions == "heldout"]
     newkinds = [split for split in tests.values() if split.source.contexts == "newkinds"]
     return {

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from introspection_lit.contexts.context import Context, fingerprint
 from introspection_lit.contexts.conversations import Encoded, Phrasing, encode, line_spans
+from introspection_lit.contexts.long_conversations import exchange_spans, exchanges_of
+from introspection_lit.contexts.splits import without_signal
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.tasks.questionnaire import DETECTION, LINES, TASK_OF, Questionnaire, Truth
+from introspection_lit.tasks.questionnaire import DETECTION, TASK_OF, Questionnaire, Truth
 from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
+from introspection_lit.trials.composed_plans import MixedPlan, SeveralQuestionsPlan
 from introspection_lit.trials.interventions import clean_trial, make_intervention
-from introspection_lit.trials.plans import MixedPlan, Plan, SeveralQuestionsPlan
+from introspection_lit.trials.plans import Plan
 from introspection_lit.trials.test_sets import Source
-from introspection_lit.trials.trial import Trial
+from introspection_lit.trials.trial import IN_EXCHANGES, IN_LINES, Trial
 from introspection_lit.utils.seeds import generator
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class Split:
         total: Number of trials; None: unlimited.
         seed: The experiment's seed, for random labels and positions.
         control: Deliberate corruption for control runs: ``random_labels``, ``no_steering`` or ``none``.
+        joined_from: Contexts that some of ``contexts`` are joined from.
         questionnaire: Several questions for each cache, instead of ``questions``; None: one.
         texts: Plain texts for each pair, in training; 0: none.
         text_weight: Factor of their mean loss.
@@ -69,12 +73,18 @@ class Split:
     seed: int = 0
     control: str = "none"
     share_question_prefix: bool = False
+    joined_from: Sequence[Context] = ()
     questionnaire: Questionnaire | None = None
     texts: float = 0.0
     text_weight: float = 1.0
     same_passes: bool = False
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
+
+    def messages(self) -> dict[str, str]:
+        """The user messages of each context as one text, by fingerprint; also of those that are joined into others."""
+        texts = (without_signal(context.user) for context in (*self.contexts, *self.joined_from))
+        return {fingerprint(text): text for text in texts}
 
     def single_question(self) -> Split:
         """The same contexts and directions in pairs of a clean and a steered cache, asked the first of ``questions``."""
@@ -149,7 +159,7 @@ class Split:
     def describe(self, trial: Trial, bank: VectorBank) -> dict[str, Any]:
         """A row of the predictions: the fields of the trial, and its texts and names."""
         context = self.contexts[trial.context]
-        names = {
+        names: dict[str, Any] = {
             "context_key": context.key,
             "kind": context.kind,
             "question_text": self.question_text(trial),
@@ -157,6 +167,8 @@ class Split:
             "vectors": trial.vectors or self.source.vectors,
             "vector_name": bank.names[trial.vectors or self.source.vectors][trial.vector] if trial.vector >= 0 else None,
         }
+        if self.source.long:
+            names |= {"tokens": self.lengths()[trial.context], "exchanges": exchanges_of(context)}
         query = self.query(trial)
         choice = {"answers": list(query.meanings), "right": query.target} if query.meanings else {}
         return trial.as_row() | names | choice
@@ -285,12 +297,13 @@ class Split:
     def _cache_key(self, trial: Trial) -> tuple[Any, ...]:
         """Equal for trials with equal caches."""
         random_positions = trial.number if trial.steered and self.source.positions < 1 else None
-        return trial.context, trial.vectors, trial.vector, trial.band, trial.strength, trial.parts, random_positions
+        return (trial.context, *trial[5:], random_positions)  # all that follows the label
 
     def _part_spans(self, trial: Trial) -> list[tuple[int, int]]:
-        """The tokens of the parts of a trial's context: its lines, or its halves; (first, one after the last) of each."""
-        if len(trial.parts) == LINES:
-            return line_spans(self.tokenizer, self.contexts[trial.context], self.questions[0], self.phrasing)
+        """The tokens, (first, one after the last), of the parts of a trial's context: lines, exchanges or equal parts."""
+        if trial.divided:
+            spans = {IN_LINES: line_spans, IN_EXCHANGES: exchange_spans}[trial.divided]
+            return spans(self.tokenizer, self.contexts[trial.context], self.questions[0], self.phrasing)
         length, parts = len(self.encoded(trial.context).context_ids), len(trial.parts)
         return [(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
 

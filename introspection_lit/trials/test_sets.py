@@ -21,6 +21,7 @@ class Source:
         sign: Factor of every direction, 1 or -1.
         positions: Share of the context's tokens that are steered, drawn at random; 0 to 1.
         doses: The strengths are those of ``data.test_doses`` instead of random ones.
+        long: Contexts are joined into conversations of the lengths of ``data.long.test_tokens``.
     """
 
     vectors: str
@@ -29,6 +30,7 @@ class Source:
     sign: float = 1.0
     positions: float = 1.0
     doses: bool = False
+    long: bool = False
 
 
 # Every split of an experiment. In the field's terms: seen = in-distribution, heldout = held-out directions, newkinds =
@@ -48,6 +50,9 @@ SOURCES = {
     # Detection as a function of the strength (dose).
     "doses": Source("heldout", "heldout+newkinds", doses=True),
     "doses_concept": Source("concept", "concept+newkinds", doses=True),
+    # Long and many-turned conversations, made of contexts of trained and of unseen kinds.
+    "long": Source("heldout", "heldout", long=True),
+    "long_newkinds": Source("heldout", "newkinds", long=True),
     # Controls: sign-flipped, a random half of the tokens, corrupted texts, answer words exchanged, factual questions.
     "flipped": Source("train", "seen", sign=-1.0),
     "scattered": Source("heldout", "heldout", positions=0.5),
@@ -70,6 +75,7 @@ SOURCES = {
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
 AS_EXPORTED = "as_exported"
+LONG_SETS = tuple(name for name, source in SOURCES.items() if source.long)
 # Test sets over caches of their own, and all that ask each cache several questions.
 CHOICES = ("halves", "lines", "comparison", "identification")
 QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading", *CHOICES)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Fields that most trials leave empty.
+OPTIONAL = ("parts", "vectors", "divided")
+# What parts of a context can be, if not equal parts of its tokens.
+IN_LINES, IN_EXCHANGES = "lines", "exchanges"
+
 
 class Trial(NamedTuple):
     """Everything that defines a trial, as indices into the lists of its split.
@@ -21,6 +26,7 @@ class Trial(NamedTuple):
         strength: The strength (also called dose), in ``data.strength_unit``; 0 if not steered.
         parts: Share of the strength in each of the parts that the context is divided into; empty: all of it everywhere.
         vectors: Split of the vector bank that the direction comes from; empty: that of the trial's split.
+        divided: What the parts are: ``lines`` or ``exchanges`` of the context; empty: equal parts of its tokens.
     """
 
     split: str
@@ -33,8 +39,9 @@ class Trial(NamedTuple):
     strength: float = 0.0
     parts: tuple[float, ...] = ()
     vectors: str = ""
+    divided: str = ""
 
     def as_row(self) -> dict[str, object]:
-        """The trial as plain values, for JSON; ``parts`` and ``vectors`` only where they are not empty."""
+        """The trial as plain values, for JSON; those of :data:`OPTIONAL` only where they are not empty."""
         row = {**self._asdict(), "band": list(self.band), "parts": list(self.parts)}
-        return {name: value for name, value in row.items() if value or name not in ("parts", "vectors")}
+        return {name: value for name, value in row.items() if value or name not in OPTIONAL}

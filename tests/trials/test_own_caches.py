@@ -27,8 +27,8 @@ from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.batch import TrialBatch
+from introspection_lit.trials.composed_plans import MixedPlan, SeveralQuestionsPlan
 from introspection_lit.trials.leaks import training_leak_problems, training_record
-from introspection_lit.trials.plans import MixedPlan, SeveralQuestionsPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError

@@ -26,7 +26,7 @@ from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.batch import TrialBatch
-from introspection_lit.trials.plans import SeveralQuestionsPlan
+from introspection_lit.trials.composed_plans import SeveralQuestionsPlan
 from introspection_lit.trials.split import Split
 
 TASKS = "{detection: {questions: 2}, factual: {weight: 2}, reading: {questions: 1}, plain_text: {questions: 0.5}}"

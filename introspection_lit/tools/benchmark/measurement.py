@@ -30,7 +30,8 @@ from introspection_lit.tools.benchmark.hardware import (
 )
 from introspection_lit.tools.benchmark.single_trials import SingleTrialLoop
 from introspection_lit.training.options import Reuse
-from introspection_lit.trials.plans import SeveralQuestionsPlan, TrialPlan
+from introspection_lit.trials.composed_plans import SeveralQuestionsPlan
+from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
 

@@ -17,6 +17,7 @@ from introspection_lit.evaluation import analysis, controls
 from introspection_lit.evaluation.as_exported import EXPORTED, compare_exported
 from introspection_lit.evaluation.choice_results import choice_rows
 from introspection_lit.evaluation.learning_curves import learning_curves
+from introspection_lit.evaluation.length_results import long_results
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer, summarise_lens
 from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
 from introspection_lit.evaluation.side_effects import side_effects
@@ -216,6 +217,9 @@ class Evidence(Callback):
             "tasks": task_rows(trials),
             "choices": choice_rows(rows, trained),
             "as_exported": compare_exported(trials, module.threshold),
+            "long": long_results(
+                rows, trained, module.threshold, run.options.long_options.classes(), run.options.longest_trained
+            ),
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": trials.distinct_clean()},

@@ -72,7 +72,7 @@ def situation(trainer: Trainer, stage: Stage, host: bool) -> Situation:
         accumulate=run.options.effective_batch is None and (auto or parts > 1),
         eval_batch_size=run.options.eval_batch_size,
         recompute=module.recompute,
-        context_tokens=run.options.max_context_tokens,
+        context_tokens=run.options.longest_trained,
         kept_gib=run.clean_caches.nbytes / GIB if run.clean_caches is not None else 0.0,
         quantised=module.base.quantization != "none",
         float32=module.base.dtype == "float32",

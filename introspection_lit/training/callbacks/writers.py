@@ -18,13 +18,14 @@ from rich.table import Table
 from introspection_lit import report
 from introspection_lit.evaluation.trial_table import USUAL_SETS
 from introspection_lit.report.exported import exported_sentences
+from introspection_lit.report.lengths import length_sentences
 from introspection_lit.report.log_odds_plot import log_odds_figure
 from introspection_lit.report.verdict import answer_sentences
 from introspection_lit.tasks.questionnaire import ANSWERS, KIND_OF
 from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.protocol import protocol
 from introspection_lit.training.run_context import module_of, run_folder, run_of
-from introspection_lit.trials.test_sets import CHOICES, OTHER_QUESTIONS, SOURCES
+from introspection_lit.trials.test_sets import CHOICES, LONG_SETS, OTHER_QUESTIONS, SOURCES
 from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.files import atomic_file, explain_write_errors, save_figure, write_file
@@ -99,7 +100,8 @@ class ResultsWriter(Callback):
         if not self.prints:
             return
         console = Console()
-        headline = {name: row for name, row in sets.items() if name in USUAL_SETS and not SOURCES[name].doses}
+        shown = (*USUAL_SETS, *LONG_SETS)
+        headline = {name: row for name, row in sets.items() if name in shown and not SOURCES[name].doses}
         controls = {name: row for name, row in sets.items() if name in OTHER_QUESTIONS}
         usual = {name: row for name, row in ((headline or sets) | controls).items() if name not in CHOICES}
         if usual:
@@ -107,7 +109,7 @@ class ResultsWriter(Callback):
         for name in (name for name in sets if name in CHOICES):
             chance = 1 / ANSWERS[KIND_OF[name]]
             console.print(f"{name}: {sets[name]['accuracy']:.3f} of {sets[name]['n']} answers right (chance {chance:g})")
-        for sentence in (*answer_sentences(results), *exported_sentences(results)):
+        for sentence in (*answer_sentences(results), *exported_sentences(results), *length_sentences(results)):
             console.print(sentence, markup=False)
         console.print(
             f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",
