@@ -32,6 +32,7 @@ SETTINGS = schema.fields(
         "data.long": schema.fields(
             share=schema.number(0, 1),
             tokens=schema.listed(schema.required(schema.COUNT), 2),
+            validation_tokens=schema.listed(schema.required(schema.COUNT), 2),
             exchanges=schema.COUNT,
             test_tokens=schema.COUNTS,
             test_strength=schema.number(),

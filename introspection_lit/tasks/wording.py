@@ -42,7 +42,8 @@ class WordingOptions:
         info: Text before the question: ``none``, ``explained``, ``neutral`` or the path of a ``.txt`` file.
         concepts: Words whose directions are extracted; they are checked for control tokens with the other texts.
         max_context_tokens: Longer contexts are left out.
-        longest_trained: Tokens of the longest context of training and validation.
+        longest_trained: Tokens of the longest context of training.
+        longest_validated: Tokens of the longest context of validation.
         longest_tested: Tokens of the longest context of the test sets.
         test_sets: Names of the test sets of the run.
         lead_in_text: First words of every question; empty: none.
@@ -57,6 +58,7 @@ class WordingOptions:
     concepts: Sequence[str]
     max_context_tokens: int
     longest_trained: int
+    longest_validated: int
     longest_tested: int
     test_sets: Sequence[str]
     lead_in_text: str
@@ -121,6 +123,7 @@ def build_wording(
     if longest is None:
         problems.raise_if_any()
     lengths_by = {options.longest_tested: "data.long.test_tokens", options.longest_trained: "data.long.tokens"}
+    lengths_by[options.longest_validated] = "data.long.validation_tokens"
     lengths_by[options.max_context_tokens] = "data.max_context_tokens"
     for length, option in lengths_by.items():
         problems.add(window_problems(length, longest or 0, config, option))

@@ -272,7 +272,7 @@ def _joinable_contexts(
         ConfigurationError: Two splits share a text.
     """
     options, question = run.options, wording.questions["train"][0]
-    limits = dict.fromkeys(("train", "validation"), options.longest_trained) if options.trains_long else {}
+    limits = {"train": options.longest_trained, "validation": options.longest_validated} if options.trains_long else {}
     limits |= {SOURCES[name].contexts: options.longest_tested for name in LONG_SETS if name in options.test_sets}
     joinable = {
         name: usable_contexts(wording.tokenizer, contexts[name], question, wording.phrasing, limit)

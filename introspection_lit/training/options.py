@@ -34,6 +34,8 @@ TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turki
 HELD_OUT_KINDS = {BUILTIN: (VALIDATION_KINDS, TEST_KINDS), LARGE: (VALIDATION_KINDS, (*TEST_KINDS, *NEW))}
 # The shortest length class of conversations ends here or later, in tokens; and most exchanges of a conversation.
 SHORTEST, MOST_EXCHANGES = 24, 256
+# How many times longer than in training conversations of validation are at most.
+BEYOND = 4
 # Doubling from far below to well inside what a detector can notice.
 DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 
@@ -68,7 +70,9 @@ class LongOptions:
 
     Attributes:
         share: Of the contexts of training and validation; 0: none, and the test sets ``long`` and ``long_newkinds`` alone.
-        tokens: Fewest and most tokens of those; drawn log-uniformly between them.
+        tokens: Fewest and most tokens of those of training; drawn log-uniformly between them.
+        validation_tokens: The same of validation, which sets the threshold; by default up to four times as many, so that
+            the threshold also suits conversations longer than any in training.
         exchanges: Most exchanges (a user message and its reply) of a conversation.
         test_tokens: Ends of the length classes of the test sets, ascending. Each class has as many trials.
         test_strength: The strength of their steered trials, in ``data.strength_unit``.
@@ -76,6 +80,7 @@ class LongOptions:
 
     share: float = 0.25
     tokens: tuple[int, int] = (48, 512)
+    validation_tokens: tuple[int, int] | None = None
     exchanges: int = 8
     test_tokens: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024, 2048])
     test_strength: float = 0.5
@@ -88,14 +93,20 @@ class LongOptions:
             problems.append(
                 f"data.long: got {got}. Expected a share from 0 to below 1, and 1 to {MOST_EXCHANGES} exchanges."
             )
-        if not SHORTEST <= self.tokens[0] <= self.tokens[1] <= MAX_COUNT:
-            expected = f"Expected the fewest and the most, at least {SHORTEST}"
-            problems.append(f"data.long.tokens: got {list(self.tokens)}. {expected}.")
+        for option, (fewest, most) in (("tokens", self.tokens), ("validation_tokens", self.tokens_of_validation)):
+            if not SHORTEST <= fewest <= most <= MAX_COUNT:
+                expected = f"Expected the fewest and the most, at least {SHORTEST}"
+                problems.append(f"data.long.{option}: got {[fewest, most]}. {expected}.")
         if not ends or ends[0] < SHORTEST or any(low >= high for low, high in pairwise(ends)) or ends[-1] > MAX_COUNT:
             problems.append(
                 f"data.long.test_tokens: got {ends}. Expected ascending numbers, the first at least {SHORTEST}."
             )
         return problems + strength_problems("long.test_strength", (self.test_strength, self.test_strength))
+
+    @property
+    def tokens_of_validation(self) -> tuple[int, int]:
+        """Fewest and most tokens of validation."""
+        return self.validation_tokens or (self.tokens[0], BEYOND * self.tokens[1])
 
     def classes(self) -> list[tuple[int, int]]:
         """Fewest and most tokens of each length class of the test sets."""
@@ -251,8 +262,13 @@ class DataOptions:
 
     @property
     def longest_trained(self) -> int:
-        """Tokens of the longest context of training and validation."""
+        """Tokens of the longest context of training."""
         return max(self.max_context_tokens, self.long_options.tokens[1] if self.trains_long else 0)
+
+    @property
+    def longest_validated(self) -> int:
+        """Tokens of the longest context of validation."""
+        return max(self.max_context_tokens, self.long_options.tokens_of_validation[1] if self.trains_long else 0)
 
     @property
     def longest_tested(self) -> int:

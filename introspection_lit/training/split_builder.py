@@ -169,7 +169,7 @@ class SplitBuilder:
             ranges = [classes[pair % len(classes)] for pair in range(pairs)]
         else:
             count = round(long.share / (1 - long.share) * len(self.contexts[source.contexts]))
-            ranges = [long.tokens] * max(1, count)
+            ranges = [long.tokens if name == "train" else long.tokens_of_validation] * max(1, count)
         return long_contexts(
             words.tokenizer,
             words.phrasing,

@@ -21,7 +21,8 @@ from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError
 
 # The tiny tokenizer knows few words: a token is little more than a letter.
-LONG = "{share: 0.4, tokens: [200, 900], exchanges: 6, test_tokens: [200, 400, 800], test_strength: 0.7}"
+LONG = "{share: 0.4, tokens: [200, 450], validation_tokens: [200, 900], exchanges: 6, test_tokens: [200, 400, 800], "
+LONG += "test_strength: 0.7}"
 SETS = "{heldout: 16, long: 60, long_newkinds: 30}"
 OPTIONS = ["--data.max_context_tokens", "120"]
 LAYERS, HIDDEN = 6, 32
@@ -55,7 +56,8 @@ def test_the_share_of_training_and_validation_is_joined(splits: dict[str, Split]
         made = len(split.contexts) - sum(map(is_joined, split.contexts))
         assert sorted(drawn) == list(range(len(split.contexts)))
         assert 0.3 <= 1 - made / len(split.contexts) < 0.41  # a few are single texts
-        assert max(split.lengths()) <= 900
+        assert max(split.lengths()) <= (450 if name == "train" else 900)
+    assert max(splits["validation"].lengths()) > 450  # the threshold is also set on longer ones
     assert not any(map(is_joined, splits["heldout"].contexts))
 
 
@@ -114,7 +116,7 @@ def test_halves_are_halves_of_a_long_conversation_too(tiny: Path) -> None:
     """Tasks with caches of their own divide the tokens, not the exchanges."""
     tasks = "{detection: {questions: 2}, localisation: {pairs: 4}, comparison: {pairs: 4}}"
     sizes = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "64"]
-    long = "{share: 0.5, tokens: [200, 900], exchanges: 6}"
+    long = "{share: 0.5, tokens: [200, 900], validation_tokens: [200, 900], exchanges: 6}"
     split = splits_of(tiny, "--data.tasks", tasks, "--data.long", long, *sizes, "--data.test_trials", "{heldout: 16}")[
         "train"
     ]
@@ -152,6 +154,7 @@ def test_without_the_option_nothing_is_joined_in_training(tiny: Path) -> None:
         ({"exchanges": 0}, "1 to 256 exchanges"),
         ({"tokens": (10, 100)}, "at least 24"),
         ({"tokens": (200, 100)}, "Expected the fewest and the most"),
+        ({"validation_tokens": (100, 10)}, "data.long.validation_tokens: got [100, 10]"),
         ({"test_tokens": []}, "Expected ascending numbers"),
         ({"test_tokens": [64, 64]}, "Expected ascending numbers"),
         ({"test_tokens": [8]}, "the first at least 24"),
@@ -173,6 +176,10 @@ def test_a_manifest_and_joined_training_contexts_exclude_each_other() -> None:
 
 def test_conversations_longer_than_the_window_are_refused(tiny: Path) -> None:
     """By the lengths of training and of the tests."""
-    for long in ("{share: 0.5, tokens: [60, 90000]}", "{share: 0, test_tokens: [64, 90000]}"):
-        with pytest.raises(ConfigurationError, match="90000"):
+    for name, long in {
+        "tokens": "{share: 0.5, tokens: [60, 90000], validation_tokens: [64, 80], test_tokens: [64]}",
+        "validation_tokens": "{share: 0.5, tokens: [60, 800], validation_tokens: [60, 90000], test_tokens: [64]}",
+        "test_tokens": "{share: 0, test_tokens: [64, 90000]}",
+    }.items():
+        with pytest.raises(ConfigurationError, match=rf"data\.long\.{name}: 90000"):
             splits_of(tiny, "--data.long", long, "--data.test_trials", SETS)
