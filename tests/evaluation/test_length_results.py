@@ -1,0 +1,117 @@
+"""Rates in long conversations: against counts by hand, on trials whose scores are known."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from introspection_lit.evaluation.length_results import MANY, long_results
+from introspection_lit.report.lengths import draw_lengths, length_plots, length_sentences, length_tables
+from introspection_lit.report.shape import SHAPES
+
+CLASSES = [(24, 64), (65, 128), (129, 256)]
+THRESHOLD = 1.0
+# Of each conversation: its class, its exchanges, what is steered in the steered trial, and the scores of clean and steered.
+WHOLE: tuple[float, ...] = ()
+CASES = [
+    (0, 1, WHOLE, -3.0, 4.0),
+    (0, 1, WHOLE, -2.0, 0.5),  # missed
+    (1, 2, (1.0, 0.0), -3.0, -1.0),  # missed; one exchange later
+    (1, 2, (0.0, 1.0), 2.0, 3.0),  # a false alarm
+    (2, 5, (1.0, 0.0, 0.0, 0.0, 0.0), 2.0, 5.0),  # a false alarm; four exchanges later
+    (2, 5, (0.0, 1.0, 1.0, 0.0, 0.0), -1.0, 5.0),  # two exchanges later
+    (2, 9, WHOLE, -1.0, 5.0),
+]
+
+
+def rows(name: str = "long") -> list[dict[str, Any]]:
+    """Clean and steered trials of :data:`CASES`, and a trial of another set."""
+    made = []
+    for number, (length, exchanges, parts, clean, steered) in enumerate(CASES):
+        for label, score in ((False, clean), (True, steered)):
+            row: dict[str, Any] = {
+                "split": name,
+                "number": 2 * number + label,
+                "kind": "joined",
+                "context_key": f"c{number}",
+            }
+            row |= {"question_text": "Was it?", "vectors": "heldout", "vector_name": f"v{number}" if label else None}
+            row |= {"band": [0, 1], "strength": 0.5 * label, "steered": label, "role": "detection"}
+            row |= {"tokens": CLASSES[length][1] - 3, "exchanges": exchanges, "scores": {"adapter": score}}
+            made.append(row | ({"parts": list(parts), "divided": "exchanges"} if label and parts else {}))
+    other = {name: value for name, value in made[0].items() if name not in ("tokens", "exchanges")}
+    return [*made, other | {"split": "heldout"}]
+
+
+@pytest.fixture
+def found() -> dict[str, Any]:
+    """Results of both sets."""
+    both = long_results([*rows(), *rows("long_newkinds")], ["chat"], THRESHOLD, CLASSES, 128)
+    assert both is not None
+    return both
+
+
+def test_rates_are_those_counted_by_hand(found: dict[str, Any]) -> None:
+    """False alarms and hits of each class of lengths and exchanges."""
+    of_length = {tuple(row["tokens"]): row for row in found["by_length"] if row["set"] == "long"}
+    counts = ("n_clean", "alarms", "n_steered", "tpr", "n_part", "part_tpr")
+    assert {ends: tuple(row[name] for name in counts) for ends, row in of_length.items()} == {
+        (24, 64): (2, 0, 2, 0.5, 0, None),
+        (65, 128): (2, 1, 0, None, 2, 0.5),
+        (129, 256): (3, 1, 1, 1.0, 2, 1.0),
+    }
+    assert of_length[129, 256]["fpr"] == pytest.approx(1 / 3)
+    assert of_length[129, 256]["auroc"] == 1.0
+    of_exchanges = {tuple(row["exchanges"]): row["n_clean"] for row in found["by_exchanges"] if row["set"] == "long"}
+    assert of_exchanges == {(1, 1): 2, (2, 3): 2, (4, 7): 2, (8, MANY): 1}
+    assert found["trained"] == 128
+
+
+def test_what_came_after_the_steered_exchanges_is_counted(found: dict[str, Any]) -> None:
+    """Trials that are steered as a whole do not count here."""
+    after = {tuple(row["after"]): (row["n_steered"], row["tpr"]) for row in found["by_part"] if row["set"] == "long"}
+    assert after == {(0, 0): (1, 1.0), (1, 1): (1, 0.0), (2, 3): (1, 1.0), (4, MANY): (1, 1.0)}
+
+
+def test_there_is_nothing_without_long_conversations() -> None:
+    """Results, figure, tables and sentences."""
+    assert long_results(rows()[-1:], ["chat"], THRESHOLD, CLASSES, 128) is None
+    assert length_plots({}) == {}
+    assert length_tables({"long": None}) == []
+    assert length_sentences({"evidence": {"long": None}}) == []
+
+
+def test_report_shows_every_class_and_what_is_longer_than_trained(found: dict[str, Any]) -> None:
+    """In the figure's table, in the text for screen readers, and the tables beside it."""
+    figure = draw_lengths(found)
+    assert figure is not None
+    cells = {(row[0], row[1]): row[2:] for row in figure.table.rows}
+    assert cells["trained kinds", "129 to 256"][:2] == ("no", "3")
+    assert cells["unseen kinds", "65 to 128"][0] == "yes"
+    assert "Highest FPR: 65 to 128 tokens, trained kinds, 0.500" in figure.alt
+    labels = figure.figure.axes[0].get_legend_handles_labels()[1]
+    assert "longer than trained" in labels
+    by_exchanges, by_part = length_tables({"long": found})
+    assert [row[1] for row in by_exchanges.rows][:4] == ["1", "2 to 3", "4 to 7", "8 or more"]
+    assert [row[1] for row in by_part.rows][:4] == ["0", "1", "2 to 3", "4 or more"]
+
+
+def test_verdict_names_the_worst_length_or_says_that_all_hold(found: dict[str, Any]) -> None:
+    """At three per cent."""
+    (sentence,) = length_sentences({"evidence": {"long": found}})
+    assert sentence == "Long conversations: of clean ones of 65 to 128 tokens (trained kinds) 0.500 are called steered."
+    quiet = copy.deepcopy(found)
+    for row in quiet["by_length"]:
+        row["fpr"] = 0.03
+    (sentence,) = length_sentences({"evidence": {"long": quiet}})
+    assert "conversations of up to 256 tokens" in sentence
+
+
+def test_results_have_the_form_that_a_report_reads(found: dict[str, Any]) -> None:
+    """And another form is refused."""
+    content: dict[str, Any] = {"sets": {}, "evidence": {"long": found}}
+    assert list(SHAPES["sets"](content, "")) == []
+    found["by_length"][0]["fpr"] = 7
+    assert list(SHAPES["sets"](content, "")) != []
