@@ -231,3 +231,14 @@ def test_the_card_loads_the_base_model_as_it_was(base: BaseModel, parts: list[st
     ast.parse(code)
     assert all(part in code for part in parts)
     assert code.count("revision='abc'") == (2 if base.revision else 0)
+
+
+def test_nf4_models_are_activated_too(tiny_folder: Callable[[str], Path], some_contexts: list[str], tmp_path: Path) -> None:
+    """Plain PEFT on 4-bit layers does what the protocol does."""
+    common = ["--config", CONFIG, "--model.base.name_or_path", str(tiny_folder("qwen2-wide")), *some_contexts, *CHEAP]
+    common += ["--model.base.quantization", "nf4", "--model.base.quant_storage", "uint8", "--trainer.max_epochs", "1"]
+    main(["fit", *common, "--test_after_fit", "true", f"--trainer.logger.init_args.save_dir={tmp_path}"])
+    run = tmp_path / "default" / "version_0"
+    assert json.loads((run / "adapter" / "introspection.json").read_text())["check"]["largest_difference"] < 1e-4
+    assert result(run)["largest_difference"] < 1e-4
+    assert result(run)["decided_differently"] == 0
