@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspection_lit.contexts.context import exchange
 from introspection_lit.contexts.conversations import encode, messages_of
+from introspection_lit.contexts.long_conversations import exchanges_of
 from introspection_lit.models.adapters import DESCRIPTION
 from introspection_lit.models.base_model import BaseModel
 
@@ -37,6 +38,7 @@ stream; the adapter only reads the KV cache that this leaves behind.
 - Question: "{question}" Answers: {answers}, after the assistant has begun with "{answer_prefix}".
 - Score: logit({yes}) - logit({no}). Steered if above {threshold:.4f}, the threshold chosen on validation data.
 - Trained on {train_vectors} random directions, bands {bands}, strengths {strengths} ({strength_unit}).
+- Trained on conversations of {lengths}. Clean ones that are longer may be called steered.
 - Validation AUROC {auroc:.4f} at step {step}. Tests: see `results.json` of the run, if there is one.
 
 ## Use
@@ -122,12 +124,19 @@ def model_card(
         yes_id=run.wording.answer_ids[0],
         no_id=run.wording.answer_ids[1],
         auroc=description["validation"]["auroc"],
+        lengths=_lengths(run),
         description=DESCRIPTION,
         load_base=_loading_code(base),
         messages="\n".join(shown),
         start=start,
         activation=activation,
     )
+
+
+def _lengths(run: RunContext) -> str:
+    """Exchanges and tokens of the contexts that were trained on."""
+    exchanges = max(map(exchanges_of, run.splits["train"].contexts))
+    return f"{'one exchange' if exchanges == 1 else f'up to {exchanges} exchanges'} and {run.options.longest_trained} tokens"
 
 
 def _loading_code(base: BaseModel) -> str:

@@ -160,6 +160,7 @@ def test_the_cards_lines_print_what_the_card_says(run: Path) -> None:
         exec(code_of(card).replace("this/folder", str(run / "adapter")), {})
     number = re.search(r"lines above print about (-?\d+\.\d\d)", card)
     assert number is not None
+    assert "conversations of one exchange and 250 tokens" in card
     assert float(printed.getvalue()) == pytest.approx(float(number[1]), abs=0.01)
     checked = json.loads((run / "adapter" / "introspection.json").read_text())["check"]
     assert checked["largest_difference"] < 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,10 @@ def test_a_run_reports_lengths_and_its_adapter_can_be_tested_again(
     assert max(sizes["heldout"]) > 2
     assert "Long conversations" in (folder / "report.html").read_text(encoding="utf-8")
     assert results["long"]["test_tokens"] == [150, 300, 600]
+    card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    most = re.search(r"conversations of up to (\d) exchanges and 300 tokens", card)
+    assert most is not None
+    assert 2 <= int(most[1]) <= 8
     again = main(
         ["test", "--config", str(folder / "config.yaml"), "--model.adapter", str(folder / "adapter"), *saved, "again"]
     )
