@@ -136,7 +136,8 @@ def model_card(
 def _lengths(run: RunContext) -> str:
     """Exchanges and tokens of the contexts that were trained on."""
     exchanges = max(map(exchanges_of, run.splits["train"].contexts))
-    return f"{'one exchange' if exchanges == 1 else f'up to {exchanges} exchanges'} and {run.options.longest_trained} tokens"
+    shown = "one exchange" if exchanges == 1 else f"up to {exchanges} exchanges"
+    return f"{shown} and {run.options.longest_trained} tokens"
 
 
 def _loading_code(base: BaseModel) -> str:
