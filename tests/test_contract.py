@@ -26,8 +26,9 @@ from introspection_lit.cli import IntrospectionCLI, main
 OLD = ROOT / "tests" / "contract"
 QUIET = ["--trainer.enable_progress_bar", "false"]
 # What introspection.json and the evidence have got since.
-NEW_IN_ADAPTER, NEW_EVIDENCE = ("invocation", "check"), {"tasks": [], "choices": [], "as_exported": None}
-NEW_OPTIONS = ("tasks", "lead_in", "trained_concepts")  # of the data
+NEW_IN_ADAPTER, NEW_EVIDENCE = ("invocation", "check"), {"tasks": [], "choices": [], "as_exported": None, "deployed": []}
+# Of the data, with their defaults.
+NEW_OPTIONS = dict.fromkeys(("tasks", "lead_in", "trained_concepts", "test_changes", "benign")) | {"benign_share": 0.25}
 
 
 def keys(value: Any, place: str = "") -> set[str]:
@@ -167,7 +168,7 @@ def test_options_and_defaults_are_those_of_before(subcommand: str, capsys: pytes
     assert not left.value.code
     printed = capsys.readouterr().out
     options = yaml.safe_load(printed)
-    assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == dict.fromkeys(NEW_OPTIONS)
+    assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == NEW_OPTIONS
     assert options == yaml.safe_load((OLD / "printed" / f"{subcommand}.yaml").read_text(encoding="utf-8"))
 
 

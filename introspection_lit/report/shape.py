@@ -100,6 +100,9 @@ EVIDENCE = fields(
         **dict.fromkeys(("n", "decided_differently"), COUNT),
         **dict.fromkeys(("threshold", "largest_difference"), NUMBER),
     ),
+    deployed=listed(
+        fields("set change benign", **ROW, change=TEXT, benign=FLAG, auroc_untouched=SHARE, auroc_untouched_interval=ENDS)
+    ),
     odd=listed(fields("kind", **ROW)),
     lens=fields(layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
     side_effects=fields(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.contexts.generation.sources import NEW
+from introspection_lit.steering.cache_changes import CHANGES
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.tasks.questionnaire import (
     IDENTIFICATION,
@@ -108,6 +109,11 @@ class DataOptions:
         test_clean: Clean trials in the test sets: ``paired``, one for each steered trial with the same context, or
             ``once``, one for each context and question, however many are steered (those that run through doses are so
             anyway).
+        test_changes: The changes of caches that the test sets ``deployed`` and ``deployed_newkinds`` run through, at
+            strength 0.5: by default all (docs/deployment.md).
+        benign: Changes of caches that do no harm, such as ``int8``: a share of the pairs of training and validation have
+            one of them, on the clean and the steered cache, so that changed caches are learned to be clean. Default: none.
+        benign_share: Share of these pairs, 0 to 1.
         control: Train so that nothing can be learned: ``random_labels`` (a coin says what is right) or ``no_steering``
             (what is called steered is clean). What the tests then show is what the method itself brings about.
             Or, with ``tasks``, ``visible``: nothing is steered, and the text says whether there is a signal; the tests then
@@ -159,6 +165,9 @@ class DataOptions:
     test_strengths: tuple[float, float] | None = None
     test_doses: list[float] = field(default_factory=lambda: list(DOSES))
     test_clean: Literal["paired", "once"] = "paired"
+    test_changes: list[str] | None = None
+    benign: list[str] | None = None
+    benign_share: float = 0.25
     control: Literal["none", "random_labels", "no_steering", "visible"] = "none"
     strength_unit: Literal["relative", "absolute"] = "relative"
     seed: int = 0
@@ -225,6 +234,11 @@ class DataOptions:
     def strengths_of_tests(self) -> tuple[float, float]:
         """Lowest and highest strength of the test sets."""
         return self.test_strengths or self.strengths
+
+    @property
+    def changes_of_tests(self) -> list[str]:
+        """Names of the changes of caches that are tested."""
+        return list(CHANGES) if self.test_changes is None else self.test_changes
 
     @property
     def replayed(self) -> list[str] | None:

@@ -31,7 +31,9 @@ from introspection_lit.tasks.questionnaire import (
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
 from introspection_lit.tasks.task_questions import NOTHING
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
+from introspection_lit.training.changed_caches import deployed_split, with_benign_changes
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
+from introspection_lit.trials.changed_plans import DeployedPlan
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
 from introspection_lit.trials.plans import MixedPlan, OncePlan, SeveralQuestionsPlan, TrialPlan
 from introspection_lit.trials.split import Split
@@ -101,21 +103,29 @@ class SplitBuilder:
         )
         bands = self.bands.tests if is_test else self.bands.training
         drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
-        plan: TrialPlan | MixedPlan | OncePlan | SeveralQuestionsPlan
-        if source.doses:
+        plan: TrialPlan | MixedPlan | OncePlan | SeveralQuestionsPlan | DeployedPlan
+        if source.changed:
+            plan, contexts = deployed_split(options, name, contexts, words, drawn_from[3:5], bands)
+        elif source.doses:
             doses = tuple(options.test_doses)
             plan = OncePlan(*drawn_from, (min(doses), max(doses)), trials, doses)
         elif is_test and options.test_clean == "once" and questionnaire is None:
             plan = OncePlan(*drawn_from, options.strengths_of_tests, trials)
         else:
             plan = TrialPlan(*drawn_from, options.strengths_of_tests if is_test else options.strengths)
-        if questionnaire is not None:
+        variants = list[Context]()
+        if not is_test and questionnaire is None:
+            assert isinstance(plan, TrialPlan)
+            plan, contexts, variants = with_benign_changes(options, plan, contexts, words, None, 0)
+        elif questionnaire is not None:
             assert isinstance(plan, TrialPlan)
             kinds, more = questionnaire.kinds, list[Context]()
             if IN_LINES in kinds.kinds:
                 more = self._line_contexts(name, contexts)
             elif VISIBLE in kinds.kinds:
                 contexts, more = self._visible_contexts(contexts)
+            if not is_test and VISIBLE not in kinds.kinds:
+                plan, contexts, variants = with_benign_changes(options, plan, contexts, words, kinds, len(more))
             contexts = [*contexts, *more]
             if set(kinds.kinds) != {STEERING}:
                 concepts = "" if is_test else "concept_train"
@@ -129,7 +139,7 @@ class SplitBuilder:
         return Split(
             name,
             plan,
-            contexts,
+            [*contexts, *variants],
             questions,
             words.tokenizer,
             phrasing,

@@ -21,6 +21,7 @@ class Source:
         sign: Factor of every direction, 1 or -1.
         positions: Share of the context's tokens that are steered, drawn at random; 0 to 1.
         doses: The strengths are those of ``data.test_doses`` instead of random ones.
+        changed: Caches are changed besides, clean ones too, by each of ``data.test_changes`` in turn.
     """
 
     vectors: str
@@ -29,6 +30,7 @@ class Source:
     sign: float = 1.0
     positions: float = 1.0
     doses: bool = False
+    changed: bool = False
 
 
 # Every split of an experiment. In the field's terms: seen = in-distribution, heldout = held-out directions, newkinds =
@@ -43,6 +45,9 @@ SOURCES = {
     "newquestions": Source("heldout", "heldout", "heldout"),
     # As heldout; also scored by the exported adapter, loaded by plain PEFT, in one pass.
     "as_exported": Source("heldout", "heldout"),
+    # As heldout and newkinds at one strength, over caches as deployed: compressed, cut, tampered with.
+    "deployed": Source("heldout", "heldout", changed=True),
+    "deployed_newkinds": Source("heldout", "newkinds", changed=True),
     "concept_pca": Source("concept_pca", "concept"),
     "imported": Source("imported", "concept"),
     # Detection as a function of the strength (dose).
@@ -70,6 +75,7 @@ SOURCES = {
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
 AS_EXPORTED = "as_exported"
+DEPLOYED = tuple(split for split, source in SOURCES.items() if source.changed)
 # Test sets over caches of their own, and all that ask each cache several questions.
 CHOICES = ("halves", "lines", "comparison", "identification")
 QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading", *CHOICES)

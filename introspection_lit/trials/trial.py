@@ -21,6 +21,8 @@ class Trial(NamedTuple):
         strength: The strength (also called dose), in ``data.strength_unit``; 0 if not steered.
         parts: Share of the strength in each of the parts that the context is divided into; empty: all of it everywhere.
         vectors: Split of the vector bank that the direction comes from; empty: that of the trial's split.
+        change: What is done to the cache besides, a key of
+            :data:`~introspection_lit.steering.cache_changes.CHANGES`; empty: nothing.
     """
 
     split: str
@@ -33,8 +35,9 @@ class Trial(NamedTuple):
     strength: float = 0.0
     parts: tuple[float, ...] = ()
     vectors: str = ""
+    change: str = ""
 
     def as_row(self) -> dict[str, object]:
-        """The trial as plain values, for JSON; ``parts`` and ``vectors`` only where they are not empty."""
+        """The trial as plain values, for JSON; ``parts``, ``vectors`` and ``change`` only where they are not empty."""
         row = {**self._asdict(), "band": list(self.band), "parts": list(self.parts)}
-        return {name: value for name, value in row.items() if value or name not in ("parts", "vectors")}
+        return {name: value for name, value in row.items() if value or name not in ("parts", "vectors", "change")}
