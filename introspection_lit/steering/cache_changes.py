@@ -261,7 +261,7 @@ class CacheChange(NamedTuple):
     Attributes:
         name: A key of :data:`CHANGES`; empty: none.
         seed: Of its noise.
-        other: Another cache of the batch, for ``spliced``; -1: none.
+        other: Another cache of the batch, which is not changed itself, for ``spliced``; -1: none.
     """
 
     name: str = ""
@@ -316,17 +316,18 @@ def change_caches(
     def row_of(number: int) -> Row:
         return Row(*(tensor[:, number, :, width - lengths[number] :] for tensor in whole))
 
-    changed = Row(*(tensor.clone() for tensor in whole))
     for number, change in enumerate(changes):
         if change.name not in OF_CACHES:
             continue
         other = row_of(change.other) if change.other >= 0 else None
+        assert other is None or changes[change.other].name not in OF_CACHES, "the other conversation is changed, too"
         made = OF_CACHES[change.name](row_of(number), Aids(change.seed, frequencies, other))
         start = width - lengths[number]
-        changed.keys[:, number, :, start:], changed.values[:, number, :, start:] = made.keys, made.values
+        # ``whole`` is a copy, of which every row is read before it is written.
+        whole.keys[:, number, :, start:], whole.values[:, number, :, start:] = made.keys, made.values
         readable[number, start:] = made.kept.to(mask.dtype)
         next_positions[number] = made.next_position
-    return ChangedCaches(with_tensors(cache, changed.keys, changed.values), readable, next_positions)
+    return ChangedCaches(with_tensors(cache, whole.keys, whole.values), readable, next_positions)
 
 
 def with_tensors(cache: Cache, keys: Tensor, values: Tensor) -> Cache:
