@@ -26,8 +26,11 @@ from introspection_lit.cli import IntrospectionCLI, main
 OLD = ROOT / "tests" / "contract"
 QUIET = ["--trainer.enable_progress_bar", "false"]
 # What introspection.json and the evidence have got since.
-NEW_IN_ADAPTER, NEW_EVIDENCE = ("invocation", "check"), {"tasks": [], "choices": [], "as_exported": None, "long": None}
-NEW_OPTIONS = ("tasks", "lead_in", "trained_concepts", "long")  # of the data
+NEW_IN_ADAPTER = ("invocation", "check")
+NEW_EVIDENCE = {"tasks": [], "choices": [], "deployed": [], "as_exported": None, "long": None}
+# Of the data, with their defaults.
+NEW_OPTIONS = dict.fromkeys(("tasks", "lead_in", "trained_concepts", "long", "test_changes", "benign"))
+NEW_OPTIONS |= {"benign_share": 0.25}
 
 
 def keys(value: Any, place: str = "") -> set[str]:
@@ -167,7 +170,7 @@ def test_options_and_defaults_are_those_of_before(subcommand: str, capsys: pytes
     assert not left.value.code
     printed = capsys.readouterr().out
     options = yaml.safe_load(printed)
-    assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == dict.fromkeys(NEW_OPTIONS)
+    assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == NEW_OPTIONS
     assert options == yaml.safe_load((OLD / "printed" / f"{subcommand}.yaml").read_text(encoding="utf-8"))
 
 

@@ -87,6 +87,26 @@ def shuffled_words(text: str, random: np.random.Generator) -> str:
     return _replaced(text, places, [words[i] for i in order])
 
 
+def exchanged_words(text: str, random: np.random.Generator, share: float = 0.25) -> str:
+    """Exchange some words of a text with each other; all else stays in place.
+
+    Args:
+        text: A text in any language.
+        random: The random generator.
+        share: Share of the words that change places, 0 to 1; at least two where there are two.
+
+    Returns:
+        The text with each of these words where another of them was; equal to ``text`` if it has a single word.
+    """
+    places = [match.span() for match in _WORD.finditer(text)]
+    if len(places) < 2:
+        return text
+    chosen = random.permutation(len(places))[: max(2, round(share * len(places)))]
+    words = [text[start:end] for start, end in places]
+    moved = {int(to): words[int(of)] for to, of in zip(chosen, np.roll(chosen, 1), strict=True)}
+    return _replaced(text, places, [moved.get(number, word) for number, word in enumerate(words)])
+
+
 def rare_script(text: str, random: np.random.Generator) -> str:
     """Replace the letters a to z by those of a random script: fullwidth Latin, Georgian or Cherokee.
 

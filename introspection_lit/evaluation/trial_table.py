@@ -25,7 +25,7 @@ class TrialTable:
         questions: The question.
         kinds: The kind of context.
         contexts: The context's fingerprint.
-        inputs: A text for each distinct context and question.
+        inputs: A text for each distinct context, change of its cache and question.
         vectors: Type and name of the direction; empty if clean.
         bands: Steered layers, ``first..last``; empty if clean.
         strengths: 0 if clean.
@@ -70,7 +70,7 @@ class TrialTable:
             texts("question_text"),
             texts("kind"),
             texts("context_key"),
-            np.array([f"{row['context_key']} {row['question_text']}" for row in rows], dtype=str),
+            np.array([f"{row['context_key']} {row['question_text']} {row.get('change', '')}" for row in rows], dtype=str),
             np.array([f"{row['vectors']}/{row['vector_name']}" if row["steered"] else "" for row in rows], dtype=str),
             np.array(["{}..{}".format(*row["band"]) if row["steered"] else "" for row in rows], dtype=str),
             np.array([row["strength"] for row in rows], dtype=float),
@@ -118,11 +118,14 @@ class TrialTable:
         return [self.vectors, self.contexts]
 
 
-# Test sets with the questions of training and uncorrupted contexts of the usual length.
+# Test sets with the questions of training, uncorrupted contexts of the usual length and unchanged caches.
 PLAIN_SETS = tuple(
     name
     for name, source in SOURCES.items()
-    if source.questions == "train" and source.contexts not in ("odd", "train", "validation") and not source.long
+    if source.questions == "train"
+    and source.contexts not in ("odd", "train", "validation")
+    and not source.long
+    and not source.changed
 )
 # Those with the usual intervention: no flipped sign, all positions.
 USUAL_SETS = tuple(name for name in PLAIN_SETS if SOURCES[name].sign == 1 and SOURCES[name].positions == 1)

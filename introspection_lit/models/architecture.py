@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from introspection_lit.utils.lazy_types import PeftModel, PreTrainedModel
@@ -39,6 +39,13 @@ def find_decoder_layers(model: PreTrainedModel | PeftModel, path: str | None = N
             f"{actual}. Set base.decoder_layers to their dotted path, for example 'transformer.h'."
         )
     return list(layers)
+
+
+def rotary_frequencies(model: PreTrainedModel | PeftModel) -> Tensor | None:
+    """The frequencies of a model's rotary positions, ``(rotated channels / 2,)``; None if it has not one set of them."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    frequencies = getattr(getattr(base.get_decoder(), "rotary_emb", None), "inv_freq", None)
+    return frequencies if frequencies is not None and frequencies.dim() == 1 else None
 
 
 def find_head(model: PreTrainedModel | PeftModel) -> tuple[nn.Module, nn.Module]:

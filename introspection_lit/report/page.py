@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from introspection_lit.report.deployment import deployed_figures, deployed_tables
 from introspection_lit.report.detection_plots import detection_plots, roc_plots
 from introspection_lit.report.drawing import histogram_plots
 from introspection_lit.report.elements import Page, ReportFigure, Section, Table, present
@@ -93,6 +94,7 @@ def build_page(run: Run) -> Page:
         ),
         Section("as-exported", "As used", tables=present(exported_table(evidence))),
         Section("lengths", "Long conversations", figures=length_plots(evidence), tables=length_tables(evidence)),
+        Section("deployed", "As deployed", figures=deployed_figures(evidence), tables=deployed_tables(evidence)),
         Section("roc", "ROC", figures=roc_plots(evidence)),
         Section("heat-maps", "Where steering is missed", figures=heat_maps(evidence, unit)),
         Section("kinds", "Kinds of text", figures=kind_rate_plots({"": evidence.get("kinds") or []})),

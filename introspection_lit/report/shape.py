@@ -109,6 +109,9 @@ EVIDENCE = fields(
         by_exchanges=listed(fields("set exchanges", **LONG)),
         by_part=listed(fields("set after", **LONG)),
     ),
+    deployed=listed(
+        fields("set change benign", **ROW, change=TEXT, benign=FLAG, auroc_untouched=SHARE, auroc_untouched_interval=ENDS)
+    ),
     odd=listed(fields("kind", **ROW)),
     lens=fields(layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
     side_effects=fields(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from introspection_lit.evaluation.rungs import HIGHEST_FPR, LOWEST_AUROC, LOWEST_TPR, RUNGS, failures
+from introspection_lit.report.deployment import deployed_sentences
 from introspection_lit.report.exported import exported_sentences
 from introspection_lit.report.formatting import (
     format_band,
@@ -47,6 +48,7 @@ def verdict_sentences(results: Results) -> list[str]:
         answer_sentences,
         exported_sentences,
         length_sentences,
+        deployed_sentences,
         _rungs_holding,
         _detection_strengths,
         _weakest_cell,

@@ -18,6 +18,9 @@ from introspection_lit.steering.prefill import Forward, fork, no_logits, positio
 class QuestionBatch(Protocol):
     """Caches and the questions that are put to them; a row is one question put to one cache.
 
+    Batches of changed caches also have ``cache_mask``, 1 where a cache may be read, ``(caches, context)``, and
+    ``next_positions``, the position of the first question token after each cache, ``(caches,)``.
+
     Attributes:
         cache: The KV caches of the contexts, without gradient; None before the prefill.
         context_mask: 1 at tokens, 0 at (left) padding, ``(caches, context)``.
@@ -83,34 +86,45 @@ def read_positions(
         Logits, ``(rows, positions, vocabulary)``.
     """
     assert batch.cache is not None, "the prefill has not run"
-    cache, context_mask = fork(batch.cache), batch.context_mask
+    changed: Tensor | None = getattr(batch, "cache_mask", None)
+    starts: Tensor | None = getattr(batch, "next_positions", None)
+    cache, context_mask = fork(batch.cache), batch.context_mask if changed is None else changed
     if batch.question_prefix_ids is not None:
         prefix = batch.question_prefix_ids.expand(len(context_mask), -1)
         context_mask = torch.cat([context_mask, torch.ones_like(prefix)], dim=1)
         forward(
             input_ids=prefix,
             attention_mask=context_mask,
-            position_ids=position_ids(context_mask)[:, -prefix.shape[1] :],
+            position_ids=_last_positions(context_mask, prefix.shape[1], starts),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=no_logits(prefix),
         )
+        starts = None if starts is None else starts + prefix.shape[1]
     if batch.cache_of is not None:
         cache.batch_select_indices(batch.cache_of)
         context_mask = context_mask[batch.cache_of]
+        starts = None if starts is None else starts[batch.cache_of]
     mask = torch.cat([context_mask, batch.question_mask], dim=1)
     kept, place = torch.unique(positions, return_inverse=True)
     with recompute_layers(layers) if recompute and torch.is_grad_enabled() else nullcontext():
         outputs = forward(
             input_ids=batch.question_ids,
             attention_mask=mask,
-            position_ids=position_ids(mask)[:, context_mask.shape[1] :],
+            position_ids=_last_positions(mask, mask.shape[1] - context_mask.shape[1], starts),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=kept,
         )
     logits: Tensor = outputs.logits[torch.arange(len(place), device=place.device)[:, None], place]
     return logits
+
+
+def _last_positions(mask: Tensor, count: int, starts: Tensor | None) -> Tensor:
+    """Positions of the last ``count`` tokens, ``(rows, count)``: after those before them, or from ``starts`` on."""
+    if starts is None:
+        return position_ids(mask)[:, -count:]
+    return starts[:, None] + position_ids(mask[:, -count:])
 
 
 def read_in_one_pass(forward: Forward, layers: Sequence[nn.Module], batch: SteeredQuestions) -> Tensor:

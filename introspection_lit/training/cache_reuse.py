@@ -13,6 +13,7 @@ from introspection_lit.steering.clean_caches import GIB, CleanCaches, make_reade
 from introspection_lit.steering.prefill import Forward, prefill_mode
 from introspection_lit.steering.question_pass import answer_positions, read_positions, read_texts
 from introspection_lit.steering.shared_prefill import shared_cache
+from introspection_lit.training.changed_caches import apply_changes
 from introspection_lit.training.distributed import is_sharded
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Prefills:
             share, always = options.reuse.layers, trainer.world_size > 1
             adapter = options.prefill_adapter
             batch.cache = batch_cache(forward, module, batch, kept, share=share, adapter=adapter, always=always)
+            apply_changes(module, batch)
             answer_references(forward, module, batch)
             return batch.cache
 

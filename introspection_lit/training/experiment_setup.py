@@ -32,6 +32,7 @@ from introspection_lit.tasks.wording import (
 )
 from introspection_lit.training import checks
 from introspection_lit.training.batch_size import step_problems
+from introspection_lit.training.changed_caches import change_problems_of_model
 from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.fsdp import strategy_problems
@@ -184,6 +185,7 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
     base, layers = run.module.base, config.num_hidden_layers
     problems.add(lora_problems(run.module.lora, layers))
     problems.add(nf4_on_cpu_problems(base, config, run.trainer.strategy.root_device.type))
+    problems.add(change_problems_of_model(run.options, config, is_sharded(run.trainer)))
     if bank:
         misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
         problems.add(misfits or leaks.bank_leak_problems(bank))

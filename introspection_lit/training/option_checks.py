@@ -11,6 +11,7 @@ from introspection_lit.tasks.questionnaire import (
     QUESTIONS_OF_TEST_SETS,
     task_problems,
 )
+from introspection_lit.training.changed_caches import change_problems
 from introspection_lit.training.checks import concept_list_problems, count_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.test_sets import QUESTIONNAIRES
@@ -34,7 +35,7 @@ def option_problems(options: DataOptions) -> list[str]:
     problems += options.long_options.problems()
     if options.trains_long and options.manifest is not None:
         problems.append("data.long: got a share with data.manifest, which lists its contexts. Leave one of them out.")
-    problems += _task_problems(options)
+    problems += _task_problems(options) + change_problems(options)
     if options.seed < 0 or options.num_workers < 0:
         problems.append(f"data.seed, data.num_workers: got {options.seed} and {options.num_workers}. Expected 0 or more.")
     limits = {"num_workers": MAX_WORKERS, "eval_batch_size": MAX_ROWS, "batch_size": MAX_ROWS}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.contexts.generation.sources import NEW
-from introspection_lit.models.base_model import MAX_COUNT
-from introspection_lit.steering.bands import strength_problems
+from introspection_lit.steering.cache_changes import CHANGES
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.tasks.questionnaire import (
     IDENTIFICATION,
@@ -19,6 +17,7 @@ from introspection_lit.tasks.questionnaire import (
 )
 from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
+from introspection_lit.training.long_options import LongOptions
 from introspection_lit.trials.grid import Grid
 from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, LONG_SETS
 from introspection_lit.utils.paths import parse_path
@@ -32,10 +31,6 @@ VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
 # Defaults of data.validation_kinds and data.test_kinds, by data.contexts; none for contexts of the user's own.
 HELD_OUT_KINDS = {BUILTIN: (VALIDATION_KINDS, TEST_KINDS), LARGE: (VALIDATION_KINDS, (*TEST_KINDS, *NEW))}
-# The shortest length class of conversations ends here or later, in tokens; and most exchanges of a conversation.
-SHORTEST, MOST_EXCHANGES = 24, 256
-# How many times longer than in training conversations of validation are at most.
-BEYOND = 4
 # Doubling from far below to well inside what a detector can notice.
 DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 
@@ -62,55 +57,6 @@ class Reuse:
         if self.gib >= 0 and self.group >= 1:
             return []
         return [f"data.reuse: got gib {self.gib} and group {self.group}. Expected gib >= 0 and group >= 1."]
-
-
-@dataclass(frozen=True)
-class LongOptions:
-    """Long and many-turned conversations, joined from the contexts of a split (docs/long.md).
-
-    Attributes:
-        share: Of the contexts of training and validation; 0: none, and the test sets ``long`` and ``long_newkinds`` alone.
-        tokens: Fewest and most tokens of those of training; drawn log-uniformly between them.
-        validation_tokens: The same of validation, which sets the threshold; by default up to four times as many, so that
-            the threshold also suits conversations longer than any in training.
-        exchanges: Most exchanges (a user message and its reply) of a conversation.
-        test_tokens: Ends of the length classes of the test sets, ascending. Each class has as many trials.
-        test_strength: The strength of their steered trials, in ``data.strength_unit``.
-    """
-
-    share: float = 0.25
-    tokens: tuple[int, int] = (48, 512)
-    validation_tokens: tuple[int, int] | None = None
-    exchanges: int = 8
-    test_tokens: list[int] = field(default_factory=lambda: [64, 128, 256, 512, 1024, 2048])
-    test_strength: float = 0.5
-
-    def problems(self) -> list[str]:
-        """Errors in the settings."""
-        problems, ends = [], self.test_tokens
-        if not 0 <= self.share < 1 or not 1 <= self.exchanges <= MOST_EXCHANGES:
-            got = f"share {self.share} and exchanges {self.exchanges}"
-            problems.append(
-                f"data.long: got {got}. Expected a share from 0 to below 1, and 1 to {MOST_EXCHANGES} exchanges."
-            )
-        for option, (fewest, most) in (("tokens", self.tokens), ("validation_tokens", self.tokens_of_validation)):
-            if not SHORTEST <= fewest <= most <= MAX_COUNT:
-                expected = f"Expected the fewest and the most, at least {SHORTEST}"
-                problems.append(f"data.long.{option}: got {[fewest, most]}. {expected}.")
-        if not ends or ends[0] < SHORTEST or any(low >= high for low, high in pairwise(ends)) or ends[-1] > MAX_COUNT:
-            problems.append(
-                f"data.long.test_tokens: got {ends}. Expected ascending numbers, the first at least {SHORTEST}."
-            )
-        return problems + strength_problems("long.test_strength", (self.test_strength, self.test_strength))
-
-    @property
-    def tokens_of_validation(self) -> tuple[int, int]:
-        """Fewest and most tokens of validation."""
-        return self.validation_tokens or (self.tokens[0], BEYOND * self.tokens[1])
-
-    def classes(self) -> list[tuple[int, int]]:
-        """Fewest and most tokens of each length class of the test sets."""
-        return [(low + 1, high) for low, high in pairwise([SHORTEST - 1, *self.test_tokens])]
 
 
 @dataclass(frozen=True)
@@ -166,6 +112,11 @@ class DataOptions:
         test_clean: Clean trials in the test sets: ``paired``, one for each steered trial with the same context, or
             ``once``, one for each context and question, however many are steered (those that run through doses are so
             anyway).
+        test_changes: The changes of caches that the test sets ``deployed`` and ``deployed_newkinds`` run through, at
+            strength 0.5: by default all (docs/deployment.md).
+        benign: Changes of caches that do no harm, such as ``int8``: a share of the pairs of training and validation have
+            one of them, on the clean and the steered cache, so that changed caches are learned to be clean. Default: none.
+        benign_share: Share of these pairs, 0 to 1.
         control: Train so that nothing can be learned: ``random_labels`` (a coin says what is right) or ``no_steering``
             (what is called steered is clean). What the tests then show is what the method itself brings about.
             Or, with ``tasks``, ``visible``: nothing is steered, and the text says whether there is a signal; the tests then
@@ -218,6 +169,9 @@ class DataOptions:
     test_strengths: tuple[float, float] | None = None
     test_doses: list[float] = field(default_factory=lambda: list(DOSES))
     test_clean: Literal["paired", "once"] = "paired"
+    test_changes: list[str] | None = None
+    benign: list[str] | None = None
+    benign_share: float = 0.25
     control: Literal["none", "random_labels", "no_steering", "visible"] = "none"
     strength_unit: Literal["relative", "absolute"] = "relative"
     seed: int = 0
@@ -310,6 +264,11 @@ class DataOptions:
     def strengths_of_tests(self) -> tuple[float, float]:
         """Lowest and highest strength of the test sets."""
         return self.test_strengths or self.strengths
+
+    @property
+    def changes_of_tests(self) -> list[str]:
+        """Names of the changes of caches that are tested."""
+        return list(CHANGES) if self.test_changes is None else self.test_changes
 
     @property
     def replayed(self) -> list[str] | None:

@@ -32,7 +32,9 @@ from introspection_lit.tasks.questionnaire import (
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
 from introspection_lit.tasks.task_questions import NOTHING
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
+from introspection_lit.training.changed_caches import deployed_split, with_benign_changes
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
+from introspection_lit.trials.changed_plans import DeployedPlan
 from introspection_lit.trials.composed_plans import ExchangesPlan, MixedPlan, SeveralQuestionsPlan
 from introspection_lit.trials.grid import CLEAR_NO, CLEAR_YES, GridPlan, split_name
 from introspection_lit.trials.plans import OncePlan, TrialPlan
@@ -104,16 +106,22 @@ class SplitBuilder:
         bands = self.bands.tests if is_test else self.bands.training
         drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
         strengths = options.strengths_of_tests if is_test else options.strengths
-        plan: TrialPlan | ExchangesPlan | MixedPlan | OncePlan | SeveralQuestionsPlan
-        if source.doses:
+        variants = list[Context]()
+        plan: TrialPlan | ExchangesPlan | MixedPlan | OncePlan | SeveralQuestionsPlan | DeployedPlan
+        if source.changed:
+            plan, contexts = deployed_split(options, name, contexts, words, drawn_from[3:5], bands)
+        elif source.doses:
             doses = tuple(options.test_doses)
             plan = OncePlan(*drawn_from, (min(doses), max(doses)), trials, doses)
         elif is_test and options.test_clean == "once" and questionnaire is None and not source.long:
             plan = OncePlan(*drawn_from, strengths, trials)
         else:
             plan = TrialPlan(*drawn_from, (options.long_options.test_strength,) * 2 if source.long else strengths)
+            kinds = None if questionnaire is None else questionnaire.kinds
+            if not is_test and (kinds is None or VISIBLE not in kinds.kinds):
+                plan, contexts, variants = with_benign_changes(options, plan, contexts, words, kinds, len(more))
             if source.long or (options.trains_long and not is_test):
-                plan = ExchangesPlan(plan, tuple(map(exchanges_of, contexts)))
+                plan = ExchangesPlan(plan, tuple(map(exchanges_of, [*contexts, *more, *variants])))
         if questionnaire is not None:
             assert isinstance(plan, TrialPlan | ExchangesPlan)
             kinds = questionnaire.kinds
@@ -129,7 +137,7 @@ class SplitBuilder:
         return Split(
             name,
             plan,
-            [*contexts, *more],
+            [*contexts, *more, *variants],
             questions,
             words.tokenizer,
             phrasing,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from introspection_lit.steering.cache_changes import CacheChange
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.trials.trial import Trial
 
@@ -99,6 +100,9 @@ class TrialBatch:
         early: What is predicted at the question marks; None: nothing is trained there.
         total: Trials in the split; rows with this number or a higher one are padding. None: unlimited.
         cache: The KV cache of the contexts; None before the prefill.
+        changes: The change of each cache besides steering; None: none is changed.
+        cache_mask: 1 where a changed cache may be read, ``(caches, context)``; None: ``context_mask``.
+        next_positions: Position of the first question token after each cache, ``(caches,)``; None: as many as tokens.
     """
 
     trials: list[Trial]
@@ -125,6 +129,14 @@ class TrialBatch:
     early: EarlyAnswers | None = None
     total: int | None = None
     cache: Cache | None = None
+    changes: list[CacheChange] | None = None
+    cache_mask: Tensor | None = None
+    next_positions: Tensor | None = None
+
+    @property
+    def readable(self) -> Tensor:
+        """1 where a cache may be read, ``(caches, context)``."""
+        return self.context_mask if self.cache_mask is None else self.cache_mask
 
     @property
     def split(self) -> str:

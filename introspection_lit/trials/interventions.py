@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from introspection_lit.steering.bands import layer_scale
+from introspection_lit.steering.cache_changes import DROPS
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.trials.test_sets import Source
@@ -16,8 +17,13 @@ from introspection_lit.utils.seeds import generator
 
 
 def clean_trial(trial: Trial) -> Trial:
-    """The trial without its intervention."""
-    return trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="", divided="")
+    """The trial without its intervention, over the untouched cache; where tokens were dropped, without these.
+
+    It is what questions that are not about steering are answered from: what was dropped cannot be asked for.
+    """
+    change = trial.change if trial.change in DROPS else ""
+    clean = trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="", divided="")
+    return clean._replace(change=change)
 
 
 def make_intervention(

@@ -9,6 +9,7 @@ from typing import Any
 from introspection_lit.contexts.context import fingerprint
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import PLAIN_TEXT, STEERING
+from introspection_lit.trials.changed_plans import benign_plan_of
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import ASK_TRAINED
 
@@ -41,7 +42,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         Fingerprints of user messages (``messages``), directions (``vectors``) and ``questions``, the ``kinds`` of context,
         ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
         equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; ``lead_in``; and
-        where there are any, the kinds of ``pairs`` and the ``concepts`` that are trained on.
+        where there are any, the kinds of ``pairs`` and the ``concepts`` that are trained on. With benign changes of caches
+        ``benign``: their share and names.
     """
     used = [splits[name] for name in ("train", "validation")]
     train = splits["train"]
@@ -57,6 +59,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
             several["concepts"] = sorted(train.questionnaire.concepts)
         several["tasks"] = [*parts, [PLAIN_TEXT, train.texts, train.text_weight]] if train.texts else parts
         several["lead_in"] = train.questionnaire.lead_in
+    if benign := benign_plan_of(train.plan):
+        several["benign"] = [benign.share, *benign.changes]
     return several | {
         "messages": sorted({message for split in used for message in split.messages()}),
         "kinds": sorted({context.kind for split in used for context in split.contexts}),

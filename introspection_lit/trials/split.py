@@ -19,6 +19,7 @@ from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import DETECTION, TASK_OF, Questionnaire, Truth
 from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
+from introspection_lit.trials.changed_rows import SPLICED, as_wide_as_needed, cache_changes, partner_of
 from introspection_lit.trials.composed_plans import MixedPlan, SeveralQuestionsPlan
 from introspection_lit.trials.interventions import clean_trial, make_intervention
 from introspection_lit.trials.plans import Plan
@@ -185,9 +186,10 @@ class Split:
         clean = [
             clean_trial(trial) for trial, query in zip(trials, queries, strict=True) if learns and query.target is None
         ]
+        partners = {self._cache_key(trial): self._partner(trial) for trial in trials if trial.change == SPLICED}
         tokens = {self._cache_key(trial): row.context_ids for trial, row in reversed([*zip(trials, encoded, strict=True)])}
         first: dict[tuple[Any, ...], Trial] = {}  # a trial of each cache; references read clean ones
-        for trial in (*trials, *clean):
+        for trial in (*trials, *clean, *partners.values()):
             first.setdefault(self._cache_key(trial), trial)
         cache_trials = list(first.values())
         place = {key: number for number, key in enumerate(first)}
@@ -202,6 +204,7 @@ class Split:
             self._pad_token,
             "left",
         )
+        context_ids, context_mask = as_wide_as_needed(context_ids, context_mask, self._pad_token, cache_trials)
         question_ids, question_mask = pad([question[prefix:] for question in questions], self._pad_token, "right")
         intervention = make_intervention(
             [trial if self.control != "no_steering" else clean_trial(trial) for trial in cache_trials],
@@ -233,9 +236,15 @@ class Split:
             weights=self._weights(queries),
             references=self._references(trials, queries, encoded, place) if learns else None,
             early=self._early(queries, encoded),
-            texts=self._texts(cache_trials, len(trials)),
+            texts=self._texts(cache_trials[: len(set(own))], len(trials)),
             has_texts=bool(self.texts),
             total=self.total,
+            changes=cache_changes(
+                cache_trials,
+                [self._pair(trial) for trial in cache_trials],
+                [place[self._cache_key(partners[key])] if key in partners else -1 for key in first],
+                self.seed,
+            ),
         )
 
     def _weights(self, queries: list[Query]) -> Tensor | None:
@@ -297,7 +306,14 @@ class Split:
     def _cache_key(self, trial: Trial) -> tuple[Any, ...]:
         """Equal for trials with equal caches."""
         random_positions = trial.number if trial.steered and self.source.positions < 1 else None
-        return (trial.context, *trial[5:], random_positions)  # all that follows the label
+        changed = (trial.change, self._pair(trial)) if trial.change else None  # noise differs from pair to pair
+        return (trial.context, *trial[5:-1], random_positions, changed)  # all that follows the label, the change last
+
+    def _partner(self, trial: Trial) -> Trial:
+        return partner_of(trial, self._pair(trial), self.lengths()[: self.plan.contexts], self.seed)
+
+    def _pair(self, trial: Trial) -> int:
+        return self._cache_number(trial) // 2
 
     def _part_spans(self, trial: Trial) -> list[tuple[int, int]]:
         """The tokens, (first, one after the last), of the parts of a trial's context: lines, exchanges or equal parts."""
@@ -325,4 +341,5 @@ class Split:
     def _input_number(self, trial: Trial) -> int:
         context = self.contexts[trial.context]
         own = self.questionnaire is None and self.question(trial.context, trial.question) is None
-        return int(fingerprint(context.key, "" if own else self.question_text(trial))[:15], 16)
+        texts = (context.key, "" if own else self.question_text(trial), *([trial.change] if trial.change else []))
+        return int(fingerprint(*texts)[:15], 16)

@@ -22,6 +22,7 @@ class Source:
         positions: Share of the context's tokens that are steered, drawn at random; 0 to 1.
         doses: The strengths are those of ``data.test_doses`` instead of random ones.
         long: Contexts are joined into conversations of the lengths of ``data.long.test_tokens``.
+        changed: Caches are changed besides, clean ones too, by each of ``data.test_changes`` in turn.
     """
 
     vectors: str
@@ -31,6 +32,7 @@ class Source:
     positions: float = 1.0
     doses: bool = False
     long: bool = False
+    changed: bool = False
 
 
 # Every split of an experiment. In the field's terms: seen = in-distribution, heldout = held-out directions, newkinds =
@@ -45,6 +47,9 @@ SOURCES = {
     "newquestions": Source("heldout", "heldout", "heldout"),
     # As heldout; also scored by the exported adapter, loaded by plain PEFT, in one pass.
     "as_exported": Source("heldout", "heldout"),
+    # As heldout and newkinds at one strength, over caches as deployed: compressed, cut, tampered with.
+    "deployed": Source("heldout", "heldout", changed=True),
+    "deployed_newkinds": Source("heldout", "newkinds", changed=True),
     "concept_pca": Source("concept_pca", "concept"),
     "imported": Source("imported", "concept"),
     # Detection as a function of the strength (dose).
@@ -76,6 +81,7 @@ SOURCES = {
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
 AS_EXPORTED = "as_exported"
 LONG_SETS = tuple(name for name, source in SOURCES.items() if source.long)
+DEPLOYED = tuple(split for split, source in SOURCES.items() if source.changed)
 # Test sets over caches of their own, and all that ask each cache several questions.
 CHOICES = ("halves", "lines", "comparison", "identification")
 QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading", *CHOICES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # Fields that most trials leave empty.
-OPTIONAL = ("parts", "vectors", "divided")
+OPTIONAL = ("parts", "vectors", "divided", "change")
 # What parts of a context can be, if not equal parts of its tokens.
 IN_LINES, IN_EXCHANGES = "lines", "exchanges"
 
@@ -27,6 +27,8 @@ class Trial(NamedTuple):
         parts: Share of the strength in each of the parts that the context is divided into; empty: all of it everywhere.
         vectors: Split of the vector bank that the direction comes from; empty: that of the trial's split.
         divided: What the parts are: ``lines`` or ``exchanges`` of the context; empty: equal parts of its tokens.
+        change: What is done to the cache besides, a key of
+            :data:`~introspection_lit.steering.cache_changes.CHANGES`; empty: nothing.
     """
 
     split: str
@@ -40,6 +42,7 @@ class Trial(NamedTuple):
     parts: tuple[float, ...] = ()
     vectors: str = ""
     divided: str = ""
+    change: str = ""
 
     def as_row(self) -> dict[str, object]:
         """The trial as plain values, for JSON; those of :data:`OPTIONAL` only where they are not empty."""

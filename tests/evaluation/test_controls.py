@@ -19,10 +19,14 @@ from seeds_in_process import in_process
 from introspection_lit.cli import attach, main
 from introspection_lit.evaluation.controls import CONTROLS, control_row, control_rows
 from introspection_lit.evaluation.trial_table import TrialTable
+from introspection_lit.training.changed_caches import change_problems
 from introspection_lit.training.datamodule import IntrospectionDataModule
+from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.test_sets import TEST_SETS
 
-OVERLAYS = sorted((ROOT / "configs" / "controls").glob("*.yaml"))
+OVERLAYS = sorted(path for path in (ROOT / "configs" / "controls").glob("*.yaml") if not path.stem.startswith("deployed"))
+# As deployed: changed caches, and the base model in other precisions (docs/deployment.md).
+DEPLOYED = sorted(path for path in (ROOT / "configs" / "controls").glob("deployed*.yaml"))
 
 
 def test_every_control_has_an_overlay() -> None:
@@ -72,6 +76,35 @@ def test_overlay_changes_its_control_and_the_folder_only(
         expected |= {"data.control": overlay.stem.replace("-", "_")}
     assert changed == expected
     assert set(before) == set(after)
+
+
+@pytest.mark.parametrize("overlay", DEPLOYED, ids=lambda path: path.stem)
+def test_overlay_as_deployed_changes_test_sets_and_the_base_model_only(
+    overlay: Path, run_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On top of a run, with sets of a size that the options allow; the header gives the same lines."""
+    header = overlay.read_text()
+    for line in ("Purpose:", "Command:", "Expected:"):
+        assert f"# {line}" in header
+    assert f"configs/controls/{overlay.name}" in header
+    parsed = []
+    for more in ([], ["--config", str(overlay)]):
+        with pytest.raises(SystemExit) as stop:
+            main(["test", "--config", str(run_config), *more, "--print_config"])
+        assert stop.value.code == 0
+        parsed.append(flat(yaml.safe_load(capsys.readouterr().out)))
+    before, after = parsed
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    logger, sets = "trainer.logger.init_args", changed.pop("data.test_trials")
+    assert changed.pop("evidence.texts") == 0
+    assert (changed.pop(f"{logger}.name"), changed.pop(f"{logger}.version")) == (overlay.stem, None)
+    base = {
+        "bf16": {"dtype": "bfloat16"}, "int8": {"quantization": "int8"},
+        "nf4": {"quantization": "nf4", "quant_storage": "uint8"},
+    }.get(overlay.stem.removeprefix("deployed").strip("-"), {})  # fmt: skip
+    assert changed == {f"model.base.{name}": value for name, value in base.items()}
+    assert set(sets) == ({"heldout", "newkinds"} if base else {"deployed", "deployed_newkinds"})
+    assert change_problems(DataOptions(test_trials=sets)) == []
 
 
 # ---- what is trained on ----

@@ -14,8 +14,9 @@ from introspection_lit.cli import attach
 from introspection_lit.contexts.long_conversations import exchange_spans, exchanges_of, is_joined
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.long_options import LongOptions
 from introspection_lit.training.option_checks import option_problems
-from introspection_lit.training.options import DataOptions, LongOptions
+from introspection_lit.training.options import DataOptions
 from introspection_lit.trials import leaks
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError

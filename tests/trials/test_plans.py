@@ -90,9 +90,10 @@ def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
 
 
 def test_row_is_plain_json() -> None:
-    """A trial's row has every field of the trial; the parts and the split of the vectors where they are special."""
+    """A trial's row has every field of the trial; parts, split of the vectors and change where they are special."""
     trial = plan().trial(1)
-    assert set(trial.as_row()) == set(Trial._fields) - {"parts", "vectors"}
+    assert set(trial.as_row()) == set(Trial._fields) - {"parts", "vectors", "change"}
+    assert trial._replace(change="int8").as_row()["change"] == "int8"
     assert trial._replace(parts=(1.0, 0.0), vectors="concept_train").as_row()["parts"] == [1.0, 0.0]
 
 

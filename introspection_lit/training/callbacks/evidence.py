@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from introspection_lit.evaluation import analysis, controls
 from introspection_lit.evaluation.as_exported import EXPORTED, compare_exported
 from introspection_lit.evaluation.choice_results import choice_rows
+from introspection_lit.evaluation.deployment import deployed_rows
 from introspection_lit.evaluation.learning_curves import learning_curves
 from introspection_lit.evaluation.length_results import long_results
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer, summarise_lens
@@ -220,6 +221,7 @@ class Evidence(Callback):
             "long": long_results(
                 rows, trained, module.threshold, run.options.long_options.classes(), run.options.longest_trained
             ),
+            "deployed": deployed_rows(rows, module.threshold),
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": trials.distinct_clean()},
@@ -262,7 +264,7 @@ def features_of(run: RunContext, batch: TrialBatch) -> Features:
     assert batch.cache is not None
     contexts = run.splits[batch.split].contexts
     texts = ["\n".join(turn.content for turn in contexts[trial.context].turns) for trial in batch.trials]
-    seen = cache_features(batch.cache, batch.context_mask, texts)
+    seen = cache_features(batch.cache, batch.readable, texts)
     own = np.arange(len(texts)) if batch.cache_of is None else batch.cache_of.cpu().numpy()
     return Features(seen.means[own], seen.norms[own], texts)
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from introspection_lit import report
 from introspection_lit.evaluation.trial_table import USUAL_SETS
+from introspection_lit.report.deployment import deployed_sentences
 from introspection_lit.report.exported import exported_sentences
 from introspection_lit.report.lengths import length_sentences
 from introspection_lit.report.log_odds_plot import log_odds_figure
@@ -109,7 +110,8 @@ class ResultsWriter(Callback):
         for name in (name for name in sets if name in CHOICES):
             chance = 1 / ANSWERS[KIND_OF[name]]
             console.print(f"{name}: {sets[name]['accuracy']:.3f} of {sets[name]['n']} answers right (chance {chance:g})")
-        for sentence in (*answer_sentences(results), *exported_sentences(results), *length_sentences(results)):
+        told = (answer_sentences, exported_sentences, length_sentences, deployed_sentences)
+        for sentence in (sentence for part in told for sentence in part(results)):
             console.print(sentence, markup=False)
         console.print(
             f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",

@@ -1,0 +1,338 @@
+"""What happens to KV caches without steering: compressed, evicted, shifted (benign), scaled, noised, spliced (tampering).
+
+A change is a pure function of the keys and values of one conversation and a seed; caches are never changed in place. Which
+changes there are, and which of them are harmless, is :data:`CHANGES`; some change what the model reads, or beside what, and
+not its cache (``contexts/variants.py``, ``trials/changed_rows.py``, :mod:`~introspection_lit.steering.other_adapter`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from introspection_lit.steering.prefill import fork
+from introspection_lit.utils.errors import RunError
+
+
+class Change(NamedTuple):
+    """What is known of a change.
+
+    Attributes:
+        benign: It happens where models are deployed, and is to be called clean; otherwise it is tampering.
+        text: What it does, for reports.
+        drops: It drops tokens: what they said can no longer be asked for.
+    """
+
+    benign: bool
+    text: str
+    drops: bool = False
+
+
+# First tokens that are always kept (attention sinks, Xiao et al. 2024).
+SINKS = 4
+# Tokens (of keys) or channels (of values) that share a scale in int4 and int2.
+GROUP = 32
+SCALED = 1.5
+LARGEST_E4M3 = 448.0
+CHANGES = {
+    "bf16": Change(True, "rounded to bfloat16"),
+    "fp8": Change(True, "rounded to 8-bit floats (e4m3, scale 1)"),
+    "int8": Change(True, "8 bits, symmetric, a scale for each token and head"),
+    "int4": Change(True, "4 bits, keys by channel, values by token, groups of 32"),
+    "int2": Change(True, "2 bits, keys by channel, values by token, groups of 32"),
+    "evicted": Change(True, "the first 4 tokens and the most recent half of the others kept", drops=True),
+    "low_key_norm": Change(True, "as many tokens kept, by head those with the lowest key norm", drops=True),
+    "window": Change(True, "the most recent half kept, without the first tokens", drops=True),
+    "shifted": Change(True, "as evicted, and the positions closed up (context shift)", drops=True),
+    "system_prompt": Change(True, "another system prompt before the same text"),
+    "neighbours": Change(True, "read in a batch four times as wide: other padding"),
+    "keys_scaled": Change(False, "keys times 1.5"),
+    "values_scaled": Change(False, "values times 1.5"),
+    "noise_5": Change(False, "noise of 5 % of each layer's root mean square"),
+    "noise_20": Change(False, "noise of 20 % of each layer's root mean square"),
+    "spliced": Change(False, "the second half of the positions from another conversation"),
+    "edited": Change(False, "a quarter of the words of the text exchanged: text, not activations"),
+    "other_adapter": Change(False, "written under another adapter (random, 5 % of each matrix's norm)"),
+}
+BENIGN = tuple(name for name, change in CHANGES.items() if change.benign)
+DROPS = tuple(name for name, change in CHANGES.items() if change.drops)
+UNTOUCHED = "untouched"  # in reports; the field ``change`` of a trial is empty
+
+
+class Row(NamedTuple):
+    """The cache of one conversation, without padding.
+
+    Attributes:
+        keys: ``(layers, heads, tokens, head)``.
+        values: The same.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+class Aids(NamedTuple):
+    """What some changes need besides the cache.
+
+    Attributes:
+        seed: Of the noise.
+        frequencies: The model's rotary frequencies, ``(rotated channels / 2,)``, for ``shifted``.
+        other: The cache of another conversation, for ``spliced``.
+    """
+
+    seed: int = 0
+    frequencies: Tensor | None = None
+    other: Row | None = None
+
+
+class ChangedRow(NamedTuple):
+    """A changed cache.
+
+    Attributes:
+        keys: ``(layers, heads, tokens, head)``.
+        values: The same.
+        kept: True where the cache may be read, ``(tokens,)``.
+        next_position: Position of the token that comes next.
+    """
+
+    keys: Tensor
+    values: Tensor
+    kept: Tensor
+    next_position: int
+
+
+def _whole(keys: Tensor, values: Tensor) -> ChangedRow:
+    """A cache of which nothing is dropped."""
+    tokens = keys.shape[-2]
+    return ChangedRow(keys, values, torch.ones(tokens, dtype=torch.bool, device=keys.device), tokens)
+
+
+def _by_value(change: Callable[[Tensor], Tensor]) -> Callable[[Row, Aids], ChangedRow]:
+    """A change of keys and values alike."""
+    return lambda row, _: _whole(change(row.keys), change(row.values))
+
+
+def bf16(tensor: Tensor) -> Tensor:
+    """Round to bfloat16."""
+    return tensor.to(torch.bfloat16).to(tensor.dtype)
+
+
+def fp8(tensor: Tensor) -> Tensor:
+    """Round to 8-bit floats of the format e4m3, which end at 448."""
+    return tensor.clamp(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).to(tensor.dtype)
+
+
+def int8(tensor: Tensor) -> Tensor:
+    """Round to 255 steps, symmetric about 0, with a scale for each token and head, ``(..., head)``."""
+    scale = (tensor.abs().amax(dim=-1, keepdim=True) / 127).clamp(min=1e-12)
+    return (tensor / scale).round() * scale
+
+
+def grouped(tensor: Tensor, bits: int, dim: int) -> Tensor:
+    """Round to ``2 ** bits`` steps between the lowest and the highest of each group.
+
+    Args:
+        tensor: Keys or values, ``(..., tokens, head)``.
+        bits: Of each number.
+        dim: The groups are :data:`GROUP` neighbours along this dimension; the last one may be smaller.
+    """
+    parts = []
+    for part in torch.split(tensor, GROUP, dim=dim):
+        low, high = part.amin(dim=dim, keepdim=True), part.amax(dim=dim, keepdim=True)
+        scale = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+        parts.append(((part - low) / scale).round() * scale + low)
+    return torch.cat(parts, dim=dim)
+
+
+def _asymmetric(bits: int) -> Callable[[Row, Aids], ChangedRow]:
+    """The arithmetic of KIVI (Liu et al. 2024), but for all tokens: KIVI leaves the most recent ones whole."""
+    return lambda row, _: _whole(grouped(row.keys, bits, -2), grouped(row.values, bits, -1))
+
+
+def dropped(tokens: int) -> tuple[int, int]:
+    """The tokens that ``evicted`` and ``shifted`` drop, (first, one after the last): the older half after the sinks."""
+    first = min(SINKS, tokens)
+    return first, first + (tokens - first) // 2
+
+
+def _evicted(row: Row, aids: Aids) -> ChangedRow:
+    changed = _whole(row.keys, row.values)
+    changed.kept[slice(*dropped(len(changed.kept)))] = False
+    return changed
+
+
+def _window(row: Row, aids: Aids) -> ChangedRow:
+    changed = _whole(row.keys, row.values)
+    changed.kept[: len(changed.kept) // 2] = False
+    return changed
+
+
+def _low_key_norm(row: Row, aids: Aids) -> ChangedRow:
+    """Devoto et al. 2024, a proxy for heavy hitters: low norms go with high attention. Here in every layer.
+
+    Each head keeps other tokens, as many; they take the last columns, in order. Keys carry their positions in themselves.
+    """
+    tokens = row.keys.shape[-2]
+    first, end = dropped(tokens)
+    count = tokens - (end - first)
+    lowest = row.keys.norm(dim=-1).topk(count, dim=-1, largest=False).indices.sort(dim=-1).values[..., None]
+    changed = _whole(row.keys.clone(), row.values.clone())
+    for own, tensor in ((row.keys, changed.keys), (row.values, changed.values)):
+        tensor[..., tokens - count :, :] = own.gather(-2, lowest.expand(*lowest.shape[:-1], own.shape[-1]))
+    changed.kept[: tokens - count] = False
+    return changed
+
+
+def rotated(keys: Tensor, by: int, frequencies: Tensor) -> Tensor:
+    """Move keys to positions that are ``by`` later (or, below 0, earlier) by a rotary embedding.
+
+    Args:
+        keys: Rotated keys, ``(..., head)``; channel i is paired with channel i + half of the rotated ones.
+        by: How many positions.
+        frequencies: ``(rotated channels / 2,)``; the channels after these are left alone.
+    """
+    half = len(frequencies)
+    angles = by * frequencies.to(keys.device, torch.float32)
+    first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
+    turned = [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()]
+    return torch.cat([*(part.to(keys.dtype) for part in turned), keys[..., 2 * half :]], dim=-1)
+
+
+def _shifted(row: Row, aids: Aids) -> ChangedRow:
+    """The context shift of llama.cpp: a full cache drops its older half after the first tokens and closes up."""
+    assert aids.frequencies is not None, "shifted needs the model's rotary frequencies"
+    kept = _evicted(row, aids).kept
+    first, end = dropped(len(kept))
+    late = rotated(row.keys[..., end:, :], first - end, aids.frequencies)
+    return ChangedRow(torch.cat([row.keys[..., :end, :], late], dim=-2), row.values, kept, len(kept) - (end - first))
+
+
+def _noise(share: float) -> Callable[[Row, Aids], ChangedRow]:
+    """Normal noise, a share of the root mean square of each layer's keys, and of its values."""
+
+    def change(row: Row, aids: Aids) -> ChangedRow:
+        drawn = torch.randn(2, *row.keys.shape, generator=torch.Generator().manual_seed(aids.seed))
+        noise = drawn.to(row.keys.device)
+        tensors = []
+        for number, tensor in enumerate(row):
+            size = tensor.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+            tensors.append(tensor + (share * size * noise[number]).to(tensor.dtype))
+        return _whole(*tensors)
+
+    return change
+
+
+def _spliced(row: Row, aids: Aids) -> ChangedRow:
+    """The positions of the second half from another conversation, as far as that goes."""
+    assert aids.other is not None, "spliced needs another conversation"
+    tokens = row.keys.shape[-2]
+    half, end = tokens // 2, min(tokens, aids.other.keys.shape[-2])
+    parts = zip(row, aids.other, strict=True)
+    return _whole(
+        *(torch.cat([a[..., :half, :], b[..., half:end, :], a[..., max(half, end) :, :]], dim=-2) for a, b in parts)
+    )
+
+
+OF_CACHES: dict[str, Callable[[Row, Aids], ChangedRow]] = {
+    "bf16": _by_value(bf16),
+    "fp8": _by_value(fp8),
+    "int8": _by_value(int8),
+    "int4": _asymmetric(4),
+    "int2": _asymmetric(2),
+    "evicted": _evicted,
+    "low_key_norm": _low_key_norm,
+    "window": _window,
+    "shifted": _shifted,
+    "keys_scaled": lambda row, _: _whole(SCALED * row.keys, row.values),
+    "values_scaled": lambda row, _: _whole(row.keys, SCALED * row.values),
+    "noise_5": _noise(0.05),
+    "noise_20": _noise(0.2),
+    "spliced": _spliced,
+}
+
+
+class CacheChange(NamedTuple):
+    """The change of one cache of a batch.
+
+    Attributes:
+        name: A key of :data:`CHANGES`; empty: none.
+        seed: Of its noise.
+        other: Another cache of the batch, which is not changed itself, for ``spliced``; -1: none.
+    """
+
+    name: str = ""
+    seed: int = 0
+    other: int = -1
+
+
+class ChangedCaches(NamedTuple):
+    """Caches of a batch after their changes.
+
+    Attributes:
+        cache: Keys and values; those that were given stay as they are.
+        mask: 1 where a cache may be read, ``(caches, context)``.
+        next_positions: Position of the next token of each cache, ``(caches,)``.
+    """
+
+    cache: Cache
+    mask: Tensor
+    next_positions: Tensor
+
+
+def change_caches(
+    cache: Cache, mask: Tensor, changes: Sequence[CacheChange], frequencies: Tensor | None = None
+) -> ChangedCaches:
+    """Change some caches of a batch; those that are only read otherwise (:data:`OF_CACHES` lacks their change) stay.
+
+    Args:
+        cache: Caches of left-padded contexts.
+        mask: 1 at tokens, 0 at padding, ``(caches, context)``.
+        changes: The change of each cache.
+        frequencies: The model's rotary frequencies, for ``shifted``.
+
+    Raises:
+        RunError: The model does not keep all tokens in all layers (a window shorter than a context).
+    """
+    readable, next_positions = mask.clone(), mask.sum(dim=1)
+    if not any(change.name in OF_CACHES for change in changes):
+        return ChangedCaches(cache, readable, next_positions)
+    shapes = {layer.keys.shape for layer in cache.layers} | {layer.values.shape for layer in cache.layers}
+    width = mask.shape[1]
+    if len(shapes) > 1 or next(iter(shapes))[2] != width:
+        raise RunError(
+            [
+                f"data.test_changes, data.benign: the layers' caches have the shapes {sorted(map(tuple, shapes))} for "
+                f"{width} tokens, and changes need all tokens in all layers. Lower data.max_context_tokens below the "
+                "model's window, or leave the changes out."
+            ]
+        )
+    whole = Row(*(torch.stack([getattr(layer, name) for layer in cache.layers]) for name in ("keys", "values")))
+    lengths = next_positions.tolist()
+
+    def row_of(number: int) -> Row:
+        return Row(*(tensor[:, number, :, width - lengths[number] :] for tensor in whole))
+
+    for number, change in enumerate(changes):
+        if change.name not in OF_CACHES:
+            continue
+        other = row_of(change.other) if change.other >= 0 else None
+        assert other is None or changes[change.other].name not in OF_CACHES, "the other conversation is changed, too"
+        made = OF_CACHES[change.name](row_of(number), Aids(change.seed, frequencies, other))
+        start = width - lengths[number]
+        # ``whole`` is a copy, of which every row is read before it is written.
+        whole.keys[:, number, :, start:], whole.values[:, number, :, start:] = made.keys, made.values
+        readable[number, start:] = made.kept.to(mask.dtype)
+        next_positions[number] = made.next_position
+    return ChangedCaches(with_tensors(cache, whole.keys, whole.values), readable, next_positions)
+
+
+def with_tensors(cache: Cache, keys: Tensor, values: Tensor) -> Cache:
+    """A cache with other keys and values, ``(layers, caches, heads, context, head)``."""
+    made = fork(cache)
+    for number, layer in enumerate(made.layers):
+        layer.keys, layer.values = keys[number], values[number]
+    return made
