@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspection_lit.contexts.context import fingerprint
 from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.trials.changed_plans import benign_plan_of
 from introspection_lit.trials.plans import PairedPlan
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.checksums import CHECKSUM
@@ -76,8 +77,10 @@ def distinct_pairs(plan: PairedPlan, count: int) -> Iterator[tuple[Trial, Trial]
         count: Number of pairs.
 
     Raises:
-        ConfigurationError: The plan does not have that many.
+        ConfigurationError: The plan does not have that many, or changes caches besides steering, which no line can say.
     """
+    if benign_plan_of(plan) is not None:
+        raise ConfigurationError(["data.benign: a manifest lists trials without changes. Leave data.benign out."])
     yielded = repeated = pair = 0
     with SeenTrials() as seen:
         while yielded < count:

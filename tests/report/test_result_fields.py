@@ -17,6 +17,7 @@ from introspection_lit.report.shape import SHAPES
 FULL = ROOT / "docs/results/smollm2-135m/results.json"
 TASKS = ROOT / "docs/results/tasks/seed-0.json"  # of several tasks, which the full experiment does not train
 USED = ROOT / "docs/results/as-used/quickstart.json"  # with the exported adapter
+DEPLOYED = ROOT / "docs/results/deployment/quickstart.json"  # over changed caches
 # What a report asks for that none of them has got.
 OPTIONAL = {
     r"sets\.(concept_pca|imported)": "test sets that are measured if a bank has such vectors",
@@ -70,7 +71,7 @@ def recorded(value: Any, place: str = "", asked: dict[str, bool] | None = None) 
 def test_fields_asked_for_are_fields_of_real_results(runs: int) -> None:
     """A name that no results file has would silently leave out a row, of a page on one run or on several."""
     asked: dict[str, bool] = {}
-    for path in (FULL, TASKS, USED):
+    for path in (FULL, TASKS, USED, DEPLOYED):
         full = recorded(json.loads(path.read_text(encoding="utf-8")))
         if runs == 1:
             report.build_page(report.Run(path, full, {}, None))
@@ -92,7 +93,7 @@ def test_fields_allowed_are_fields_of_real_results() -> None:
         return set(part if isinstance(part, dict) else ()).union(*map(names, below))
 
     asked, present = set[str](), set[str]()
-    for path in (FULL, TASKS, USED):
+    for path in (FULL, TASKS, USED, DEPLOYED):
         content = json.loads(path.read_text(encoding="utf-8"))
         full = recorded(content)
         assert list(SHAPES["sets"](full, "")) == []

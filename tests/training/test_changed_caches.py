@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,11 +22,12 @@ from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.cache_changes import CHANGES, DROPS
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
-from introspection_lit.training.cache_reuse import answer_references, batch_cache
-from introspection_lit.training.changed_caches import apply_changes, change_problems_of_model, checked_frequencies
+from introspection_lit.training.cache_reuse import Prefills
+from introspection_lit.training.changed_caches import change_problems_of_model, checked_frequencies
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
-from introspection_lit.training.options import DataOptions
+from introspection_lit.training.options import DataOptions, Reuse
+from introspection_lit.training.run_context import RunContext
 from introspection_lit.utils.errors import RunError
 
 N = len(CHANGES) + 1
@@ -101,7 +103,8 @@ def test_changes_reach_the_score(trained: SimpleNamespace) -> None:
 
 def test_each_row_equals_the_row_alone(trained: SimpleNamespace, run: Callable[..., SimpleNamespace]) -> None:
     """Scored in batches of one, without the other rows of its batch."""
-    common = ["--ckpt_path", str(trained.folder / "checkpoints" / "last.ckpt"), "--data.bank", str(trained.folder / "vectors.safetensors"), *BENIGN]  # fmt: skip  # noqa: E501
+    checkpoint, bank = (str(trained.folder / file) for file in ("checkpoints/last.ckpt", "vectors.safetensors"))
+    common = ["--ckpt_path", checkpoint, "--data.bank", bank, *BENIGN]
     together = rows_of(run("predict", "together", *common).folder, "predictions.jsonl")
     wanted = {t["number"]: t for t in together if t["split"] == "deployed" and t["number"] < 2 * N}
     names = ", ".join(f"deployed:{number}" for number in sorted(wanted))
@@ -155,9 +158,10 @@ def test_references_are_those_of_masked_attention(tiny: Path, some_contexts: lis
     model = add_lora(load_model(BaseModel(str(tiny))), Lora()).eval()
     module = cast("IntrospectionModule", SimpleNamespace(model=model, layers=find_decoder_layers(model)))
     batch = split.collate(split.plan.batch(0, 64, split.lengths(), 1), bank)
-    batch.cache = batch_cache(model, module, batch)
-    apply_changes(module, batch)
-    answer_references(model, module, batch)
+    context = cast("Any", SimpleNamespace(forward_context=nullcontext))
+    trainer = SimpleNamespace(model=model, world_size=1, precision_plugin=context, training=False)
+    options = SimpleNamespace(reuse=Reuse(), prefill_adapter=False)
+    Prefills(cast("RunContext", SimpleNamespace(options=options, trainer=trainer, module=module)))(batch)
     assert batch.references is not None
     assert batch.references.log_probabilities is not None
     assert batch.changes is not None
@@ -165,18 +169,18 @@ def test_references_are_those_of_masked_attention(tiny: Path, some_contexts: lis
     rows = enumerate(zip(batch.references.cache_of.tolist(), batch.references.question_ids, strict=True))
     for row, (cache, question) in rows:
         name = batch.changes[cache].name
-        context = batch.context_ids[cache][batch.context_mask[cache].bool()].tolist()
-        asked = question[batch.references.question_mask[row].bool()].tolist()
-        size, length = len(context) + len(asked), len(context)
+        tokens = batch.context_ids[cache][batch.context_mask[cache].bool()].tolist()
+        length = len(tokens)
+        tokens += question[batch.references.question_mask[row].bool()].tolist()
+        size = len(tokens)
         allowed = torch.ones(size, size).tril().bool()
         if name in DROPS:
             first, end = (4, 4 + (length - 4) // 2) if name == "evicted" else (0, length // 2)
             allowed[length:, first:end] = False
         mask = torch.zeros(1, 1, size, size).masked_fill(~allowed, torch.finfo(torch.float32).min)
         with torch.no_grad(), model.disable_adapter():
-            logits = model(
-                input_ids=torch.tensor([context + asked]), attention_mask=mask, position_ids=torch.arange(size)[None]
-            ).logits[0, -1]
+            places = torch.arange(size)[None]
+            logits = model(input_ids=torch.tensor([tokens]), attention_mask=mask, position_ids=places).logits[0, -1]
         torch.testing.assert_close(
             batch.references.log_probabilities[row], logits.log_softmax(dim=-1), atol=1e-3, rtol=1e-3
         )

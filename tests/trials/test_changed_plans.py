@@ -23,6 +23,7 @@ from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.trials.changed_plans import BenignPlan, DeployedPlan, benign_plan_of
 from introspection_lit.trials.changed_rows import LONGER, partner_of
 from introspection_lit.trials.leaks import training_record
+from introspection_lit.trials.manifest import distinct_pairs
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.trial import Trial
@@ -113,6 +114,8 @@ def test_benign_changes_have_their_share_and_change_nothing_else() -> None:
         assert some.trial(2 * pair).change == ("int8" if kinds.of(pair) == STEERING else "")
     assert benign_plan_of(plain) is None
     assert benign_plan_of(plan) is plan
+    with pytest.raises(ConfigurationError, match=r"data\.benign: a manifest lists trials without changes"):
+        next(distinct_pairs(plan, 1))
 
 
 def test_test_sets_run_through_all_changes_and_describe_them(tested: dict[str, Split]) -> None:
