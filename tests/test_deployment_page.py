@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -42,14 +43,17 @@ def table(results: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_table_of_each_run_is_that_of_its_file(name: str) -> None:
-    """With its commit, which had no uncommitted changes, and at least sixty distinct clean contexts for each change."""
+    """With its commit, which had no uncommitted changes, and sixty distinct clean contexts or more for each change."""
     results = read(name)
     for row in table(results):
         assert row in PAGE, row
     assert f"`{results['commit']}`" in PAGE
     assert "+changes" not in results["commit"]
     assert f"{name}.json" in PAGE
-    assert all(row["n_clean"] >= 60 for row in results["evidence"]["deployed"])
+    counts = Counter[str]()
+    for row in results["evidence"]["deployed"]:
+        counts[row["change"]] += row["n_clean"]
+    assert min(counts.values()) >= 60
 
 
 @pytest.mark.parametrize("name", [name for name in PRECISIONS if name in RUNS])
