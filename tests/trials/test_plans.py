@@ -10,7 +10,7 @@ import pytest
 
 from introspection_lit.trials.loaders import EpochSampler, SplitBatches
 from introspection_lit.trials.plans import TrialPlan
-from introspection_lit.trials.trial import Trial
+from introspection_lit.trials.trial import OPTIONAL, Trial
 
 
 def plan(**changes) -> TrialPlan:
@@ -90,9 +90,9 @@ def test_ranks_share_an_epoch_without_overlap(world: int) -> None:
 
 
 def test_row_is_plain_json() -> None:
-    """A trial's row has every field of the trial; parts, split of the vectors and change where they are special."""
+    """A trial's row has every field of the trial; those of :data:`OPTIONAL` where they are special."""
     trial = plan().trial(1)
-    assert set(trial.as_row()) == set(Trial._fields) - {"parts", "vectors", "change"}
+    assert set(trial.as_row()) == set(Trial._fields) - set(OPTIONAL)
     assert trial._replace(change="int8").as_row()["change"] == "int8"
     assert trial._replace(parts=(1.0, 0.0), vectors="concept_train").as_row()["parts"] == [1.0, 0.0]
 
