@@ -141,9 +141,11 @@ class IntrospectionDataModule(LightningDataModule):
 
     def _loader(self, name: str, batch_size: int) -> DataLoader[TrialBatch]:
         run, split, trainer = self.run, self.run.splits[name], self.run.trainer
-        if split.source.long:  # as many tokens as a batch of other contexts, but at least a pair
-            most = batch_size * self.options.max_context_tokens // self.options.longest_tested
-            batch_size = max(2, most // 2 * 2)
+        longest = self.options.longest_tested if split.source.long else self.options.max_context_tokens
+        longest = self.options.longest_validated if name == "validation" else longest
+        if longest > self.options.max_context_tokens:  # as many tokens as in other batches, but at least a pair
+            pair = 2 if split.questionnaire is None else 2 * split.questionnaire.each
+            batch_size = max(pair, batch_size * self.options.max_context_tokens // longest // pair * pair)
         training, workers = name == "train", run.options.num_workers
         parts = trainer.world_size * trainer.accumulate_grad_batches if training else 1
         total = run.trial_counts["train"] if split.total is None else split.total

@@ -42,6 +42,7 @@ def test_a_run_reports_lengths_and_its_adapter_can_be_tested_again(
         (name, most) for name in ("long", "long_newkinds") for most in (150, 300, 600)
     }
     assert sizes["long"] == {2}
+    assert max(sizes["validation"]) < max(sizes["heldout"])
     assert max(sizes["heldout"]) > 2
     assert "Long conversations" in (folder / "report.html").read_text(encoding="utf-8")
     assert results["long"]["test_tokens"] == [150, 300, 600]
