@@ -119,6 +119,31 @@ def test_table_of_the_tasks_agrees_with_the_results() -> None:
         assert "+changes" not in results["commit"]
 
 
+LONG = sorted((ROOT / "docs" / "results" / "long").glob("*.json"))
+
+
+def length_table(path: Path) -> list[str]:
+    """The rows of docs/long.md for a results file."""
+    found = json.loads(path.read_text(encoding="utf-8"))["evidence"]["long"]
+    rows = []
+    for row in found["by_length"]:
+        tokens = f"{row['tokens'][0]} to {row['tokens'][1]}" + (" *" if row["tokens"][1] > found["trained"] else "")
+        shares = [None if row[key] is None else f"{row[key]:.2f}" for key in ("fpr", "tpr", "part_tpr")]
+        low, high = row["fpr_interval"]
+        counts = f"{row['n_clean']} | {shares[0]} ({low:.2f} to {high:.2f}) | {shares[1]} | {shares[2] or ''}"
+        rows.append(f"| `{row['set']}` | {tokens} | {counts} |")
+    return rows
+
+
+@pytest.mark.parametrize("path", LONG, ids=lambda path: path.stem)
+def test_tables_of_long_conversations_agree_with_the_results(path: Path) -> None:
+    """Row by row, one after another; and the page says at which commit."""
+    page, results = (ROOT / "docs" / "long.md").read_text(encoding="utf-8"), json.loads(path.read_text(encoding="utf-8"))
+    assert "\n".join(length_table(path)) in page
+    assert results["commit"] in page
+    assert "+changes" not in results["commit"]
+
+
 def test_readme_says_what_several_tasks_show() -> None:
     """With the digits of the worst of the three seeds."""
     runs = [json.loads((TASKS / f"{seed}.json").read_text(encoding="utf-8")) for seed in SEEDS]
