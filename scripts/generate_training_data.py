@@ -54,7 +54,8 @@ def write_trials(steps: pipeline.Steps) -> None:
     if options.n_examples % 2:
         raise ConfigurationError([f"--n-examples: got {options.n_examples}. Expected an even number: half is steered."])
     count = pipeline.as_arguments({"data.train_vectors": options.n_train_vectors})
-    cli = attach(steps.command(["--data.bank", str(steps.bank)], count))
+    # A line of a manifest names a context, not its parts: training on a manifest has no joined conversations.
+    cli = attach(steps.command(["--data.bank", str(steps.bank)], ["--data.long=null", *count]))
     data, base = cli.datamodule, cli.model.base
     prepared = prepare(data.run)
     train, bank = prepared.splits["train"], prepared.bank

@@ -79,13 +79,11 @@ def test_there_are_three_seeds_and_no_other_rows() -> None:
 
 
 def test_output_shown_first_is_that_of_seed_0() -> None:
-    """The console table in the README has the numbers of the first results file, and of a later run with another set."""
-    first, later = (json.loads(path.read_text(encoding="utf-8"))["sets"] for path in (RUNS[0], USED / "quickstart.json"))
-    for name, row in (first | later).items():
+    """The console table in the README has the numbers of the first results file."""
+    for name, row in json.loads(RUNS[0].read_text(encoding="utf-8"))["sets"].items():
         rates = " │ ".join([f"{row['auroc']:.3f}", f"   {row['accuracy']:.3f}", f"{row['tpr']:.3f}", f"{row['fpr']:.3f}"])
         if not name.startswith("doses"):
             assert f"│ {name:<11} │ {rates} │" in README
-    assert all(first[name]["auroc"] == pytest.approx(later[name]["auroc"], abs=5e-4) for name in first)
 
 
 TASKS = ROOT / "docs" / "results" / "tasks"

@@ -20,6 +20,7 @@ class LongOptions:
 
     Attributes:
         share: Of the contexts of training and validation; 0: none, and the test sets ``long`` and ``long_newkinds`` alone.
+            With ``data.manifest``, whose lines name single contexts, there are none either.
         tokens: Fewest and most tokens of those of training; drawn log-uniformly between them.
         validation_tokens: The same of validation, which sets the threshold; by default up to four times as many, so that
             the threshold also suits conversations longer than any in training.

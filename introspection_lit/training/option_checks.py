@@ -33,8 +33,6 @@ def option_problems(options: DataOptions) -> list[str]:
     problems += options.grid.problems() if options.grid is not None else []
     problems += options.reuse.problems()
     problems += options.long_options.problems()
-    if options.trains_long and options.manifest is not None:
-        problems.append("data.long: got a share with data.manifest, which lists its contexts. Leave one of them out.")
     problems += _task_problems(options) + change_problems(options)
     if options.seed < 0 or options.num_workers < 0:
         problems.append(f"data.seed, data.num_workers: got {options.seed} and {options.num_workers}. Expected 0 or more.")

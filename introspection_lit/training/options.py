@@ -211,8 +211,8 @@ class DataOptions:
 
     @property
     def trains_long(self) -> bool:
-        """Whether training and validation have joined conversations; with visible signals they have none."""
-        return self.long_options.share > 0 and self.control != "visible"
+        """Whether training and validation have joined conversations; with a manifest or visible signals they have none."""
+        return self.long_options.share > 0 and self.control != "visible" and self.manifest is None
 
     @property
     def longest_trained(self) -> int:

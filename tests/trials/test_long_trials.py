@@ -18,6 +18,8 @@ from introspection_lit.training.long_options import LongOptions
 from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials import leaks
+from introspection_lit.trials.composed_plans import ExchangesPlan
+from introspection_lit.trials.manifest import distinct_pairs
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -168,11 +170,14 @@ def test_bad_options_are_refused(changes: dict[str, Any], part: str) -> None:
     assert option_problems(DataOptions(long=LongOptions())) == []
 
 
-def test_a_manifest_and_joined_training_contexts_exclude_each_other() -> None:
-    """The manifest lists its contexts."""
-    problems = option_problems(DataOptions(long=LongOptions(), manifest="m.jsonl", bank="b.safetensors"))
-    assert any("data.long: got a share with data.manifest" in problem for problem in problems)
-    assert option_problems(DataOptions(long=LongOptions(share=0), manifest="m.jsonl", bank="b.safetensors")) == []
+def test_a_manifest_has_no_joined_contexts(splits: dict[str, Split]) -> None:
+    """Its lines name single contexts, steered as a whole; the plan of others cannot be written as one."""
+    assert DataOptions(long=LongOptions()).trains_long
+    assert not DataOptions(long=LongOptions(), manifest="m.jsonl", bank="b.safetensors").trains_long
+    plan = splits["train"].plan
+    assert isinstance(plan, ExchangesPlan)
+    with pytest.raises(ConfigurationError, match=r"data\.long: a manifest lists contexts"):
+        next(distinct_pairs(plan, 4))
 
 
 def test_conversations_longer_than_the_window_are_refused(tiny: Path) -> None:
