@@ -33,6 +33,7 @@ from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, b
 from introspection_lit.tasks.task_questions import NOTHING
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
 from introspection_lit.training.changed_caches import deployed_split, with_benign_changes
+from introspection_lit.training.long_options import SHORTEST
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.trials.changed_plans import DeployedPlan
 from introspection_lit.trials.composed_plans import ExchangesPlan, MixedPlan, SeveralQuestionsPlan
@@ -173,7 +174,8 @@ class SplitBuilder:
         """Long conversations: a context for each pair of a test set, or a share of the contexts of training."""
         long, words = self.options.long_options, self.wording
         if source.long:
-            classes, pairs = long.classes(), self.options.trial_counts[name] // 2
+            classes = [(max(low, SHORTEST), high) for low, high in long.classes()]
+            pairs = self.options.trial_counts[name] // 2
             ranges = [classes[pair % len(classes)] for pair in range(pairs)]
         else:
             count = round(long.share / (1 - long.share) * len(self.contexts[source.contexts]))

@@ -41,6 +41,7 @@ def test_a_run_reports_lengths_and_its_adapter_can_be_tested_again(
     assert {(row["set"], row["tokens"][1]) for row in found["by_length"]} == {
         (name, most) for name in ("long", "long_newkinds") for most in (150, 300, 600)
     }
+    assert {row["tokens"][0] for row in found["by_length"]} == {1, 151, 301}  # the shortest texts are in a class, too
     assert sizes["long"] == {2}
     assert max(sizes["validation"]) < max(sizes["heldout"])
     assert max(sizes["heldout"]) > 2
