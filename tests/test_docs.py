@@ -81,9 +81,9 @@ def test_there_are_three_seeds_and_no_other_rows() -> None:
 def test_output_shown_first_is_that_of_seed_0() -> None:
     """The console table in the README has the numbers of the first results file."""
     for name, row in json.loads(RUNS[0].read_text(encoding="utf-8"))["sets"].items():
-        rates = " │ ".join([f"{row['auroc']:.3f}", f"   {row['accuracy']:.3f}", f"{row['tpr']:.3f}", f"{row['fpr']:.3f}"])
+        rates = " │ ".join(f"{row[key]:.3f}" for key in ("auroc", "accuracy", "tpr", "fpr"))
         if not name.startswith("doses"):
-            assert f"│ {name:<11} │ {rates} │" in README
+            assert f"│ {name:<13} │ {rates} │" in README
 
 
 TASKS = ROOT / "docs" / "results" / "tasks"

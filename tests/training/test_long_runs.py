@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from project_paths import CONFIG
+from rich.console import Console
 
 from introspection_lit.cli import main
+from introspection_lit.evaluation.trial_table import USUAL_SETS
+from introspection_lit.training.callbacks.writers import results_table
 from introspection_lit.training.datamodule import IntrospectionDataModule
+from introspection_lit.trials.test_sets import LONG_SETS
 
 LONG = "{share: 0.4, tokens: [100, 300], validation_tokens: [100, 500], exchanges: 4, test_tokens: [150, 300, 600]}"
 OPTIONS = ["--model.base.name_or_path", "random:tiny", "--data.long", LONG, "--data.max_context_tokens", "150"]
 OPTIONS += ["--data.test_trials", "{heldout: 8, long: 24, long_newkinds: 12}", "--test_after_fit", "true"]
 OPTIONS += ["--evidence.enabled", "true", "--evidence.sets", "[long]", "--evidence.report", "true"]
 OPTIONS += [f"--evidence.{name}=0" for name in ("probe_trials", "lens_trials", "texts", "facts")]
+
+
+def test_the_table_of_results_fits_80_columns() -> None:
+    """Whatever the name of a set that it shows."""
+    row = dict.fromkeys(("auroc", "accuracy", "tpr", "fpr", "mass"), 1.0)
+    row |= {"fpr_interval": [0.0, 1.0], "n_clean_distinct": 10_000}
+    console = Console(width=80, file=StringIO())
+    console.print(results_table(dict.fromkeys((*USUAL_SETS, *LONG_SETS), row)))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in printed
+    assert all(name in printed for name in LONG_SETS)
 
 
 def test_a_run_reports_lengths_and_its_adapter_can_be_tested_again(

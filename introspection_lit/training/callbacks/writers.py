@@ -51,7 +51,7 @@ def results_table(sets: dict[str, dict[str, Any]]) -> Table:
     """Lay the results of the test sets out as a table that fits 80 columns."""
     table = Table(title="Results at the stored threshold", padding=(0, 1))
     table.add_column("test set", no_wrap=True)
-    for column in ("AUROC", "accuracy", "TPR", "FPR", "FPR 95 %", "mass", "clean"):
+    for column in ("AUROC", "acc.", "TPR", "FPR", "FPR 95 %", "mass", "clean"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in sets.items():
         low, high = row["fpr_interval"]
