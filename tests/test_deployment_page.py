@@ -10,7 +10,7 @@ import pytest
 from project_paths import ROOT
 
 from introspection_lit.report.deployment import MOST_FALSE
-from introspection_lit.steering.cache_changes import BENIGN, CHANGES, UNTOUCHED
+from introspection_lit.steering.change_names import BENIGN, CHANGES, UNTOUCHED
 
 FOLDER = ROOT / "docs" / "results" / "deployment"
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")

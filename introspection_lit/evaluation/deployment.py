@@ -11,7 +11,7 @@ import numpy as np
 from introspection_lit.evaluation.analysis import auroc_interval, finite_or_none, rate_interval
 from introspection_lit.evaluation.statistics import auroc, rate
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
-from introspection_lit.steering.cache_changes import CHANGES, UNTOUCHED
+from introspection_lit.steering.change_names import CHANGES, UNTOUCHED
 from introspection_lit.trials.test_sets import DEPLOYED
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ def deployed_rows(rows: Iterable[Mapping[str, Any]], threshold: float) -> list[R
 
     Returns:
         A row for each set and change, untouched caches first, in the order of
-        :data:`~introspection_lit.steering.cache_changes.CHANGES`: ``set``, ``change``, ``benign``, ``n_clean``, ``alarms``
+        :data:`~introspection_lit.steering.change_names.CHANGES`: ``set``, ``change``, ``benign``, ``n_clean``, ``alarms``
         and ``fpr``; ``n_steered`` and ``tpr``; ``auroc`` of steered against clean caches with the same change; and
         ``auroc_untouched``, of clean changed caches against clean untouched ones (.5: the adapter does not see the change).
         Each rate has its interval, None where there is nothing to compare.

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from introspection_lit.evaluation.analysis import auroc_interval, finite_or_none, rate_interval
 from introspection_lit.evaluation.statistics import auroc, wilson_interval
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
+from introspection_lit.trials.test_sets import MANY
 
 Row = dict[str, Any]
 # Fewest and most exchanges of each class, the last without end.
-MANY = 10**6
 EXCHANGES = ((1, 1), (2, 3), (4, 7), (8, MANY))
 # Exchanges between the last steered one and the question, of trials in which only some are steered.
 AFTER = ((0, 0), (1, 1), (2, 3), (4, MANY))

@@ -17,7 +17,7 @@ from introspection_lit.report.formatting import (
     lookup,
 )
 from introspection_lit.report.log_odds_plot import CLEAN, STEERED
-from introspection_lit.steering.cache_changes import CHANGES
+from introspection_lit.steering.change_names import CHANGES
 
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]

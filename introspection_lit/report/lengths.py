@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from introspection_lit.evaluation.length_results import MANY
 from introspection_lit.report.drawing import GREY, legend_below, new_figure, styled
 from introspection_lit.report.elements import ReportFigure, Table
 from introspection_lit.report.formatting import format_count, format_rate, format_rate_with_interval, lookup
 from introspection_lit.report.log_odds_plot import CLEAN, STEERED
+from introspection_lit.trials.test_sets import MANY
 
 Evidence = Mapping[str, Any]
 Row = Mapping[str, Any]

@@ -13,7 +13,8 @@ from torch import Tensor
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.variants import VARIANTS, add_variants
 from introspection_lit.models.architecture import rotary_frequencies
-from introspection_lit.steering.cache_changes import BENIGN, CHANGES, change_caches, rotated, with_tensors
+from introspection_lit.steering.cache_changes import change_caches, rotated, with_tensors
+from introspection_lit.steering.change_names import BENIGN, CHANGES
 from introspection_lit.steering.intervention import steer
 from introspection_lit.steering.other_adapter import other_adapter
 from introspection_lit.steering.prefill import fill_cache, prefill_mode

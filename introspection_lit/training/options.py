@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.contexts.generation.sources import NEW
-from introspection_lit.steering.cache_changes import CHANGES
+from introspection_lit.steering.change_names import CHANGES
 from introspection_lit.steering.extraction import CONCEPTS
 from introspection_lit.tasks.questionnaire import (
     IDENTIFICATION,

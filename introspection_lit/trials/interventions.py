@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from introspection_lit.steering.bands import layer_scale
-from introspection_lit.steering.cache_changes import DROPS
+from introspection_lit.steering.change_names import DROPS
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.trials.test_sets import Source

@@ -80,6 +80,7 @@ SOURCES = {
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
 AS_EXPORTED = "as_exported"
+MANY = 10**6  # stands for no end in a range of exchanges
 LONG_SETS = tuple(name for name, source in SOURCES.items() if source.long)
 DEPLOYED = tuple(split for split, source in SOURCES.items() if source.changed)
 # Test sets over caches of their own, and all that ask each cache several questions.

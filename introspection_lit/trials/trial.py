@@ -28,7 +28,7 @@ class Trial(NamedTuple):
         vectors: Split of the vector bank that the direction comes from; empty: that of the trial's split.
         divided: What the parts are: ``lines`` or ``exchanges`` of the context; empty: equal parts of its tokens.
         change: What is done to the cache besides, a key of
-            :data:`~introspection_lit.steering.cache_changes.CHANGES`; empty: nothing.
+            :data:`~introspection_lit.steering.change_names.CHANGES`; empty: nothing.
     """
 
     split: str

@@ -12,7 +12,7 @@ from introspection_lit.evaluation import analysis
 from introspection_lit.evaluation.deployment import deployed_rows
 from introspection_lit.evaluation.statistics import wilson_interval
 from introspection_lit.evaluation.trial_table import PLAIN_SETS, USUAL_SETS, TrialTable
-from introspection_lit.steering.cache_changes import CHANGES
+from introspection_lit.steering.change_names import CHANGES
 from introspection_lit.trials.test_sets import DEPLOYED
 
 Rows = list[dict[str, Any]]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from introspection_lit.evaluation.length_results import MANY, long_results
+from introspection_lit.evaluation.length_results import long_results
 from introspection_lit.report.lengths import draw_lengths, length_plots, length_sentences, length_tables
 from introspection_lit.report.shape import SHAPES
+from introspection_lit.trials.test_sets import MANY
 
 CLASSES = [(24, 64), (65, 128), (129, 256)]
 THRESHOLD = 1.0

@@ -14,7 +14,7 @@ from introspection_lit.evaluation.statistics import wilson_interval
 from introspection_lit.report.deployment import deployed_figures, deployed_sentences, deployed_tables
 from introspection_lit.report.shape import SHAPES
 from introspection_lit.report.verdict import verdict_sentences
-from introspection_lit.steering.cache_changes import CHANGES
+from introspection_lit.steering.change_names import CHANGES
 
 
 def row(name: str, change: str, alarms: int, n: int = 60) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from introspection_lit.report.shape import SHAPES
 
 FULL = ROOT / "docs/results/smollm2-135m/results.json"
 TASKS = ROOT / "docs/results/tasks/seed-0.json"  # of several tasks, which the full experiment does not train
-USED = ROOT / "docs/results/as-used/quickstart.json"  # with the exported adapter
+USED = ROOT / "docs/results/quickstart/seed-0.json"  # with the exported adapter and long conversations
 DEPLOYED = ROOT / "docs/results/deployment/quickstart.json"  # over changed caches
 # What a report asks for that none of them has got.
 OPTIONAL = {

@@ -19,17 +19,8 @@ from introspection_lit.models.architecture import find_decoder_layers, rotary_fr
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.steering import other_adapter as others
-from introspection_lit.steering.cache_changes import (
-    BENIGN,
-    CHANGES,
-    OF_CACHES,
-    Aids,
-    CacheChange,
-    Row,
-    change_caches,
-    dropped,
-    rotated,
-)
+from introspection_lit.steering.cache_changes import OF_CACHES, Aids, CacheChange, Row, change_caches, dropped, rotated
+from introspection_lit.steering.change_names import BENIGN, CHANGES
 from introspection_lit.steering.other_adapter import SHARE, TARGETS, other_adapter
 from introspection_lit.steering.prefill import fill_cache, pad
 from introspection_lit.steering.question_pass import read_answers
@@ -273,9 +264,12 @@ def test_low_key_norms_are_kept_by_each_head_and_nothing_else_is_read(small: Mod
         for layer, ours in zip(small.cache.layers, changed.cache.layers, strict=True):
             own = layer.keys[row, :, width - len(tokens) :]
             for head in range(own.shape[0]):
-                norms = own[head].norm(dim=-1)
-                kept = sorted(sorted(range(len(tokens)), key=lambda place: float(norms[place]))[:count])
-                assert torch.equal(ours.keys[row, head, width - count :], own[head, kept])
+                norms, found = own[head].norm(dim=-1).tolist(), ours.keys[row, head, width - count :]
+                kept = [int((own[head] == key).all(dim=-1).nonzero()[0]) for key in found]
+                left = set(range(len(tokens))) - set(kept)
+                assert kept == sorted(set(kept))
+                # Models that normalise keys (Qwen3) have norms that are equal but for rounding.
+                assert all(norms[one] <= norms[other] + 1e-5 for one in kept for other in left)
                 values = layer.values[row, head, width - len(tokens) :]
                 assert torch.equal(ours.values[row, head, width - count :], values[kept])
         alone = DynamicCache(config=small.model.get_base_model().config)

@@ -20,7 +20,7 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.models.random_models import random_config
-from introspection_lit.steering.cache_changes import CHANGES, DROPS
+from introspection_lit.steering.change_names import CHANGES, DROPS
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.training.cache_reuse import Prefills
 from introspection_lit.training.changed_caches import change_problems_of_model, checked_frequencies

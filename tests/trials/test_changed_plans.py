@@ -16,7 +16,7 @@ from introspection_lit.contexts.context import exchange
 from introspection_lit.contexts.conversations import YES_NO, Phrasing
 from introspection_lit.contexts.odd_text import exchanged_words
 from introspection_lit.contexts.variants import SYSTEM_PROMPTS, add_variants, edited
-from introspection_lit.steering.cache_changes import BENIGN, CHANGES, DROPS
+from introspection_lit.steering.change_names import BENIGN, CHANGES, DROPS
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.tasks.questionnaire import STEERING, PairKinds
 from introspection_lit.training.experiment_setup import prepare
