@@ -142,6 +142,27 @@ def test_tables_of_long_conversations_agree_with_the_results(path: Path) -> None
     assert "+changes" not in results["commit"]
 
 
+def test_sums_over_the_seeds_are_those_that_the_page_of_long_conversations_says() -> None:
+    """Clean and called steered, steered and found, over both sets of all three seeds."""
+    rows = [row for path in RUNS for row in json.loads(path.read_text(encoding="utf-8"))["evidence"]["long"]["by_length"]]
+    page = " ".join((ROOT / "docs" / "long.md").read_text(encoding="utf-8").split())
+
+    def total(count: str, share: str | None, *ends: int) -> int:
+        chosen = [row for row in rows if row["tokens"][1] in ends]
+        return round(sum(row[count] * (1 if share is None else row[share] or 0) for row in chosen))
+
+    clean, alarms = (total(name, None, 288) for name in ("n_clean", "alarms"))
+    assert alarms == 0
+    assert f"none of {clean} was called steered up to 288" in page
+    assert f"{total('alarms', None, 1152)} of {total('n_clean', None, 1152)} up to 1,152" in page
+    found, steered = (total("n_steered", share, 288, 1152) for share in ("tpr", None))
+    assert found == steered
+    assert f"all {found} were found" in page
+    assert f"{total('n_steered', 'tpr', 72)} of {total('n_steered', None, 72)} of at most 72" in page
+    parts = [total("n_part", share, 72, 288, 1152) for share in (None, "part_tpr")]
+    assert "Of {} steered in some exchanges alone {} were found".format(*parts) in page
+
+
 def test_readme_says_what_several_tasks_show() -> None:
     """With the digits of the worst of the three seeds."""
     runs = [json.loads((TASKS / f"{seed}.json").read_text(encoding="utf-8")) for seed in SEEDS]

@@ -260,6 +260,26 @@ def test_visible_signals_are_in_the_text_and_nowhere_else(tiny: Path) -> None:
     assert all(trial.strength for _, trial, _ in caches(splits["halves"], 8))
 
 
+def test_contexts_without_room_for_a_signal_are_left_out_of_the_plan(tiny: Path) -> None:
+    """Each pair has one context without and with its signal, however many contexts are too long for it."""
+    contexts = ["--data.contexts", "builtin", "--data.validation_kinds=null", "--data.test_kinds=null"]
+    tasks = ["--data.tasks", "{detection: {questions: 2}, factual: {}}", "--data.test_trials", "{heldout: 16}"]
+    sizes = ["--data.max_context_tokens", "150", "--data.batch_size", "12", "--data.validation_trials", "12"]
+    splits = splits_of(tiny, *contexts, *tasks, *sizes, "--data.eval_batch_size", "12", "--data.control", "visible")
+    split, all_of_them = (
+        splits["train"],
+        splits_of(tiny, *contexts, *tasks, *sizes, "--data.eval_batch_size", "12")["train"],
+    )
+    pairs = len(split.contexts) // 2
+    assert split.plan.contexts == pairs < len(all_of_them.contexts)
+    seen = set()
+    for _, first, second in caches(split, pairs):
+        clean, signal = (split.contexts[trial.context].user for trial in (first, second))
+        assert clean.replace("No signal was added", "A signal was added") == signal != clean
+        seen.add(first.context)
+    assert len(seen) == pairs
+
+
 @pytest.mark.parametrize("control", ["random_labels", "no_steering"])
 def test_controls_train_on_clean_and_steered_caches_alone(tiny: Path, control: str) -> None:
     """Where a half or a concept is named, a coin could not say what is right."""
