@@ -9,7 +9,7 @@
 #        channels of *one token*: one large channel takes the steps from all others of its group. With 4 bits and one channel 50
 #        times as large, the others have a relative error of .57 and .71, where 32 tokens of one channel as a group have .08.
 #        quanto's other axis (-1) raises a ValueError unless conversations x heads x tokens is a multiple of the group.
-# Fails if that changes. Run: bash findings/quantized-cache-groups.sh
+# Fails if that changes. Run (quanto compiles its C++ once, a minute): bash findings/quantized-cache-groups.sh
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
