@@ -18,6 +18,7 @@ from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.file_checks import file_problems
 from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
+from introspection_lit.models.weight_files import load_exactly
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, limited
 
@@ -132,7 +133,8 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
         The causal language model in eval mode; no parameter requires a gradient.
 
     Raises:
-        ConfigurationError: The model's files are refused (see :mod:`~introspection_lit.models.file_checks`).
+        ConfigurationError: The model's files are refused (see :mod:`~introspection_lit.models.file_checks`), or tensors
+            are missing, unexpected or of another shape.
         ValueError: The weights are missing or damaged, or a package that the options need is not installed.
     """
     if is_random(base.name):
@@ -142,7 +144,9 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
     if problems := file_problems(source):
         raise ConfigurationError(problems)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_exactly(
+            AutoModelForCausalLM,
+            base.name_or_path,
             **source,
             dtype=getattr(torch, base.dtype),
             attn_implementation=base.attention,
@@ -150,6 +154,8 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
             device_map={"": torch.device(device)},
             use_safetensors=True,
         )
+    except ConfigurationError:
+        raise
     except Exception as error:  # transformers raises many types for files that do not match
         if isinstance(error, RuntimeError) and "mismatch" not in str(error):  # an error of the device, not of the files
             raise

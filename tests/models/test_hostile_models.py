@@ -103,7 +103,7 @@ def test_a_model_names_no_other_model(model: Path, adapter: Path) -> None:
         ({"experts_implementation": "evil/kernel"}, "would be fetched and run"),
         ({"_attn_implementation": "eager"}, None),
         ({"num_attention_heads": 0}, "could not be loaded"),
-        ({"vocab_size": 1234}, "could not be loaded"),
+        ({"vocab_size": 1234}, r"lm_head\.weight \[900, 32\] instead of \[1234, 32\]"),
         ({"hidden_size": "x"}, "could not be loaded"),
     ],
 )
