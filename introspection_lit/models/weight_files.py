@@ -61,8 +61,8 @@ def tensor_mismatches(found: Mapping[str, Collection[Any]], kind: str, name: str
     if any(COMPILED in each for each in unexpected):
         advice = f"It was saved as torch.compile returns it: take {COMPILED!r} out of the names of its tensors"
     return [
-        f"base.name_or_path: {name} does not hold the weights of {kind}: {', '.join(parts)}. Missing tensors would be random "
-        f"numbers. {advice}."
+        f"base.name_or_path: {name} does not hold the weights of {kind}: {', '.join(parts)}. Missing tensors would be "
+        f"random numbers. {advice}."
     ]
 
 

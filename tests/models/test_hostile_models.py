@@ -65,7 +65,11 @@ def test_code_of_a_model_runs_only_if_trusted(marker: Path, model: Path, monkeyp
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(marker.parent / "modules"))
     monkeypatch.syspath_prepend(str(marker.parent / "modules"))
     (model / "theirs.py").write_text(CODE.format(marker=str(marker)))
-    change_json(model / "config.json", model_type="theirs", auto_map={"AutoConfig": "theirs.Config"})
+    change_json(
+        model / "config.json",
+        model_type="theirs",
+        auto_map={"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+    )
     with pytest.raises(ValueError, match=r"base\.trust_remote_code: .* the option is off"):
         load_config(BaseModel(str(model)))
     assert not marker.exists()
