@@ -18,6 +18,7 @@ from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
 from introspection_lit.models.stored_quantization import loaded_problems, quantization_config, stored_quantization
+from introspection_lit.models.text_part import outside_text
 from introspection_lit.models.weight_files import load_exactly
 from introspection_lit.models.whole_model import auto_class, load_error, whole_config
 from introspection_lit.utils.errors import ConfigurationError
@@ -161,7 +162,7 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
-    """Add a new LoRA adapter to the base model; B is zero, so that outputs do not change before training.
+    """Add a new LoRA adapter to the base model's text model; B is zero: outputs do not change before training.
 
     Raises:
         ValueError: No module has one of the target names.
@@ -173,6 +174,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
+        exclude_modules=outside_text(model, lora.target_modules),
         layers_to_transform=list(lora.layers) or None,
         task_type="CAUSAL_LM",
     )
