@@ -106,12 +106,13 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
         ValueError: The weights are missing or damaged, or a package that the options need is not installed.
     """
     if is_random(base.name):
-        packed = quantization_config(base)
-        return freeze(random_model(random_config(base.name), device, getattr(torch, base.dtype), base.attention, packed))
+        dtype, packed = getattr(torch, base.dtype), quantization_config(base)
+        return freeze(random_model(random_config(base.name), device, dtype, base.attention, packed))
     config = whole_config(base)
     stored = stored_quantization(config.to_dict())
-    if stored is not None:
-        config.quantization_config = quantization_config(base, stored).to_dict()
+    packed = quantization_config(base, stored)
+    if stored is not None and packed is not None:
+        config.quantization_config = packed.to_dict()
     try:
         model = load_exactly(
             auto_class(config),
@@ -120,7 +121,7 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
             config=config,
             dtype=getattr(torch, base.dtype),
             attn_implementation=base.attention,
-            quantization_config=None if stored is not None else quantization_config(base),
+            quantization_config=packed if stored is None else None,
             device_map={"": torch.device(device)},
             use_safetensors=True,
         )

@@ -43,7 +43,7 @@ def quantization_problems(base: BaseModel, source: Mapping[str, Any]) -> list[st
         if base.quantization == "int8":
             return []
         return [f"{place} in int8; got {base.quantization!r}. Set model.base.quantization to int8."]
-    kind, storage = str(packed.get("bnb_4bit_quant_type", "fp4")), _dtype_name(packed.get("bnb_4bit_quant_storage"))
+    kind, storage = str(packed.get("bnb_4bit_quant_type", "fp4")), stored_storage(packed)
     if kind != "nf4":
         return [
             f"{place} in 4 bits as {kind[:20]!r}. Expected nf4, or weights that are not quantised: base.quantization "
@@ -56,6 +56,11 @@ def quantization_problems(base: BaseModel, source: Mapping[str, Any]) -> list[st
         f"{place} in NF4, packed in {storage}; got {given}. Set model.base.quantization to nf4 and "
         f"model.base.quant_storage to {storage}."
     ]
+
+
+def stored_storage(packed: Mapping[str, Any]) -> str:
+    """The dtype in which 4-bit weights are packed in a file, such as ``uint8``, from its quantisation."""
+    return _dtype_name(packed.get("bnb_4bit_quant_storage"))
 
 
 def _dtype_name(dtype: object) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import AutoConfig
 
-from introspection_lit.models.file_checks import file_problems
+from introspection_lit.models.file_checks import file_problems, model_config
 from introspection_lit.models.random_models import is_random, random_config
 from introspection_lit.models.sources import resolve
-from introspection_lit.models.stored_quantization import quantization_problems
+from introspection_lit.models.stored_quantization import quantization_problems, stored_quantization, stored_storage
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,6 +50,22 @@ def whole_config(base: BaseModel, any_quantization: bool = False) -> PretrainedC
         raise ValueError(load_error(base, "could not be loaded as a model", error)) from error
     auto_class(config)
     return config
+
+
+def as_stored(base: BaseModel) -> BaseModel:
+    """The options, with the dtype that the model's own NF4 weights are packed in; for loading without a trainer.
+
+    Args:
+        base: Options of the model; returned unchanged if they are not NF4, or the model is not, or cannot be read.
+    """
+    if base.quantization != "nf4" or is_random(base.name):
+        return base
+    try:
+        stored = stored_quantization(model_config(resolve(base)) or {})
+    except ValueError:  # loading it says why
+        return base
+    storage = stored_storage(stored) if stored is not None and stored.get("load_in_4bit") else base.quant_storage
+    return replace(base, quant_storage=storage)  # type: ignore[arg-type]
 
 
 def auto_class(config: PretrainedConfig) -> Any:

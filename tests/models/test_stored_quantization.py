@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTok
 from introspection_lit.models import loading
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_config, load_model, meta_model
+from introspection_lit.models.whole_model import as_stored
 from introspection_lit.utils.errors import ConfigurationError
 
 Quantised = Callable[..., Path]
@@ -93,6 +94,14 @@ def test_nf4_of_a_file(storage: str, quantised: Quantised, tiny_folder: Callable
     assert 0.05 < (restored - full).norm() / full.norm() < 0.12
     names = {name for name, _ in add_lora(model, Lora()).named_parameters() if "lora_" in name}
     assert names == {name for name, _ in add_lora(meta_model(base), Lora()).named_parameters() if "lora_" in name}
+
+
+def test_storage_of_a_file_without_a_trainer(quantised: Quantised) -> None:
+    """The detector knows from an adapter that it was trained on NF4, not how the model's file packs it."""
+    base = BaseModel(str(quantised(**nf4("uint8"))), quantization="nf4")
+    assert as_stored(base).quant_storage == "uint8"
+    load_config(as_stored(base))
+    assert as_stored(BaseModel("/nowhere", quantization="nf4")).quant_storage == "bfloat16"
 
 
 def test_int8_of_a_file(quantised: Quantised) -> None:
