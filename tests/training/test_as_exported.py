@@ -223,7 +223,7 @@ def test_what_cannot_be_activated_says_so(
         ),
         (
             BaseModel("Qwen/Qwen3-4B", quantization="nf4"),
-            ["quantization='nf4', quant_storage='bfloat16'", 'load_model(base, "cuda")'],
+            ["'nf4', quant_storage='bfloat16'", 'load_model(base, "cuda")'],
         ),
         (BaseModel('/a "quoted" folder'), ['/a "quoted" folder', "load_model(base)"]),
     ],
