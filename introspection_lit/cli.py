@@ -25,6 +25,7 @@ from introspection_lit.training.callbacks.finite_numbers import FiniteNumbers
 from introspection_lit.training.callbacks.interruption import Interruption
 from introspection_lit.training.callbacks.monitors import LearningRate, LogOddsFigure, TrialsPerSecond
 from introspection_lit.training.callbacks.out_of_memory import OutOfMemory, explained_memory
+from introspection_lit.training.callbacks.read_back import ReadBack
 from introspection_lit.training.callbacks.replay_report import ReplayReport
 from introspection_lit.training.callbacks.tensorboard_files import CurvesMayFail
 from introspection_lit.training.callbacks.training_health import Watch
@@ -271,6 +272,7 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
                 CurvesMayFail(),
                 Interruption(),
                 Watch(),
+                ReadBack(),
                 LogOddsFigure(),
                 AdapterExport(),
                 ResultsWriter(),

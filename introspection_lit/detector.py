@@ -27,6 +27,7 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_model, load_tokenizer
 from introspection_lit.models.recorded_settings import validate_settings
+from introspection_lit.models.whole_model import as_stored
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad, steered_cache
 from introspection_lit.steering.question_pass import read_answers
@@ -291,7 +292,7 @@ def _base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:
     made_for = BaseModel(
         recorded["base_model"], recorded.get("revision"), recorded["dtype"], quantization=recorded["quantization"]
     )
-    return made_for if base is None else replace(made_for, name_or_path=base, revision=None)
+    return as_stored(made_for if base is None else replace(made_for, name_or_path=base, revision=None))
 
 
 def _wording(adapter: Adapter) -> dict[str, Any]:

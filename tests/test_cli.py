@@ -326,7 +326,7 @@ def test_numbers_that_mean_nothing_are_not_reported(
 def test_unknown_target_module_is_a_clean_error(
     run: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Found only once the model is there, and still no traceback."""
+    """Found before the model is loaded."""
     with pytest.raises(SystemExit):
         run("fit", "--model.lora.target_modules", "[nosuch]")
     assert "nosuch" in capsys.readouterr().err

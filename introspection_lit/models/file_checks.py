@@ -33,7 +33,7 @@ def file_problems(source: Mapping[str, Any]) -> list[str]:
             f"base.name_or_path: {name} holds an adapter (adapter_config.json), and transformers would load it, or another "
             "model that it names. Give the base model here, and the adapter as model.adapter."
         ]
-    config = _read(_find(source, "config.json"))
+    config = model_config(source)
     if config is None and not local:
         return []  # loading it says why it is not there
     if config is None:
@@ -41,13 +41,21 @@ def file_problems(source: Mapping[str, Any]) -> list[str]:
     return [f"base.name_or_path: {name}: {problem}" for problem in (*_settings(config), *_weights(source, config, local))]
 
 
+def model_config(source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields of a model's ``config.json``; None if it is not there or cannot be read."""
+    return _read(_find(source, "config.json"))
+
+
 def _settings(config: Mapping[str, Any]) -> Iterator[str]:
     """What a config.json, or a part of it such as text_config, asks for: layers, quantisation, kernels."""
     for part in (config, *(part for part in config.values() if isinstance(part, dict))):
         layers, packed = part.get("num_hidden_layers"), part.get("quantization_config")
+        of_old = isinstance(packed, dict) and (packed.get("load_in_4bit") or packed.get("load_in_8bit"))
         if isinstance(layers, int) and layers > MAX_LAYERS:  # transformers makes a list of them before a weight is read
             yield f"its config.json has {layers:.0e} layers, more than any model. Get it again."
-        method = str(packed.get("quant_method") if isinstance(packed, dict) else packed)
+        method = str(
+            packed.get("quant_method", QUANTISED_BY[0] if of_old else None) if isinstance(packed, dict) else packed
+        )
         if packed and method not in QUANTISED_BY:
             reason = f"its weights are quantised by {method[:60]!r}, which loads packages or kernels of its own"
             yield f"{reason}. Expected weights that are not quantised; base.quantization quantises them."

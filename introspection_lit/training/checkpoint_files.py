@@ -149,10 +149,16 @@ def adapter_tensor_problems(checkpoint: Mapping[str, Any]) -> list[str]:
         side = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
         if not tensor.float().isfinite().all():
             problems.append(f"it has numbers that are not finite in {name}")
-        elif rank is not None and side is not None and (tensor.dim() != 2 or tensor.shape[side] != rank):
+        elif rank is not None and side is not None and not _of_rank(tensor, side, rank, several=".experts." in name):
             problems.append(f"{name} has shape {tuple(tensor.shape)}, which is not of rank {rank}")
     more = [f"it has {len(problems) - 3} more tensors like this"] if len(problems) > 3 else []
     return [*problems[:3], *more]
+
+
+def _of_rank(tensor: Tensor, side: int, rank: int, several: bool) -> bool:
+    """Whether a matrix of LoRA has its rank; that of a mixture's experts, several times (the model says how often)."""
+    ranks = tensor.shape[side] if tensor.dim() == 2 else 0
+    return ranks == rank or (several and rank > 0 and ranks > 0 and ranks % rank == 0)
 
 
 def is_dense_float(tensor: Any) -> bool:

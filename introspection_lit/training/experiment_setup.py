@@ -17,6 +17,7 @@ from introspection_lit.contexts.usable import fakes_turns, usable_contexts
 from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_tokenizer
+from introspection_lit.models.lora_checks import placement_problems
 from introspection_lit.steering.bands import resolve_bands
 from introspection_lit.steering.vector_bank import (
     OPTIONAL_SPLITS,
@@ -183,7 +184,10 @@ def _check_run(run: RunContext, problems: Problems) -> None:
 def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | None, problems: Problems) -> BandSets | None:
     """Check what depends on the model's shape; returns the steered bands as layer numbers."""
     base, layers = run.module.base, config.num_hidden_layers
-    problems.add(lora_problems(run.module.lora, layers))
+    if wrong := lora_problems(run.module.lora, layers):
+        problems.add(wrong)
+    elif run.module.adapter is None:
+        problems.add(placement_problems(base, run.module.lora))
     problems.add(nf4_on_cpu_problems(base, config, run.trainer.strategy.root_device.type))
     problems.add(change_problems_of_model(run.options, config, is_sharded(run.trainer)))
     if bank:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from introspection_lit.models.base_model import BaseModel
-from introspection_lit.models.loading import freeze, load_model, quantization_config
-from introspection_lit.models.random_models import is_random, random_config
-from introspection_lit.models.sources import resolve
+from introspection_lit.models.loading import freeze, load_model
+from introspection_lit.models.stored_quantization import quantization_config, stored_quantization
+from introspection_lit.models.whole_model import auto_class, whole_config
 from introspection_lit.training.distributed import broadcast_object, fail_together
 
 if TYPE_CHECKING:
@@ -78,16 +77,16 @@ def _without_weights(base: BaseModel) -> PreTrainedModel:
     from transformers.quantizers import AutoHfQuantizer
 
     try:
-        config = random_config(base.name) if is_random(base.name) else AutoConfig.from_pretrained(**resolve(base))
+        config = whole_config(base)
+        quantization = quantization_config(base, stored_quantization(config.to_dict()))
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = auto_class(config).from_config(
                 config,
                 dtype=getattr(torch, base.dtype),
                 attn_implementation=base.attention,
                 trust_remote_code=base.trust_remote_code,
             )
         model.tie_weights()  # transformers 5.0 leaves them untied on this device
-        quantization = quantization_config(base)
         if quantization is not None:
             model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
             model.hf_quantizer.preprocess_model(model, device_map={"": torch.device("meta")})

@@ -10,14 +10,15 @@ from introspection_lit.contexts.conversations import encode, messages_of
 from introspection_lit.contexts.long_conversations import exchanges_of
 from introspection_lit.models.adapters import DESCRIPTION
 from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.whole_model import auto_class, whole_config
 
 if TYPE_CHECKING:
     from introspection_lit.training.exported_adapter import Check
     from introspection_lit.training.run_context import RunContext
 
-LOAD_HUB = """from transformers import AutoModelForCausalLM, AutoTokenizer
+LOAD_HUB = """from transformers import {kind}, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({name!r}, {options})
+base = {kind}.from_pretrained({name!r}, {options})
 tokenizer = AutoTokenizer.from_pretrained({name!r}{tokenizer})"""
 LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model, load_tokenizer
 
@@ -126,7 +127,7 @@ def model_card(
         auroc=description["validation"]["auroc"],
         lengths=_lengths(run),
         description=DESCRIPTION,
-        load_base=_loading_code(base),
+        load_base=_loading_code(base, auto_class(whole_config(base)).__name__),
         messages="\n".join(shown),
         start=start,
         activation=activation,
@@ -140,12 +141,19 @@ def _lengths(run: RunContext) -> str:
     return f"{shown} and {run.options.longest_trained} tokens"
 
 
-def _loading_code(base: BaseModel) -> str:
-    """Python that loads the base model as in training; from the hub without this package, unless it is quantised."""
+def _loading_code(base: BaseModel, kind: str = "AutoModelForCausalLM") -> str:
+    """Python that loads the base model as in training; from the hub without this package, unless it is quantised.
+
+    Args:
+        base: The base model.
+        kind: Its class in ``transformers``.
+    """
     plain = base.on_hub and base.quantization == "none"
     files = {"revision": base.revision, "trust_remote_code": base.trust_remote_code or None}
     options = files | {"dtype": base.dtype} | ({} if plain else {"quantization": base.quantization})
+    options |= {"quant_storage": base.quant_storage} if base.quantization == "nf4" else {}
     return (LOAD_HUB if plain else LOAD_LOCAL).format(
+        kind=kind,
         name=base.name,
         options=", ".join(_as_python(options)),
         tokenizer="".join(f", {option}" for option in _as_python(files)),

@@ -65,7 +65,11 @@ def test_code_of_a_model_runs_only_if_trusted(marker: Path, model: Path, monkeyp
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(marker.parent / "modules"))
     monkeypatch.syspath_prepend(str(marker.parent / "modules"))
     (model / "theirs.py").write_text(CODE.format(marker=str(marker)))
-    change_json(model / "config.json", model_type="theirs", auto_map={"AutoConfig": "theirs.Config"})
+    change_json(
+        model / "config.json",
+        model_type="theirs",
+        auto_map={"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+    )
     with pytest.raises(ValueError, match=r"base\.trust_remote_code: .* the option is off"):
         load_config(BaseModel(str(model)))
     assert not marker.exists()
@@ -103,7 +107,7 @@ def test_a_model_names_no_other_model(model: Path, adapter: Path) -> None:
         ({"experts_implementation": "evil/kernel"}, "would be fetched and run"),
         ({"_attn_implementation": "eager"}, None),
         ({"num_attention_heads": 0}, "could not be loaded"),
-        ({"vocab_size": 1234}, "could not be loaded"),
+        ({"vocab_size": 1234}, r"lm_head\.weight \[900, 32\] instead of \[1234, 32\]"),
         ({"hidden_size": "x"}, "could not be loaded"),
     ],
 )

@@ -221,7 +221,10 @@ def test_what_cannot_be_activated_says_so(
             BaseModel("Qwen/Qwen3-4B", "abc", "bfloat16"),
             ["AutoModelForCausalLM", "'Qwen/Qwen3-4B', revision='abc', dtype="],
         ),
-        (BaseModel("Qwen/Qwen3-4B", quantization="nf4"), ["quantization='nf4'", 'load_model(base, "cuda")']),
+        (
+            BaseModel("Qwen/Qwen3-4B", quantization="nf4"),
+            ["'nf4', quant_storage='bfloat16'", 'load_model(base, "cuda")'],
+        ),
         (BaseModel('/a "quoted" folder'), ['/a "quoted" folder', "load_model(base)"]),
     ],
     ids=["hub", "quantised", "folder"],

@@ -1,0 +1,40 @@
+"""Puts an adapter on a model without weights, so that what PEFT refuses or ignores is known before any are loaded."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.loading import add_lora, meta_model
+
+EXPERTS = "PEFT adapts the experts of a mixture as whole tensors"
+
+
+def placement_problems(base: BaseModel, lora: Lora) -> list[str]:
+    """Check that PEFT can put an adapter on a model, and puts it on the chosen layers alone; at most one problem.
+
+    Args:
+        base: The model; it is built on the meta device.
+        lora: Options of the adapter.
+    """
+    try:
+        model = meta_model(base)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they appear when the adapter is made
+            adapted = add_lora(model, lora)
+    except Exception as error:  # PEFT: unknown modules; options that a kind of module does not have
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        if "dropout" in reason:
+            return [f"model.lora.dropout: got {lora.dropout}. {EXPERTS}, without dropout: set it to 0."]
+        given = f"got {lora.target_modules}, where PEFT cannot put adapters on {base.name_or_path!r}"
+        return [f"model.lora.target_modules: {given} ({type(error).__name__}: {reason})."]
+    decoder = re.escape(next(name for name, module in model.named_modules() if module is model.get_decoder()))
+    layers = re.compile(rf".*{decoder}\.[^.]+\.(\d+)\.")
+    found = {int(match[1]) for name, _ in adapted.named_parameters() if "lora_" in name and (match := layers.match(name))}
+    if lora.layers and found - set(lora.layers):
+        return [
+            f"model.lora.layers: got {lora.layers}. {EXPERTS}, in every layer: leave it empty, or leave the experts "
+            f"({', '.join(sorted(lora.target_modules))}) out of model.lora.target_modules."
+        ]
+    return []
