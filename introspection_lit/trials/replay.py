@@ -21,12 +21,13 @@ QUESTION_LENGTH = 200
 UNLIMITED = 2**63
 
 
-def chosen_trials(names: Sequence[str], splits: Mapping[str, Split]) -> list[Trial]:
-    """Look up the trials that ``data.replay`` names.
+def chosen_trials(names: Sequence[str], splits: Mapping[str, Split], option: str = "data.replay") -> list[Trial]:
+    """Look up trials by their names.
 
     Args:
         names: ``SPLIT:NUMBER`` each.
         splits: The splits of the run, by name.
+        option: The option that names them, for messages.
 
     Raises:
         ConfigurationError: A name is malformed or names no trial; all problems at once.
@@ -35,15 +36,15 @@ def chosen_trials(names: Sequence[str], splits: Mapping[str, Split]) -> list[Tri
     for name in names:
         split, _, number = name.partition(":")
         if split not in splits:
-            problems.append(f"data.replay: {name!r}: expected SPLIT:NUMBER with one of the splits {', '.join(splits)}.")
+            problems.append(f"{option}: {name!r}: expected SPLIT:NUMBER with one of the splits {', '.join(splits)}.")
         elif not re.fullmatch(r"[0-9]{1,19}", number) or int(number) >= _total(splits[split]):
             total = _total(splits[split])
             limit = "" if total == UNLIMITED else f" below {total}, which is how many trials {split} has"
-            problems.append(f"data.replay: {name!r}: expected a trial's number, 0 or more{limit}.")
+            problems.append(f"{option}: {name!r}: expected a trial's number, 0 or more{limit}.")
         else:
             trials.append(splits[split].plan.trial(int(number)))
     if not names:
-        problems.append("data.replay: got an empty list. Expected SPLIT:NUMBER, such as train:12.")
+        problems.append(f"{option}: got an empty list. Expected SPLIT:NUMBER, such as train:12.")
     if problems:
         raise ConfigurationError(problems)
     return trials
