@@ -65,27 +65,29 @@ def by_layout(value: Any, n_layers: int, layout: Layout) -> tuple[Any, str | Non
         raise ValueError(problem)
     if isinstance(value, dict):
         return ({layer - 1: part for layer, part in value.items() if layer} if layout == "layers+1" else value), None
-    rows, shape = value.shape[-2] if value.dim() in (2, 3) else 0, tuple(value.shape)[:8]
+    shape, single = tuple(value.shape)[:8], value.dim() == 3 and value.shape[1] == 1 < n_layers
+    value = value[:, 0] if single else value  # (layers, 1, hidden), as some tools keep a direction
+    rows = value.shape[-2] if value.dim() in (2, 3) else 0
     if layout == "directions":
         return value, None
-    if layout == "auto" and value.dim() == 2 and rows == n_layers:
+    if layout == "auto" and value.dim() == 2 and rows == n_layers and not single:
         raise ValueError(
             f"shape {shape} can mean {rows} directions or one with a direction for each of the {n_layers} layers. Say "
             "which with --layout directions or --layout layers."
         )
-    if layout == "auto" and rows != n_layers + 1:
+    if layout == "auto" and rows != n_layers + 1 and not (single and rows == n_layers):
         return value, None
-    expected = n_layers if layout == "layers" else n_layers + 1
+    expected = n_layers if layout == "layers" or (layout == "auto" and rows == n_layers) else n_layers + 1
     if rows != expected:
         last = value.shape[-1] if value.dim() else "hidden"
         raise ValueError(
             f"it has shape {shape}. Expected ({expected}, {last}) or (n, {expected}, {last}) with --layout {layout}, for "
             f"the {n_layers} layers of this model."
         )
-    by_layer = value if layout == "layers" else value[..., 1:, :]
-    note = (
-        f"{shape} is read as a direction for each of the {n_layers} layers, after a row for the embeddings, which is left "
-        "out (--layout layers+1)."
+    before, said = (
+        (", after a row for the embeddings, which is left out", "layers+1") if rows > n_layers else ("", "layers")
     )
+    by_layer = value[..., rows - n_layers :, :]
+    note = f"{shape} is read as a direction for each of the {n_layers} layers{before} (--layout {said})."
     note += f" If these are {rows} directions, give --layout directions." if value.dim() == 2 else ""
     return by_layer[None] if value.dim() == 2 else by_layer, note if layout == "auto" else None

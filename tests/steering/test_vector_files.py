@@ -171,6 +171,16 @@ def test_hidden_states_have_the_embeddings_first(tmp_path: Path) -> None:
         torch.testing.assert_close(next(iter(read.values())), rows(LAYERS + 1)[1:])
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_layers_with_a_dimension_of_one_between(more: int, tmp_path: Path) -> None:
+    """As (layers, 1, hidden): one direction; it was refused."""
+    torch.save({"vector": rows(LAYERS + more)[:, None]}, tmp_path / "v.pt")
+    with pytest.warns(UserWarning, match=r"\([67], 1, 32\) is read as a direction for each of the 6 layers"):
+        read = read_directions(tmp_path / "v.pt", LAYERS, HIDDEN)
+    assert torch.equal(read["vector"], rows(LAYERS + more)[more:])
+    assert len(read_directions(tmp_path / "v.pt", LAYERS, HIDDEN, "directions")) == LAYERS + more
+
+
 @pytest.mark.parametrize("prefix", ["layer_", "layer", "Layer-", "layers.", "model.layers."])
 def test_keys_that_name_layers(prefix: str, tmp_path: Path) -> None:
     """One direction, not one for each key; with ``layers+1`` the first is that of the embeddings."""
