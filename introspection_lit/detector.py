@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
-from introspection_lit.contexts.loading import Conversation, as_context
+from introspection_lit.contexts.rows import Conversation, as_context
 from introspection_lit.models.adapters import (
     DESCRIPTION,
     Adapter,
