@@ -35,7 +35,7 @@ from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import DataOptions
-from introspection_lit.trials.replay import chosen_trials
+from introspection_lit.trials.replay import chosen_trials, first_steered
 from introspection_lit.trials.shown import print_trial
 from introspection_lit.utils.config_files import (
     checkpoint_name_problems,
@@ -247,7 +247,7 @@ def show(words: list[str]) -> IntrospectionCLI:
     """Print trials of a configuration as the model reads them, without loading the model.
 
     Args:
-        words: ``--trial SPLIT:NUMBER`` (several), and the options of ``fit``.
+        words: ``--trial SPLIT:NUMBER`` (several; by default a steered one of training), and the options of ``fit``.
 
     Returns:
         The CLI, which has run nothing.
@@ -258,12 +258,13 @@ def show(words: list[str]) -> IntrospectionCLI:
     about = "Print trials as the model reads them: what is steered, and where the answer is read. The model is not loaded."
     parser = argparse.ArgumentParser("python -m introspection_lit show", description=about, allow_abbrev=False)
     parser.epilog = "All other options are those of fit, such as --config FILE."
-    named = "SPLIT:NUMBER, such as heldout:3 (default: train:1)"
-    parser.add_argument("--trial", nargs="+", default=["train:1"], metavar="TRIAL", help=named)
+    named = "SPLIT:NUMBER, such as heldout:3; by default the first of train that is steered"
+    parser.add_argument("--trial", nargs="+", metavar="TRIAL", help=named)
     options, others = parser.parse_known_args(words)
     cli = attach([*others, "--trainer.logger", "false"])
     splits = prepare(cli.datamodule.run).splits
-    for trial in chosen_trials(options.trial, splits, "--trial"):
+    chosen = chosen_trials(options.trial, splits, "--trial") if options.trial else [first_steered(splits["train"])]
+    for trial in chosen:
         print_trial(splits[trial.split], trial)
     return cli
 

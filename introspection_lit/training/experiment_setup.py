@@ -44,7 +44,7 @@ from introspection_lit.training.split_builder import BandSets, SplitBuilder, con
 from introspection_lit.trials import leaks
 from introspection_lit.trials.manifest import manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
-from introspection_lit.trials.replay import chosen_trials
+from introspection_lit.trials.replay import chosen_trials, first_steered
 from introspection_lit.trials.shown import print_trial
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import LONG_SETS, SOURCES
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
-# The training trial that ``fit`` prints: the first that is steered, where each cache is asked one question.
-SHOWN_TRIAL = 1
 # Clean contexts on which the residual norms are measured.
 NORM_CONTEXTS = 32
 
@@ -100,7 +98,7 @@ def prepare(run: RunContext) -> Experiment:
     for note in template_notes(wording.tokenizer, clean[0], question, wording.phrasing):
         rank_zero_info(note)
     if run.trainer.state.fn == "fit" and run.trainer.is_global_zero:
-        print_trial(splits["train"], splits["train"].plan.trial(SHOWN_TRIAL))
+        print_trial(splits["train"], first_steered(splits["train"]))
     norm_contexts = [encode(wording.tokenizer, context, question, wording.phrasing).context_ids for context in clean]
     return Experiment(splits, bank, wording, norm_contexts, replayed)
 

@@ -17,6 +17,8 @@ from introspection_lit.utils.errors import ConfigurationError
 
 # Characters of a question in a message.
 QUESTION_LENGTH = 200
+# Trials among which a steered one is looked for.
+LOOKED_AT = 64
 # Trial numbers are stored as int64.
 UNLIMITED = 2**63
 
@@ -37,8 +39,8 @@ def chosen_trials(names: Sequence[str], splits: Mapping[str, Split], option: str
         split, _, number = name.partition(":")
         if split not in splits:
             problems.append(f"{option}: {name!r}: expected SPLIT:NUMBER with one of the splits {', '.join(splits)}.")
-        elif not re.fullmatch(r"[0-9]{1,19}", number) or int(number) >= _total(splits[split]):
-            total = _total(splits[split])
+        elif not re.fullmatch(r"[0-9]{1,19}", number) or int(number) >= total_of(splits[split]):
+            total = total_of(splits[split])
             limit = "" if total == UNLIMITED else f" below {total}, which is how many trials {split} has"
             problems.append(f"{option}: {name!r}: expected a trial's number, 0 or more{limit}.")
         else:
@@ -50,7 +52,13 @@ def chosen_trials(names: Sequence[str], splits: Mapping[str, Split], option: str
     return trials
 
 
-def _total(split: Split) -> int:
+def first_steered(split: Split) -> Trial:
+    """The first trial of a split that is steered, among those of a few batches; else the first."""
+    trials = (split.plan.trial(number) for number in range(min(LOOKED_AT, total_of(split))))
+    return next((trial for trial in trials if trial.strength), split.plan.trial(0))
+
+
+def total_of(split: Split) -> int:
     """Number of trials in a split; training without a manifest is unlimited."""
     if isinstance(split.plan, ManifestPlan):
         return split.plan.manifest.total
