@@ -181,7 +181,7 @@ def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any
             [f"import: {shown(name)}: {what}. Expected tensors by name or layer, or dicts of such dicts."]
         )
     by_layer = {layer_of(key): value for key, value in content.items() if layer_of(key) is not None}
-    if any(layer < 0 for layer in by_layer):
+    if any(layer is not None and layer < 0 for layer in by_layer):
         problem = "negative layer numbers, which count from the end in some projects and not in others"
         raise ConfigurationError([f"import: {shown(name)}: {problem}. Expected layers counted from 0, the first."])
     if len(by_layer) < sum(layer_of(key) is not None for key in content):
