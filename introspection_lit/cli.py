@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import warnings
@@ -32,8 +33,11 @@ from introspection_lit.training.callbacks.training_health import Watch
 from introspection_lit.training.callbacks.writers import ConfigWriter, PredictionWriter, ReportWriter, ResultsWriter
 from introspection_lit.training.checkpoint_files import CheckpointFiles
 from introspection_lit.training.datamodule import IntrospectionDataModule
+from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import DataOptions
+from introspection_lit.trials.replay import chosen_trials, first_steered
+from introspection_lit.trials.shown import print_trial
 from introspection_lit.utils.config_files import (
     checkpoint_name_problems,
     empty_options,
@@ -56,6 +60,7 @@ class IntrospectionCLI(LightningCLI):
     def __init__(self, *, args: list[str] | dict[str, Any] | None = None, **options: Any) -> None:
         words = sys.argv[1:] if args is None else args
         # Behind a configuration, or in a dictionary, there may be options of any subcommand.
+        self._runs = options.get("run", True)
         self._only = words[0] if isinstance(words, list) and words and words[0] in self.subcommands() else None
         super().__init__(args=args, **options)
 
@@ -81,6 +86,9 @@ class IntrospectionCLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint when fit is done (fit only)."
         )
+        if not self._runs:  # options of subcommands, which the configuration that a run has saved holds
+            for name in ("ckpt_path", "weights_only", "verbose"):
+                parser.add_argument(f"--{name}", default=None, help="Not used.")
 
     def _parse_ckpt_path(self) -> None:
         """Let the command line win over hyper-parameters in a checkpoint.
@@ -219,6 +227,8 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
         answer(words)
     try:
         with explain_write_errors(), explained_memory():
+            if isinstance(words, list) and words[:1] == ["show"]:
+                return show(words[1:])
             return _cli(args, run=True)
     except (ConfigurationError, MisconfigurationException) as error:
         sys.stderr.write(f"error: the configuration cannot work. {error}\n")
@@ -232,6 +242,32 @@ def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
         if error.code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into status 1
             raise SystemExit(130) from None
         raise
+
+
+def show(words: list[str]) -> IntrospectionCLI:
+    """Print trials of a configuration as the model reads them, without loading the model.
+
+    Args:
+        words: ``--trial SPLIT:NUMBER`` (several; by default a steered one of training), and the options of ``fit``.
+
+    Returns:
+        The CLI, which has run nothing.
+
+    Raises:
+        ConfigurationError: The configuration cannot work, or has no such trial.
+    """
+    about = "Print trials as the model reads them: what is steered, and where the answer is read. The model is not loaded."
+    parser = argparse.ArgumentParser("python -m introspection_lit show", description=about, allow_abbrev=False)
+    parser.epilog = "All other options are those of fit, such as --config FILE."
+    named = "SPLIT:NUMBER, such as heldout:3; by default the first of train that is steered"
+    parser.add_argument("--trial", nargs="+", metavar="TRIAL", help=named)
+    options, others = parser.parse_known_args(words)
+    cli = attach([*others, "--trainer.logger", "false"])
+    splits = prepare(cli.datamodule.run).splits
+    chosen = chosen_trials(options.trial, splits, "--trial") if options.trial else [first_steered(splits["train"])]
+    for trial in chosen:
+        print_trial(splits[trial.split], trial)
+    return cli
 
 
 def attach(args: list[str]) -> IntrospectionCLI:

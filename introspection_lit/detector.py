@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
-from introspection_lit.contexts.loading import Conversation, as_context
+from introspection_lit.contexts.rows import Conversation, as_context
 from introspection_lit.models.adapters import (
     DESCRIPTION,
     Adapter,
     adapter_file_problems,
     base_mismatches,
     load_adapter,
+    own_template,
     read_adapter,
     weight_mismatches,
 )
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
-from introspection_lit.models.loading import load_config, load_model, load_tokenizer
+from introspection_lit.models.loading import load_config, load_model, load_tokenizer, read_template
 from introspection_lit.models.recorded_settings import validate_settings
 from introspection_lit.models.whole_model import as_stored
 from introspection_lit.steering.intervention import Intervention
@@ -54,13 +55,14 @@ NAMES = {
 # What is read here of introspection.json; its threshold, record and options are checked when it is read.
 PHRASING = dict.fromkeys((field.name for field in fields(Phrasing)), schema.TEXT)
 PHRASING["answers"] = schema.listed(schema.required(schema.TEXT), 2)
+PHRASING["thinking"] = schema.choice("closed", "open")
 RECORDED = schema.fields(
     "base_model dtype quantization question",
     base_model=schema.TEXT,
     dtype=schema.choice("float32", "bfloat16", "float16"),
     quantization=schema.choice("none", "nf4", "int8"),
     question=schema.TEXTS,
-    trained_on=schema.fields(phrasing=schema.fields(" ".join(PHRASING), **PHRASING)),
+    trained_on=schema.fields(phrasing=schema.fields(" ".join(PHRASING.keys() - {"thinking"}), **PHRASING)),
 )
 
 
@@ -159,7 +161,9 @@ class Detector:
             warnings.warn(f"{adapter.name} has no {DESCRIPTION}: default question, threshold 0.", stacklevel=2)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         problems.add(adapter_file_problems(adapter))
-        config, tokenizer = problems.attempt(load_config, spec), problems.attempt(load_tokenizer, spec)
+        own = own_template(adapter)
+        template = problems.attempt(read_template, own) if own is not None else None
+        config, tokenizer = problems.attempt(load_config, spec), problems.attempt(load_tokenizer, spec, template)
         if config is not None:
             problems.add(nf4_on_cpu_problems(spec, config, device.type))
         if not problems.found:
@@ -301,9 +305,10 @@ def _wording(adapter: Adapter) -> dict[str, Any]:
     if recorded is None:
         return {}
     phrasing = recorded["trained_on"]["phrasing"]
+    known = {name: phrasing[name] for name in PHRASING if name in phrasing}
     return {
         "question": next(iter(recorded["question"]), None),
-        "phrasing": Phrasing(**{name: phrasing[name] for name in PHRASING} | {"answers": tuple(phrasing["answers"])}),
+        "phrasing": Phrasing(**known | {"answers": tuple(phrasing["answers"])}),
         "threshold": float(recorded["threshold"]),
         "prefill_adapter": recorded["trained_on"]["prefill_adapter"],
     }

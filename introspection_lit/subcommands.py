@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 HELP = """\
-usage: python -m introspection_lit [-c CONFIG] {fit,validate,test,predict,report} ...
+usage: python -m introspection_lit [-c CONFIG] {fit,validate,test,predict,show,report} ...
 
 Train a language model to notice when its activations are being steered, and measure whether it does.
 
@@ -16,13 +16,14 @@ options:
                         YAML with a section for each subcommand; each subcommand also has its own --config.
 
 subcommands:
-  For the options of a subcommand, add --help after it. All except report accept --print_config, which prints the
+  For the options of a subcommand, add --help after it. All except show and report accept --print_config, which prints the
   configuration after applying all other arguments, and exits.
 
     fit                 Train an adapter, with regular validations.
     validate            Run the validation set and print the threshold that it would set.
     test                Run the test sets and write results and a report into the run's folder.
     predict             Score the trials of a grid and write them to a file.
+    show                Print trials as the model reads them: what is steered, and where the answer is read.
     report              Make an HTML page from the results of one run or several.
 """
 

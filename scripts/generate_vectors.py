@@ -19,6 +19,7 @@ import torch
 from introspection_lit.models.loading import load_config
 from introspection_lit.steering import vector_files
 from introspection_lit.steering.vector_bank import repeated
+from introspection_lit.steering.vector_layouts import LAYOUTS
 from introspection_lit.tools import option_types, pipeline, vector_report
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
@@ -39,7 +40,15 @@ def main(args: list[str] | None = None) -> None:
         "--n-random", type=option_types.positive, default=200, help="half to train on, half held out (default: %(default)s)"
     )
     parser.add_argument("--concepts", nargs="+", help="words or phrases, at least three (default: the 26 built-in ones)")
-    parser.add_argument("--import", dest="imports", nargs="+", type=Path, default=[], help=".gguf, .pt, .safetensors files")
+    parser.add_argument(
+        "--import", dest="imports", nargs="+", type=Path, default=[], help=".gguf, .pt, .safetensors, .npy files"
+    )
+    what = (
+        "what rows of tensors (n, hidden) in --import are: directions for all layers, or the layers of one direction, after"
+    )
+    parser.add_argument(
+        "--layout", choices=("auto", *LAYOUTS), default="auto", help=f"{what} one for the embeddings with layers+1"
+    )
     parser.add_argument(
         "--export-as", choices=vector_files.FORMATS, help="write each concept as a file of this format, too"
     )
@@ -69,7 +78,7 @@ def generate(steps: pipeline.Steps) -> None:
         raise ConfigurationError([str(error)]) from error
     imported: dict[str, torch.Tensor] = {}
     for path in options.imports:
-        more = vector_files.read_directions(path, config.num_hidden_layers, config.hidden_size)
+        more = vector_files.read_directions(path, config.num_hidden_layers, config.hidden_size, options.layout)
         if twice := sorted(set(more) & set(imported)):
             raise ConfigurationError([f"--import: {twice} are in {path} and in another file. Rename one of the files."])
         imported |= more

@@ -30,7 +30,7 @@ NEW_IN_ADAPTER = ("invocation", "check")
 NEW_EVIDENCE = {"tasks": [], "choices": [], "deployed": [], "as_exported": None, "long": None}
 # Of the data, with their defaults.
 NEW_OPTIONS = dict.fromkeys(("tasks", "lead_in", "trained_concepts", "long", "test_changes", "benign"))
-NEW_OPTIONS |= {"benign_share": 0.25}
+NEW_OPTIONS |= {"benign_share": 0.25, "chat_template": None, "thinking": "closed"}
 
 
 def keys(value: Any, place: str = "") -> set[str]:

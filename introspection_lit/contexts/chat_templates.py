@@ -15,6 +15,7 @@ from itertools import product
 from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 
+from introspection_lit.contexts.answer_opening import AS_PROMPTED, SWITCHES, Opening, find_opening, open_block
 from introspection_lit.utils.resource_limits import BYTES, limited
 
 if TYPE_CHECKING:
@@ -36,11 +37,20 @@ class Layout(NamedTuple):
         pieces: What the template writes before the first text, between texts, and after the last one.
         order: Index of the message in each gap between pieces; messages without text have none.
         boundary: Number of the template's own characters that belong to the context.
+        rewritten: The template writes the messages of the context otherwise where no others follow, as templates do that
+            put a think block into the last reply alone.
+        opening: What the last piece has beyond the generation prompt.
     """
 
     pieces: tuple[str, ...]
     order: tuple[int, ...]
     boundary: int
+    rewritten: bool = False
+    opening: Opening = AS_PROMPTED
+
+    def before_question(self, steered: int) -> int:
+        """Characters of the template between the context, of so many texts, and the first text of the question."""
+        return sum(map(len, self.pieces[: steered + 1])) - self.boundary
 
     @property
     def neutral(self) -> str:
@@ -48,15 +58,30 @@ class Layout(NamedTuple):
         return "word".join(self.pieces)
 
 
-def apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], prompt: bool) -> str:
-    """Apply the template to messages (role and text); errors of jinja2 or of the template pass through."""
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], prompt: bool, **variables: bool
+) -> str:
+    """Apply the template to messages (role and text); errors of jinja2 or of the template pass through.
+
+    Args:
+        tokenizer: Has the template.
+        messages: Role and text of each.
+        prompt: Add the generation prompt.
+        variables: Further variables of the template.
+    """
     conversation = [{"role": role, "content": content} for role, content in messages]
     with limited(memory=BYTES):
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt))
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt, **variables)
+    return str(text)
 
 
 def find_layout(
-    tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], filled: Sequence[bool], steered: int, again: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    roles: Sequence[str],
+    filled: Sequence[bool],
+    steered: int,
+    again: bool = False,
+    closed: bool = True,
 ) -> Layout | int:
     """Find out where a template puts texts.
 
@@ -66,34 +91,83 @@ def find_layout(
         filled: Whether each message has any text.
         steered: Number of messages that belong to the context.
         again: Ignore the cache: a template that writes the date changes from day to day.
+        closed: The answer starts after a block of thoughts, not inside of it.
 
     Returns:
         The layout; or the index of a message that is dropped, repeated, or on the wrong side of the context's end.
     """
     find = _layout.__wrapped__ if again else _layout
-    return find(tokenizer, str(tokenizer.chat_template), tuple(roles), tuple(filled), steered)
+    return find(tokenizer, str(tokenizer.chat_template), tuple(roles), tuple(filled), steered, closed)
 
 
 @lru_cache(maxsize=256)
 def _layout(
-    tokenizer: PreTrainedTokenizerBase, source: str, roles: tuple[str, ...], filled: tuple[bool, ...], steered: int
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    roles: tuple[str, ...],
+    filled: tuple[bool, ...],
+    steered: int,
+    closed: bool,
 ) -> Layout | int:
     words = [f"Qzx{number}kWv" if has_text else "" for number, has_text in enumerate(filled)]
     messages = list(zip(roles, words, strict=True))
     text = apply_template(tokenizer, messages, True)
-    boundary = len(commonprefix([apply_template(tokenizer, messages[:steered], False), text]))
-    places = {}
-    for number, word in enumerate(words):
-        if word:
-            place = text.find(word)
-            inside = place >= 0 and (place + len(word) <= boundary if number < steered else place >= boundary)
-            if not inside or text.count(word) > 1:
-                return number
-            places[number] = place
+    alone = apply_template(tokenizer, messages[:steered], False)
+    places = {number: text.find(word) for number, word in enumerate(words) if word}
+    boundary, rewritten = len(commonprefix([alone, text])), False
+    if any(places[number] + len(words[number]) > boundary for number in places if number < steered):
+        boundary, rewritten = _end_in_whole(alone, text, words[:steered], places), True
+    elif not filled[steered - 1]:
+        # Nothing of an empty reply shows whether the template writes the last one otherwise.
+        full = _layout(tokenizer, source, roles, (*filled[: steered - 1], True, *filled[steered:]), steered, closed)
+        if not isinstance(full, int) and full.rewritten:
+            after = min(place for number, place in places.items() if number >= steered)
+            boundary, rewritten = max(after - full.before_question(sum(filled[: steered - 1]) + 1), 0), True
+    for number, place in places.items():
+        inside = place >= 0 and (place + len(words[number]) <= boundary if number < steered else place >= boundary)
+        if not inside or text.count(words[number]) > 1:
+            return number
+    opening = _opening(tokenizer, messages, text, closed)
+    text = opening.complete(text)
     order = sorted(places, key=lambda number: places[number])
     edges = [0, *(edge for number in order for edge in (places[number], places[number] + len(words[number]))), len(text)]
     pieces = tuple(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-    return Layout(pieces, tuple(order), boundary - sum(len(word) for word in words[:steered]))
+    return Layout(pieces, tuple(order), boundary - sum(len(word) for word in words[:steered]), rewritten, opening)
+
+
+def _end_in_whole(alone: str, text: str, words: Sequence[str], places: dict[int, int]) -> int:
+    """Where a context ends in a whole conversation, if the template writes it otherwise without what follows.
+
+    The last reply keeps what closes it: this is what follows its text, alone as in the whole.
+    """
+    last = next(number for number in reversed(range(len(words))) if words[number])
+    start, end = alone.find(words[last]), places[last] + len(words[last])
+    if start < 0 or places[last] < 0:
+        return 0
+    return end + len(commonprefix([alone[start + len(words[last]) :], text[end:]]))
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], text: str, closed: bool) -> Opening:
+    """Where an answer to the last message starts; as prompted if the template does not show it."""
+    (role, asked), word = messages[-1], "Qzx_replykWv"
+    if role != "user":
+        return AS_PROMPTED
+    if not asked:
+        asked = "Qzx_askedkWv"
+        messages = [*messages[:-1], (role, asked)]
+        text = apply_template(tokenizer, messages, True)
+    prompt = text.partition(asked)[2]
+
+    def after(more: Sequence[tuple[str, str]], **variables: bool) -> str | None:
+        try:
+            return apply_template(tokenizer, [*messages, *more], not more, **variables).partition(asked)[2]
+        except Exception:  # templates raise errors of jinja2 or of their own
+            return None
+
+    reply = after([("assistant", word)])
+    reply = reply.partition(word)[0] if reply and word in reply else None
+    off = [after([], **{name: False}) for name in SWITCHES] if open_block(prompt) else []
+    return find_opening(prompt, reply, [other for other in off if other], closed)
 
 
 def find_texts(text: str, layout: Layout, contents: Sequence[str]) -> list[tuple[int, int]] | int:

@@ -19,7 +19,7 @@ class Message(NamedTuple):
     """One message of a conversation.
 
     Attributes:
-        role: ``system``, ``user`` or ``assistant``.
+        role: ``system``, ``developer``, ``user`` or ``assistant``.
         content: Its text.
     """
 

@@ -6,11 +6,10 @@ character offsets; so the tokens do not depend on the split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from introspection_lit.contexts.answer_opening import Opening
 from introspection_lit.contexts.chat_templates import (
     Layout,
     apply_template,
@@ -57,6 +56,8 @@ class Phrasing:
         info: Information before the question, in the same message.
         joint: Follows the answer prefix: a space if the tokenizer makes the space before the answer words a token of its
             own, as some do before digits; otherwise empty.
+        thinking: ``closed``: an answer starts after a block of thoughts, which is closed if the chat template opens one;
+            ``open``: right where the generation prompt ends.
     """
 
     system: str = ""
@@ -64,6 +65,11 @@ class Phrasing:
     answer_prefix: str = "The answer is"
     info: str = ""
     joint: str = ""
+    thinking: Literal["closed", "open"] = "closed"
+
+    def describe(self) -> dict[str, Any]:
+        """As a dictionary for files; ``thinking`` only if it is not closed."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("thinking", "closed")}
 
 
 @dataclass(frozen=True)
@@ -99,19 +105,23 @@ def render(
         UnfitText: The template changes a text, or a text holds what the template writes between messages.
         ConfigurationError: The template drops a message, rejects the roles, or takes no system prompt.
     """
-    conversation = _write(tokenizer, context, question, phrasing)
+    conversation = write_out(tokenizer, context, question, phrasing)
     return conversation.text, conversation.boundary
 
 
 def messages_of(
     tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing
-) -> tuple[list[Message], str]:
-    """The messages of a conversation as its chat template takes them, and the start of the answer; as :func:`render`."""
-    turns, _ = _arrange(tokenizer, _turns(context, question, phrasing))
-    return turns.messages, turns.start.content + phrasing.joint
+) -> tuple[list[Message], Opening, str]:
+    """The messages of a conversation as its chat template takes them, and what follows; arguments as for :func:`render`.
+
+    Returns:
+        The messages, where the answer starts after the generation prompt, and the start of the answer.
+    """
+    turns, layout = _arrange(tokenizer, _turns(context, question, phrasing))
+    return turns.messages, layout.opening, turns.start.content + phrasing.joint
 
 
-class _Written(NamedTuple):
+class Written(NamedTuple):
     """A conversation as text.
 
     Attributes:
@@ -139,12 +149,14 @@ class _Turns(NamedTuple):
         sources: The option that each message comes from.
         steered: Number of messages that belong to the context, system prompt included.
         start: Start of the answer.
+        closed: The answer starts after a block of thoughts.
     """
 
     messages: list[Message]
     sources: list[str]
     steered: int
     start: Message
+    closed: bool
 
 
 def _turns(context: Context, question: str | None, phrasing: Phrasing) -> _Turns:
@@ -168,7 +180,7 @@ def _turns(context: Context, question: str | None, phrasing: Phrasing) -> _Turns
     for message, source in zip((*messages, start), (*sources, "data.answer_prefix"), strict=True):
         if has_lone_surrogate(message.content):
             raise UnfitText(source, message.content, HALF)
-    return _Turns(messages, sources, 1 + len(turns), start)
+    return _Turns(messages, sources, 1 + len(turns), start, phrasing.thinking == "closed")
 
 
 def _arrange(tokenizer: PreTrainedTokenizerBase, turns: _Turns) -> tuple[_Turns, Layout]:
@@ -178,28 +190,28 @@ def _arrange(tokenizer: PreTrainedTokenizerBase, turns: _Turns) -> tuple[_Turns,
         ConfigurationError: The template drops a message, rejects the roles, or takes no system prompt.
     """
     try:
-        layout = _layout(tokenizer, turns.messages, turns.steered)
+        layout = _layout(tokenizer, turns)
+        if isinstance(layout, int) and not turns.messages[0].content and turns.messages[1].role == "developer":
+            turns = _without_system(turns)  # some templates take a developer message in place of a system prompt alone
+            layout = _layout(tokenizer, turns)
     except Exception as error:  # templates raise jinja2 errors of their own, for example Gemma's: no system role
         if turns.messages[0].content:
             raise ConfigurationError(
-                [f"data.system_prompt: the model's chat template takes no system prompt ({error}). Leave it empty."]
+                [
+                    f"{turns.sources[0]}: the model's chat template takes no system prompt ({error}). Leave it empty, or "
+                    "give a template that does with data.chat_template."
+                ]
             ) from error
-        turns = _Turns(turns.messages[1:], turns.sources[1:], turns.steered - 1, turns.start)
+        turns = _without_system(turns)
         try:
-            layout = _layout(tokenizer, turns.messages, turns.steered)
+            layout = _layout(tokenizer, turns)
         except Exception as second:
             roles = ", ".join(message.role for message in turns.messages)
             raise ConfigurationError(
                 [f"data.contexts: the model's chat template refuses a conversation of {roles} ({second})."]
             ) from second
     if isinstance(layout, int):
-        message = turns.messages[layout]
-        raise ConfigurationError(
-            [
-                "data.contexts: the model's chat template changes or drops a message of the context once others follow, so "
-                f"the context cannot be told from the question ({message.role}: {message.content[:60]!r})."
-            ]
-        )
+        raise ConfigurationError([_lost(turns, layout)])
     if not layout.pieces[sum(number < turns.steered for number in layout.order)].strip():
         raise ConfigurationError(
             ["base.name_or_path: the model's chat template writes nothing but white space between context and question."]
@@ -207,10 +219,25 @@ def _arrange(tokenizer: PreTrainedTokenizerBase, turns: _Turns) -> tuple[_Turns,
     return turns, layout
 
 
-def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> _Written:
+def _without_system(turns: _Turns) -> _Turns:
+    return turns._replace(messages=turns.messages[1:], sources=turns.sources[1:], steered=turns.steered - 1)
+
+
+def _lost(turns: _Turns, number: int) -> str:
+    """The message for a message that a template drops, repeats or moves."""
+    role, text = turns.messages[number]
+    what = f"{turns.sources[number]}: the model's chat template"
+    if role in ("system", "developer") and number < turns.steered:
+        done = f"drops a {role} message, or puts it behind the context ({text[:60]!r})"
+        return f"{what} {done}. Leave it out, or give a template that keeps it with data.chat_template."
+    done = "changes or drops a message of the context once others follow, so the context cannot be told from the question"
+    return f"{what} {done} ({role}: {text[:60]!r}). Give another template with data.chat_template."
+
+
+def write_out(tokenizer: PreTrainedTokenizerBase, context: Context, question: str | None, phrasing: Phrasing) -> Written:
     """Apply the template, and check that it changes no text and that no text adds marks of a turn; see :func:`render`."""
     turns, layout = _arrange(tokenizer, _turns(context, question, phrasing))
-    messages, sources, steered, start = turns
+    messages, sources, steered, start, _ = turns
     try:
         text = apply_template(tokenizer, messages, True)
     except (BeyondLimitError, MemoryError) as error:
@@ -221,11 +248,13 @@ def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str |
     except Exception as error:  # it did not fail with placeholder words
         raise UnfitText(sources[steered - 1], messages[steered - 1].content, f"is refused ({error})") from error
     contents = [message.content for message in messages]
+    written, text = text, layout.opening.complete(text)
     places = find_texts(text, layout, contents)
     if isinstance(places, int):
-        fresh = _layout(tokenizer, messages, steered, again=True)
+        fresh = _layout(tokenizer, turns, again=True)
         assert isinstance(fresh, Layout)
-        layout, places = fresh, find_texts(text, fresh, contents)
+        layout, text = fresh, fresh.opening.complete(written)
+        places = find_texts(text, layout, contents)
     if isinstance(places, int):
         raise UnfitText(sources[places], messages[places].content, "is changed by the model's chat template")
     boundary = layout.boundary + sum(end - beginning for beginning, end in places[:steered])
@@ -235,14 +264,12 @@ def _write(tokenizer: PreTrainedTokenizerBase, context: Context, question: str |
     if not has_same_marks(tokenizer, text, layout):
         number = next((n for n, m in enumerate(messages) if find_marks(tokenizer, m.content)), steered - 1)
         raise UnfitText(sources[number], messages[number].content, TURN)
-    return _Written(text + phrasing.joint, boundary, messages, sources, places, layout)
+    return Written(text + phrasing.joint, boundary, messages, sources, places, layout)
 
 
-def _layout(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], steered: int, again: bool = False
-) -> Layout | int:
-    roles, filled = [message.role for message in messages], [bool(message.content) for message in messages]
-    return find_layout(tokenizer, roles, filled, steered, again)
+def _layout(tokenizer: PreTrainedTokenizerBase, turns: _Turns, again: bool = False) -> Layout | int:
+    roles, filled = ([message.role for message in turns.messages], [bool(message.content) for message in turns.messages])
+    return find_layout(tokenizer, roles, filled, turns.steered, again, turns.closed)
 
 
 def encode(
@@ -257,7 +284,7 @@ def encode(
         UnfitText: A text holds a control token, or merges with one of the template's.
         ConfigurationError: As for :func:`render`.
     """
-    written = _write(tokenizer, context, question, phrasing)
+    written = write_out(tokenizer, context, question, phrasing)
     tokens = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
     control = control_tokens(tokenizer)
@@ -275,36 +302,3 @@ def encode(
         return Encoded(ids[:cut], ids[cut:])
     asked_end = written.places[-2][1] - len(question) + asked  # information may precede the question
     return Encoded(ids[:cut], ids[cut:], sum(end < asked_end for _, end in offsets) - cut)
-
-
-def line_spans(
-    tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing
-) -> list[tuple[int, int]]:
-    """The tokens of each line of a context's first user message, as (first, one after the last).
-
-    Arguments as for :func:`render`; a token across two lines belongs to the first.
-    """
-    written = _write(tokenizer, context, question, phrasing)
-    tokens = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)
-    message = next(number for number, message in enumerate(written.messages) if message.role == "user")
-    start, end = written.places[message]
-    ends = [start + len(line) for line in accumulate(written.text[start:end].splitlines(keepends=True))]
-    first = sum(beginning < start for beginning, _ in tokens["offset_mapping"])
-    places = [sum(beginning < end for beginning, _ in tokens["offset_mapping"]) for end in ends]
-    return list(pairwise([first, *places]))
-
-
-def user_starts(
-    tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing
-) -> tuple[list[int], int]:
-    """The first token of the text of each user message of a context, and the number of the context's tokens.
-
-    Arguments as for :func:`render`.
-    """
-    written = _write(tokenizer, context, question, phrasing)
-    offsets = tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    users = [
-        start for message, (start, end) in zip(written.messages, written.places, strict=True) if message.role == "user"
-    ]
-    starts = [sum(end <= start for _, end in offsets) for start in users[: sum(t.role == "user" for t in context.turns)]]
-    return starts, next((place for place, (_, end) in enumerate(offsets) if end > written.boundary), len(offsets))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from introspection_lit.contexts.context import Context, Message
-from introspection_lit.contexts.conversations import Phrasing, encode, user_starts
+from introspection_lit.contexts.conversations import Phrasing, encode
+from introspection_lit.contexts.token_places import user_starts
 from introspection_lit.contexts.usable import usable_contexts
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator

@@ -38,7 +38,7 @@ def edited(context: Context, seed: int) -> Context:
     return replace(
         context,
         turns=tuple(
-            turn if turn.role == "system" else Message(turn.role, exchanged_words(turn.content, random))
+            turn if turn.role in ("system", "developer") else Message(turn.role, exchanged_words(turn.content, random))
             for turn in context.turns
         ),
     )

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "introspection.json"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FILES = (CONFIG, WEIGHTS, DESCRIPTION)
+# The chat template of the training, if it was not the model's own.
+TEMPLATE = "chat_template.jinja"
+FILES = (CONFIG, WEIGHTS, DESCRIPTION, TEMPLATE)
 MAX_JSON_BYTES = 1 << 28  # bytes
 DESCRIPTION_FORM = schema.fields("threshold", threshold=schema.number(), trained_on=RECORD)
 
@@ -304,6 +306,12 @@ def copy_adapter(source: Path, folder: Path) -> None:
         shutil.copytree(source, unfinished, dirs_exist_ok=True)
 
 
+def own_template(adapter: Adapter) -> Path | None:
+    """The chat template that an adapter was trained with; None: that of its base model."""
+    named = ((adapter.description or {}).get("options") or {}).get("data.chat_template")
+    return None if named is None else adapter.folder / TEMPLATE
+
+
 def check_replaceable(folder: Path) -> None:
     """Check that a folder does not exist, or is an export of this package.
 
@@ -330,7 +338,7 @@ def changed_files(folder: Path, description: Mapping[str, Any] | None) -> list[s
     hashes = description.get("files")
     if not isinstance(hashes, dict):
         return problems
-    for name in (WEIGHTS, CONFIG):
+    for name in (WEIGHTS, CONFIG, TEMPLATE):
         if name in hashes and (folder / name).is_file() and file_hash(folder / name) != hashes[name]:
             difference = mismatch(f"'files' and {CHECKSUM!r} from {DESCRIPTION}")
             problems.append(f"model.adapter: {folder / name}: {difference}.")

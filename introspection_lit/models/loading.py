@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jinja2 import TemplateSyntaxError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
@@ -46,8 +48,33 @@ def load_config(base: BaseModel) -> PretrainedConfig:
     return whole_config(base).get_text_config(decoder=True)
 
 
-def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
+def read_template(path: Path) -> str:
+    """Read a chat template of the user's own.
+
+    Args:
+        path: A file of Jinja, as ``chat_template.jinja`` in model folders.
+
+    Raises:
+        ConfigurationError: It does not exist, is empty or is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(
+            [f"data.chat_template: {path} cannot be read ({reason}). Expected a Jinja file."]
+        ) from error
+    if not text.strip():
+        raise ConfigurationError([f"data.chat_template: {path} is empty. Expected a chat template in Jinja."])
+    return text
+
+
+def load_tokenizer(base: BaseModel, template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer; models with random weights use that of the embedded model.
+
+    Args:
+        base: Options of the model.
+        template: A chat template instead of the tokenizer's own.
 
     Raises:
         ValueError: It cannot be loaded, has no chat template, or cannot report character offsets.
@@ -56,10 +83,20 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(**resolve(BaseModel() if is_random(base.name) else base))
     except Exception as error:  # transformers raises many types for bad files
         raise ValueError(load_error(base, "has no usable tokenizer", error)) from error
+    if template is not None:
+        tokenizer.chat_template = template
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"data.chat_template: no Jinja: {error} (line {error.lineno}). Expected a template."
+            ) from error
+        except Exception:  # of the template: it may refuse this conversation, and is checked below
+            pass
     if not tokenizer.chat_template:
         raise ValueError(
             f"base.name_or_path: the tokenizer of {base.name_or_path!r} has no chat template. Expected an instruct or "
-            "chat model, whose tokenizer carries one."
+            "chat model, whose tokenizer carries one, or a template in data.chat_template."
         )
     _check_template(tokenizer, base)
     if not tokenizer.is_fast:

@@ -40,6 +40,8 @@ SETTINGS = schema.fields(
         "data.info": schema.text(rf"(?s:{'|'.join(INFO)}|.*\.txt)", f"{', '.join(INFO)} or a .txt file"),
         "data.answers": schema.listed(schema.required(schema.TEXT), 2),
         "data.answer_prefix": schema.TEXT,
+        "data.chat_template": schema.TEXT,
+        "data.thinking": schema.choice("closed", "open"),
         "data.bands": BANDS,
         "data.strengths": STRENGTHS,
         "data.strength_unit": UNIT,
@@ -61,7 +63,11 @@ RECORD = schema.required(
     )
 )
 # Settings that can name a file or a data set of the hub, and how users name their own.
-NAMED_BY = {"data.contexts": "--conversations FILE (data.contexts)", "data.info": "--data.info FILE"}
+NAMED_BY = {
+    "data.contexts": "--conversations FILE (data.contexts)",
+    "data.info": "--data.info FILE",
+    "data.chat_template": "--data.chat_template FILE",
+}
 
 
 def validate_settings(options: object, source: str) -> dict[str, Any]:

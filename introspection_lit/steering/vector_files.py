@@ -1,15 +1,16 @@
-"""Reads and writes directions in other projects' formats: GGUF control vectors of repeng, ``.pt`` tensors, safetensors.
+"""Reads and writes directions in other projects' formats: GGUF control vectors of repeng, tensors of torch and numpy.
 
 A file holds one or several directions. Each is read as ``(layers, hidden)``: a direction for the output of each decoder
 layer, zero at layers that the file leaves out (repeng leaves out layer 0). In all formats layer ``i`` is the output of
-decoder layer ``i``, counted from 0, as in repeng and llama.cpp.
+decoder layer ``i``, counted from 0, as in repeng and llama.cpp; a tensor with one row more than layers has that of the
+embeddings first, as transformers' ``hidden_states`` (:mod:`~introspection_lit.steering.vector_layouts`).
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,36 +23,40 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from introspection_lit.steering.vector_bank import name_problem, shown
+from introspection_lit.steering.vector_layouts import Layout, by_layout, layer_of
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import atomic_file
 from introspection_lit.utils.resource_limits import room_for
 
 FORMATS = (".gguf", ".pt", ".safetensors")
-PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+READABLE = (*FORMATS, ".npy")
 # Limits on what a file may declare: a few bytes can claim more numbers than fit in memory.
 MOST_ENTRIES = 100_000
 MOST_BYTES = 2**33
 MOST_GGUF_FIELDS = 20_000
-NO_LAYER = 10**9  # stands for a layer number that no model has
 # Dicts may be nested this deep: tensors by name or layer, or dicts of such dicts.
 DEEPEST = 2
 
 
-def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]:
-    """Read every direction of a file.
+def read_directions(path: Path, n_layers: int, hidden: int, layout: Layout = "auto") -> dict[str, Tensor]:
+    """Read every direction of a file; warns where a file could mean something else.
 
     Args:
         path: A file in one of these formats.
 
             - ``.gguf``: a control vector as repeng and llama.cpp write it, with tensors ``direction.LAYER``.
-            - ``.safetensors``: tensors by name; or ``direction.LAYER``, as in a control vector.
+            - ``.safetensors``: tensors by name; or by layer, as in a control vector.
             - ``.pt``: a tensor, or a dict of them by name or by layer, or a dict of such dicts. Loaded with
               ``weights_only``, so no code in the file runs.
+            - ``.npy``: an array; no objects.
 
-            A tensor ``(hidden,)`` is a direction for every layer, ``(n, hidden)`` are n of them, ``(n, layers, hidden)`` n
-            with a direction for each layer.
+            Layers are numbers, or names such as ``direction.3``, ``layer_3`` and ``model.layers.3``. A tensor ``(hidden,)``
+            is a direction for every layer, ``(n, hidden)`` are n of them, ``(n, layers, hidden)`` n with a direction for
+            each layer, ``(layers + 1, hidden)`` one with a row for the embeddings first, which is left out.
         n_layers: Number of decoder layers of the model.
         hidden: Its hidden size.
+        layout: What the rows of tensors, or the layers of dicts, are: ``auto``, or one of
+            :data:`~introspection_lit.steering.vector_layouts.LAYOUTS`.
 
     Returns:
         Unscaled directions by name, each ``(n_layers, hidden)`` float32.
@@ -60,11 +65,11 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
         ConfigurationError: The file does not exist, cannot be read, or does not fit the model; at most ten problems.
     """
     if not os.path.isfile(path):  # unlike Path.is_file, False of a name that no file can have
-        raise ConfigurationError([f"import: no such file: {path}. Expected a {', '.join(FORMATS)} file."])
-    readers = {".gguf": _read_gguf, ".pt": _read_pt, ".safetensors": load_file}
+        raise ConfigurationError([f"import: no such file: {path}. Expected a {', '.join(READABLE)} file."])
+    readers = {".gguf": _read_gguf, ".pt": _read_pt, ".safetensors": load_file, ".npy": _read_npy}
     if path.suffix not in readers:
         raise ConfigurationError(
-            [f"import: {path} is none of {', '.join(FORMATS)}, which are the formats that can be read."]
+            [f"import: {path} is none of {', '.join(READABLE)}, which are the formats that can be read."]
         )
     try:
         with room_for(path):
@@ -79,7 +84,14 @@ def read_directions(path: Path, n_layers: int, hidden: int) -> dict[str, Tensor]
         raise ConfigurationError([f"import: {path} cannot be read as {path.suffix}{detail}. {nature}."]) from error
     entries, problems, room = [], [], MOST_BYTES // (4 * n_layers * hidden)
     for name, value in _entries(content, path.stem):
-        count = _parts(value, n_layers, hidden)
+        count: int | str
+        try:
+            value, note = by_layout(value, n_layers, layout)
+            count = _parts(value, n_layers, hidden)
+        except ValueError as error:
+            note, count = None, str(error)
+        if note and not isinstance(count, str):
+            warnings.warn(f"import: {path}: {shown(name)}: {note}", stacklevel=2)
         problem = name_problem(name) or (count if isinstance(count, str) else None)
         if problem:
             problems.append(f"import: {path}: {shown(name)}: {problem}")
@@ -152,6 +164,11 @@ def _read_pt(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _read_npy(path: Path) -> Tensor:
+    array = np.load(path, allow_pickle=False)
+    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+
+
 def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Yield name and value of each direction in a file's content; a value is a tensor or a dict of tensors by layer."""
     if not isinstance(content, Mapping):
@@ -164,6 +181,9 @@ def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any
             [f"import: {shown(name)}: {what}. Expected tensors by name or layer, or dicts of such dicts."]
         )
     by_layer = {layer_of(key): value for key, value in content.items() if layer_of(key) is not None}
+    if any(layer is not None and layer < 0 for layer in by_layer):
+        problem = "negative layer numbers, which count from the end in some projects and not in others"
+        raise ConfigurationError([f"import: {shown(name)}: {problem}. Expected layers counted from 0, the first."])
     if len(by_layer) < sum(layer_of(key) is not None for key in content):
         raise ConfigurationError([f"import: {shown(name)}: a layer is there twice, as a number and as a text."])
     # A dict of names for each layer, instead of a dict of layers for each name.
@@ -181,27 +201,15 @@ def _entries(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any
             yield from _entries(value, key, depth + 1)
 
 
-def layer_of(key: object) -> int | None:
-    """The layer number of a key, an integer or ``direction.NUMBER``; None if the key is a name."""
-    if isinstance(key, int) and not isinstance(key, bool):
-        return max(-1, min(key, NO_LAYER))
-    match = re.fullmatch(r"(?:direction\.)?([0-9]+)", key) if isinstance(key, str) else None
-    return min(int(match.group(1).lstrip("0")[:10] or 0), NO_LAYER) if match else None
-
-
 def _parts(value: Any, n_layers: int, hidden: int) -> int | str:
     """Number of directions of an entry, by its shape, or a problem as a sentence."""
-    parts = value if isinstance(value, dict) else {None: value}
-    for part in parts.values():
-        if type(part) not in (Tensor, torch.nn.Parameter):
-            return f"expected a tensor of floating-point numbers, got {type(part).__name__}."
-        plain = not part.is_nested and part.layout == torch.strided and part.device.type == "cpu" and not part.is_quantized
-        if part.dtype not in PLAIN or not plain:
-            return f"expected a plain tensor of floating-point numbers, got {part.dtype} ({part.layout}, {part.device})."
     if isinstance(value, dict):
         outside = sorted(layer for layer in value if not 0 <= layer < n_layers)
         if outside:
-            return f"it has directions for the layers {outside[:5]}, which the model does not have (0..{n_layers - 1})."
+            return (
+                f"it has directions for the layers {outside[:5]}, which the model does not have (0..{n_layers - 1}). If "
+                "its 0 stands for the embeddings, give --layout layers+1."
+            )
         wrong = [tuple(part.shape) for part in value.values() if tuple(part.shape) != (hidden,)]
         return f"a layer's direction has shape {wrong[0]}. Expected ({hidden},), the model's hidden size." if wrong else 1
     if (
@@ -213,11 +221,6 @@ def _parts(value: Any, n_layers: int, hidden: int) -> int | str:
         return (
             f"it has shape {tuple(value.shape)[:8]}. Expected ({hidden},), (n, {hidden}) or (n, {n_layers}, {hidden}) for "
             "this model."
-        )
-    if value.dim() == 2 and len(value) == n_layers:
-        return (
-            f"shape {tuple(value.shape)} can mean {n_layers} directions or one with a direction for each of the {n_layers} "
-            f"layers. Save it as ({n_layers}, 1, {hidden}) expanded over layers, or as (1, {n_layers}, {hidden})."
         )
     return 1 if value.dim() == 1 else len(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
@@ -47,6 +47,7 @@ class WordingOptions:
         longest_tested: Tokens of the longest context of the test sets.
         test_sets: Names of the test sets of the run.
         lead_in_text: First words of every question; empty: none.
+        thinking: Whether an answer starts after a block of thoughts (``closed``) or inside of it (``open``).
     """
 
     questions: Sequence[str] | None
@@ -62,6 +63,7 @@ class WordingOptions:
     longest_tested: int
     test_sets: Sequence[str]
     lead_in_text: str
+    thinking: Literal["closed", "open"]
 
 
 class Wording(NamedTuple):
@@ -108,7 +110,7 @@ def build_wording(
     problems.raise_if_any()
     assert answers is not None and info is not None  # noqa: PT018 - else there was a problem
     prefix = common_prefix(contexts) if options.answer_prefix is None else options.answer_prefix
-    phrasing = Phrasing(options.system_prompt, answers, prefix, info)
+    phrasing = Phrasing(options.system_prompt, answers, prefix, info, thinking=options.thinking)
     questions = _questions(options, answers)
     problems.add(question_problems(questions, options.test_sets))
     if not questions["train"]:

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from introspection_lit.contexts.context import fingerprint
 from introspection_lit.models.adapters import read_adapter
 from introspection_lit.steering.extraction import build_bank, require_finite_norms
 from introspection_lit.steering.vector_bank import VectorBank
@@ -222,6 +223,9 @@ class IntrospectionDataModule(LightningDataModule):
         usual = [split for split in tests.values() if split.source.questions not in OTHER_QUESTIONS]
         for difference in leaks.training_differences(record, usual[0], self.options.prefill_adapter) if usual else ():
             rank_zero_warn(difference)
+        template, source = record.get("chat_template"), str(self.run.wording.tokenizer.chat_template)
+        if template not in (None, fingerprint(source)) or (template is None and self.options.chat_template is not None):
+            rank_zero_warn("data.chat_template: training had another chat template; the threshold was set under that one.")
         problems = leaks.training_leak_problems(record, tests, bank)
         if problems:
             raise ConfigurationError(problems)

@@ -13,10 +13,11 @@ from introspection_lit.contexts.conversations import encode
 from introspection_lit.contexts.generation.build import large_contexts
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.splits import evenly_spaced, mix_by_kind, odd_contexts, split_contexts, split_problems
+from introspection_lit.contexts.template_notes import template_notes
 from introspection_lit.contexts.usable import fakes_turns, usable_contexts
 from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
-from introspection_lit.models.loading import load_config, load_tokenizer
+from introspection_lit.models.loading import load_config, load_tokenizer, read_template
 from introspection_lit.models.lora_checks import placement_problems
 from introspection_lit.steering.bands import resolve_bands
 from introspection_lit.steering.vector_bank import (
@@ -44,7 +45,8 @@ from introspection_lit.training.split_builder import BandSets, SplitBuilder, con
 from introspection_lit.trials import leaks
 from introspection_lit.trials.manifest import manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
-from introspection_lit.trials.replay import chosen_trials
+from introspection_lit.trials.replay import chosen_trials, first_steered
+from introspection_lit.trials.shown import print_trial
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import LONG_SETS, SOURCES
 from introspection_lit.utils.errors import ConfigurationError, Problems
@@ -71,7 +73,9 @@ def prepare(run: RunContext) -> Experiment:
     _check_run(run, problems)
     bank = problems.attempt(VectorBank.load, options.bank_path) if options.bank_path else None
     config = problems.attempt(load_config, base)
-    tokenizer = problems.attempt(load_tokenizer, base) if config else None
+    template = problems.attempt(read_template, options.template_path) if options.template_path else None
+    has_template = options.template_path is None or template is not None
+    tokenizer = problems.attempt(load_tokenizer, base, template) if config and has_template else None
     contexts = _deal_contexts(run, tokenizer, problems)
     bands = _check_model(run, config, bank, problems) if config else None
     wording = None
@@ -92,6 +96,10 @@ def prepare(run: RunContext) -> Experiment:
     replayed = [] if options.replayed is None else chosen_trials(options.replayed, splits)
     clean = evenly_spaced(usable.get("train") or usable["all"], NORM_CONTEXTS)
     question = wording.questions["train"][0]
+    for note in template_notes(wording.tokenizer, clean[0], question, wording.phrasing):
+        rank_zero_info(note)
+    if run.trainer.state.fn == "fit" and run.trainer.is_global_zero:
+        print_trial(splits["train"], first_steered(splits["train"]))
     norm_contexts = [encode(wording.tokenizer, context, question, wording.phrasing).context_ids for context in clean]
     return Experiment(splits, bank, wording, norm_contexts, replayed)
 

@@ -23,7 +23,8 @@ tokenizer = AutoTokenizer.from_pretrained({name!r}{tokenizer})"""
 LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model, load_tokenizer
 
 base = BaseModel({name!r}, {options})
-base, tokenizer = load_model(base{device}), load_tokenizer(base)"""
+base, tokenizer = load_model(base{device}), load_tokenizer(base{template})"""
+OWN_TEMPLATE = 'open("this/folder/chat_template.jinja", encoding="utf-8").read()'
 CARD = """---
 base_model: {base_model}
 library_name: peft
@@ -51,7 +52,7 @@ model = PeftModel.from_pretrained(base, "this/folder").eval()
 messages = [
 {messages}
 ]
-text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + {start!r}
+text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True){cut} + {start!r}
 inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
 logits = model(**inputs).logits[0, -1]
 print(float(logits[{yes_id}] - logits[{no_id}]))  # steered if above {threshold:.4f}
@@ -108,7 +109,7 @@ def model_card(
         check: What it says in one pass; None if that could not be tried.
     """
     question, words = description["question"][0], run.phrasing.answers
-    messages, start = messages_of(run.wording.tokenizer, EXAMPLE, question, run.phrasing)
+    messages, opening, start = messages_of(run.wording.tokenizer, EXAMPLE, question, run.phrasing)
     shown = [f"    {json.dumps({'role': role, 'content': text}, ensure_ascii=False)}," for role, text in messages]
     if reason is not None:
         activation = ALWAYS_ON.format(reason=reason, description=DESCRIPTION)
@@ -127,9 +128,10 @@ def model_card(
         auroc=description["validation"]["auroc"],
         lengths=_lengths(run),
         description=DESCRIPTION,
-        load_base=_loading_code(base, auto_class(whole_config(base)).__name__),
+        load_base=_loading_code(base, auto_class(whole_config(base)).__name__, run.options.chat_template is not None),
         messages="\n".join(shown),
-        start=start,
+        start=opening.added + start,
+        cut=f".removesuffix({opening.removed!r})" if opening.removed else "",
         activation=activation,
     )
 
@@ -141,24 +143,27 @@ def _lengths(run: RunContext) -> str:
     return f"{shown} and {run.options.longest_trained} tokens"
 
 
-def _loading_code(base: BaseModel, kind: str = "AutoModelForCausalLM") -> str:
+def _loading_code(base: BaseModel, kind: str = "AutoModelForCausalLM", own_template: bool = False) -> str:
     """Python that loads the base model as in training; from the hub without this package, unless it is quantised.
 
     Args:
         base: The base model.
         kind: Its class in ``transformers``.
+        own_template: The adapter's folder has the chat template.
     """
     plain = base.on_hub and base.quantization == "none"
     files = {"revision": base.revision, "trust_remote_code": base.trust_remote_code or None}
     options = files | {"dtype": base.dtype} | ({} if plain else {"quantization": base.quantization})
     options |= {"quant_storage": base.quant_storage} if base.quantization == "nf4" else {}
-    return (LOAD_HUB if plain else LOAD_LOCAL).format(
+    code = (LOAD_HUB if plain else LOAD_LOCAL).format(
         kind=kind,
         name=base.name,
         options=", ".join(_as_python(options)),
         tokenizer="".join(f", {option}" for option in _as_python(files)),
         device="" if base.quantization == "none" else ', "cuda"',
+        template=f", {OWN_TEMPLATE}" if own_template else "",
     )
+    return f"{code}\ntokenizer.chat_template = {OWN_TEMPLATE}" if plain and own_template else code
 
 
 def _as_python(options: dict[str, Any]) -> list[str]:

@@ -83,6 +83,10 @@ class DataOptions:
             file says. Quote them in YAML: a bare ``no`` is "false".
         answer_prefix: How the answer starts, without a space at the end; by default "The answer is", or as the
             conversations of a file start theirs.
+        chat_template: A file with a chat template (Jinja) instead of the model's own: for base models, which have none, and
+            for templates that lose a message. It is copied into the exported adapter.
+        thinking: Where an answer starts if the chat template has blocks of thoughts: after one, which is ``closed`` in the
+            template's own way, or ``open``, right after the generation prompt.
         tasks: What each cache is asked in training, by name: ``detection`` (was it steered, in answer words that change
             from question to question), ``factual`` and ``reading`` (questions about the world and the text, whose answers
             must stay those of the untrained model over the clean cache), ``plain_text`` (predictions of the text itself,
@@ -137,7 +141,7 @@ class DataOptions:
         num_workers: Worker processes of each data loader.
 
     Raises:
-        ConfigurationError: ``bank`` or ``manifest`` is no file name.
+        ConfigurationError: ``bank``, ``manifest`` or ``chat_template`` is no file name.
     """
 
     contexts: str = BUILTIN
@@ -152,6 +156,8 @@ class DataOptions:
     info: str = "none"
     answers: tuple[str, str] | None = None
     answer_prefix: str | None = None
+    chat_template: str | None = None
+    thinking: Literal["closed", "open"] = "closed"
     tasks: dict[str, TaskOptions] | None = None
     lead_in: str | None = None
     bank: str | None = None
@@ -187,7 +193,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Check the file names at once: everything else is checked by :meth:`problems`, all together."""
-        _ = self.bank_path, self.manifest_path
+        _ = self.bank_path, self.manifest_path, self.template_path
 
     @property
     def bank_path(self) -> Path | None:
@@ -198,6 +204,11 @@ class DataOptions:
     def manifest_path(self) -> Path | None:
         """The file of the training trials; None: they are drawn."""
         return None if self.manifest is None else parse_path("data.manifest", self.manifest)
+
+    @property
+    def template_path(self) -> Path | None:
+        """The file of the chat template; None: the model's own."""
+        return None if self.chat_template is None else parse_path("data.chat_template", self.chat_template)
 
     @property
     def lead_in_text(self) -> str:
@@ -303,5 +314,9 @@ class DataOptions:
             values["long"] = asdict(self.long)
         if self.lead_in_text:
             values["lead_in"] = self.lead_in_text
+        if self.template_path is not None:
+            values["chat_template"] = self.template_path.name
+        if self.thinking != "closed":
+            values["thinking"] = self.thinking
         values["info"] = info.name if info.suffix == ".txt" else self.info
         return {f"data.{name}": value for name, value in values.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from lightning.pytorch import LightningModule, Trainer
 from transformers import Cache
 
+from introspection_lit.contexts.context import fingerprint
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE, DataOptions
 from introspection_lit.trials import leaks
 from introspection_lit.trials.manifest_plan import ManifestPlan
@@ -120,6 +121,8 @@ class RunContext:
         plan = self.splits["train"].plan
         manifest = plan.fingerprint if isinstance(plan, ManifestPlan) else None
         record = leaks.training_record(self.splits, self.vector_bank, self.options.prefill_adapter)
+        if self.options.chat_template is not None:
+            record["chat_template"] = fingerprint(str(self.wording.tokenizer.chat_template))
         return record | {"manifest": manifest}
 
     def recorded_options(self) -> dict[str, Any]:

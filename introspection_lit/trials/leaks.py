@@ -67,7 +67,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         "vectors": sorted(key for split in used for key in direction_keys(split, bank)),
         "questions": sorted({fingerprint(question) for split in used for question in split.question_texts()}),
         "prefill_adapter": prefill_adapter,
-        "phrasing": asdict(splits["train"].phrasing) | {"answers": list(splits["train"].phrasing.answers)},
+        "phrasing": splits["train"].phrasing.describe() | {"answers": list(splits["train"].phrasing.answers)},
         "bands": [list(band) for band in splits["train"].plan.bands],
         "strengths": list(splits["train"].plan.strengths),
         "strength_unit": splits["train"].strength_unit,
@@ -89,7 +89,8 @@ def training_differences(record: Mapping[str, Any], split: Split, prefill_adapte
         "answers": list(split.phrasing.answers),
         "strength_unit": split.strength_unit,
     }
-    then = {"prefill_adapter": record["prefill_adapter"], **record["phrasing"], "strength_unit": record["strength_unit"]}
+    then = {"prefill_adapter": record["prefill_adapter"], "thinking": "closed", **record["phrasing"]}
+    then["strength_unit"] = record["strength_unit"]
     lead_in = record.get("lead_in") or ""
     if not split.questions[0].startswith(lead_in):
         now["lead_in"], then["lead_in"] = "another", lead_in

@@ -9,7 +9,6 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +150,7 @@ def manifest_settings(split: Split, bank: VectorBank, base_model: str, revision:
         "seed": seed,
         "training_contexts": fingerprint(*sorted(context.key for context in split.contexts)),
         "questions": list(split.questions),
-        **asdict(split.phrasing),
+        **split.phrasing.describe(),
         "answers": list(split.phrasing.answers),
         "bank": bank.fingerprint,
         "train_vectors": split.plan.vectors,

@@ -17,16 +17,19 @@ from introspection_lit.utils.errors import ConfigurationError
 
 # Characters of a question in a message.
 QUESTION_LENGTH = 200
+# Trials among which a steered one is looked for.
+LOOKED_AT = 64
 # Trial numbers are stored as int64.
 UNLIMITED = 2**63
 
 
-def chosen_trials(names: Sequence[str], splits: Mapping[str, Split]) -> list[Trial]:
-    """Look up the trials that ``data.replay`` names.
+def chosen_trials(names: Sequence[str], splits: Mapping[str, Split], option: str = "data.replay") -> list[Trial]:
+    """Look up trials by their names.
 
     Args:
         names: ``SPLIT:NUMBER`` each.
         splits: The splits of the run, by name.
+        option: The option that names them, for messages.
 
     Raises:
         ConfigurationError: A name is malformed or names no trial; all problems at once.
@@ -35,21 +38,27 @@ def chosen_trials(names: Sequence[str], splits: Mapping[str, Split]) -> list[Tri
     for name in names:
         split, _, number = name.partition(":")
         if split not in splits:
-            problems.append(f"data.replay: {name!r}: expected SPLIT:NUMBER with one of the splits {', '.join(splits)}.")
-        elif not re.fullmatch(r"[0-9]{1,19}", number) or int(number) >= _total(splits[split]):
-            total = _total(splits[split])
+            problems.append(f"{option}: {name!r}: expected SPLIT:NUMBER with one of the splits {', '.join(splits)}.")
+        elif not re.fullmatch(r"[0-9]{1,19}", number) or int(number) >= total_of(splits[split]):
+            total = total_of(splits[split])
             limit = "" if total == UNLIMITED else f" below {total}, which is how many trials {split} has"
-            problems.append(f"data.replay: {name!r}: expected a trial's number, 0 or more{limit}.")
+            problems.append(f"{option}: {name!r}: expected a trial's number, 0 or more{limit}.")
         else:
             trials.append(splits[split].plan.trial(int(number)))
     if not names:
-        problems.append("data.replay: got an empty list. Expected SPLIT:NUMBER, such as train:12.")
+        problems.append(f"{option}: got an empty list. Expected SPLIT:NUMBER, such as train:12.")
     if problems:
         raise ConfigurationError(problems)
     return trials
 
 
-def _total(split: Split) -> int:
+def first_steered(split: Split) -> Trial:
+    """The first trial of a split that is steered, among those of a few batches; else the first."""
+    trials = (split.plan.trial(number) for number in range(min(LOOKED_AT, total_of(split))))
+    return next((trial for trial in trials if trial.strength), split.plan.trial(0))
+
+
+def total_of(split: Split) -> int:
     """Number of trials in a split; training without a manifest is unlimited."""
     if isinstance(split.plan, ManifestPlan):
         return split.plan.manifest.total

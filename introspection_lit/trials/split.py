@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from introspection_lit.contexts.context import Context, fingerprint
-from introspection_lit.contexts.conversations import Encoded, Phrasing, encode, line_spans
+from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
 from introspection_lit.contexts.long_conversations import exchange_spans, exchanges_of
 from introspection_lit.contexts.splits import without_signal
+from introspection_lit.contexts.token_places import line_spans
 from introspection_lit.steering.prefill import pad
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import DETECTION, TASK_OF, Questionnaire, Truth
@@ -212,7 +213,7 @@ class Split:
             bank,
             self.source,
             self.strength_unit,
-            self._part_spans,
+            self.part_spans,
             self.seed,
         )
         return TrialBatch(
@@ -315,7 +316,7 @@ class Split:
     def _pair(self, trial: Trial) -> int:
         return self._cache_number(trial) // 2
 
-    def _part_spans(self, trial: Trial) -> list[tuple[int, int]]:
+    def part_spans(self, trial: Trial) -> list[tuple[int, int]]:
         """The tokens, (first, one after the last), of the parts of a trial's context: lines, exchanges or equal parts."""
         if trial.divided:
             spans = {IN_LINES: line_spans, IN_EXCHANGES: exchange_spans}[trial.divided]

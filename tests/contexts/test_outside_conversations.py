@@ -94,7 +94,11 @@ def changed(number: int, **fields: Any) -> dict:
         (changed(2, steering_ends=False), "expected one message with .*, got 0"),
         (changed(1, steering_ends=True), "got 2"),
         (changed(0, role="narrator"), "message 1: expected a role"),
-        (changed(3, content=["text"]), "message 4: expected a role"),
+        (changed(3, content=["text"]), "message 4: its content has a part of type 'str'"),
+        (changed(3, continue_msg=True), 'message 4 has "continue_msg": true. Expected it on the last message'),
+        (changed(1, add_injection=True), 'both "steering_ends" and "add_injection"'),
+        (conversation(yes_token=" no"), "both 'yes_token' and 'no_token'"),
+        (conversation(answers=["no", "yes"], yes_token=" yes", no_token=" no"), "Expected the same words"),
         (changed(3, role="system"), "expected the question, a user message, after"),
         (
             {"messages": [{"role": "system", "content": "x", "steering_ends": True}, {"role": "user", "content": "?"}]},

@@ -1,4 +1,4 @@
-"""Six styles of chat template, each with a tokenizer and the texts that mark a turn in it; and odd texts of such marks."""
+"""Nine styles of chat template, each with a tokenizer and the texts that mark a turn in it; and odd texts of such marks."""
 
 from __future__ import annotations
 
@@ -89,6 +89,49 @@ STYLES = {
         "<|assistant|>\n",
         ("<|user|>", "<|assistant|>", "<|system|>", "</s>"),
         added=("<|user|>", "<|assistant|>", "<|system|>", "</s>"),
+    ),
+    # As Qwen3's: an empty think block in the last reply alone.
+    "thinks": Style(
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'assistant' %}"
+        "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ message['content'].split('</think>')[-1].lstrip('\n') }}"
+        "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        lambda turns: "".join(
+            f"<|im_start|>{role}\n{content.lstrip(chr(10)) if role == 'assistant' else content}<|im_end|>\n"
+            for role, content in turns
+        ),
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+        added=("<think>", "</think>"),
+    ),
+    # As in distillations of R1: the generation prompt opens a think block, and replies are kept without theirs.
+    "opens": Style(
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}"
+        "{% elif message['role'] == 'user' %}<|User|>{{ message['content'] }}"
+        "{% else %}<|Assistant|>{{ message['content'].split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
+        lambda turns: "".join(
+            {"system": "{}", "user": "<|User|>{}", "assistant": "<|Assistant|>{}<|end|>"}[role].format(content)
+            for role, content in turns
+        ),
+        "<|Assistant|><think>\n\n</think>\n\n",
+        ("<|User|>", "<|Assistant|>", "<|end|>", "<think>", "</think>"),
+        special=("<|User|>", "<|Assistant|>", "<|end|>"),
+    ),
+    # As gpt-oss's: a channel between the role and the text of a reply, and another end of the last one.
+    "channels": Style(
+        "{% for message in messages %}<|start|>{{ message['role'] }}"
+        "{% if message['role'] == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ message['content'] }}"
+        "{% if loop.last and message['role'] == 'assistant' and not add_generation_prompt %}<|return|>"
+        "{% else %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        lambda turns: "".join(
+            f"<|start|>{role}{'<|channel|>final' if role == 'assistant' else ''}<|message|>{content}<|end|>"
+            for role, content in turns
+        ),
+        "<|start|>assistant<|channel|>final<|message|>",
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"),
+        special=("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"),
     ),
 }
 _made: dict[str, PreTrainedTokenizerFast] = {}

@@ -93,7 +93,26 @@ TENSORS = st.sampled_from(
 
 KEYS = st.sampled_from([*range(-1, LAYERS + 1), 99, "1", "direction.2", "direction.01", "direction.99", "٣"])
 
-KEYS |= st.sampled_from(["bread", "cats", "", "x" * 300, "\x1b[2J", "\ud800", None, 1.5, True, (1, 2), b"1", "9" * 50])
+KEYS |= st.sampled_from(
+    [
+        "layer_1",
+        "layers.0",
+        "layer_-2",
+        "-1",
+        "bread",
+        "cats",
+        "",
+        "x" * 300,
+        "\x1b[2J",
+        "\ud800",
+        None,
+        1.5,
+        True,
+        (1, 2),
+        b"1",
+        "9" * 50,
+    ]
+)
 
 
 CONTENTS = st.recursive(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from introspection_lit.steering.extraction import contrast_component
 from introspection_lit.steering.vector_files import FORMATS, read_directions, scale_to_unit, write_direction
+from introspection_lit.steering.vector_layouts import Layout
 from introspection_lit.utils.errors import ConfigurationError
 
 LAYERS, HIDDEN = 6, 32
@@ -113,6 +115,9 @@ class Payload:
         ({1: torch.ones(HIDDEN, dtype=torch.bool)}, "got torch.bool"),
         ({1: torch.ones(4, 8)}, r"has shape \(4, 8\)"),
         ({1: torch.ones(HIDDEN), "1": torch.ones(HIDDEN)}, "a layer is there twice"),
+        ({-1: torch.ones(HIDDEN), -2: torch.ones(HIDDEN)}, "negative layer numbers.*counted from 0"),
+        ({"-1": torch.ones(HIDDEN)}, "negative layer numbers"),
+        ({f"layer_{n}": torch.ones(HIDDEN) for n in range(7)}, r"layers \[6\].*--layout layers\+1"),
         (torch.full((HIDDEN,), 3e38), "not finite"),
         (torch.ones(HIDDEN).to_sparse(), "got torch.float32 .torch.sparse"),
         ({}, "holds no direction"),
@@ -141,16 +146,96 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     writer.close()
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "model.gguf").read_bytes()[:40])
     (tmp_path / "cut.safetensors").write_bytes(b"\x08\0\0")
-    (tmp_path / "file.npy").write_bytes(b"")
+    (tmp_path / "file.npz").write_bytes(b"")
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\0")
     for name, message in (
         ("model.gguf", "not a 'controlvector'"),
         ("cut.gguf", "cannot be read as .gguf"),
         ("cut.safetensors", "cannot be read as .safetensors"),
-        ("file.npy", "none of .gguf, .pt, .safetensors"),
+        ("file.npz", "none of .gguf, .pt, .safetensors, .npy"),
+        ("cut.npy", "cannot be read as .npy"),
         ("none.pt", "no such file"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             read_directions(tmp_path / name, LAYERS, HIDDEN)
+
+
+def test_hidden_states_have_the_embeddings_first(tmp_path: Path) -> None:
+    """One row more than layers, as tools for persona vectors write: one direction, and what was done is said."""
+    torch.save(rows(LAYERS + 1), tmp_path / "one.pt")
+    torch.save(rows(LAYERS + 1)[None].expand(2, -1, -1) * torch.tensor([1.0, 2.0])[:, None, None], tmp_path / "two.pt")
+    for name, count in (("one", 1), ("two", 2)):
+        with pytest.warns(UserWarning, match=r"a direction for each of the 6 layers, after a row for the embeddings"):
+            read = read_directions(tmp_path / f"{name}.pt", LAYERS, HIDDEN)
+        assert len(read) == count
+        torch.testing.assert_close(next(iter(read.values())), rows(LAYERS + 1)[1:])
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_layers_with_a_dimension_of_one_between(more: int, tmp_path: Path) -> None:
+    """As (layers, 1, hidden): one direction; it was refused."""
+    torch.save({"vector": rows(LAYERS + more)[:, None]}, tmp_path / "v.pt")
+    with pytest.warns(UserWarning, match=r"\([67], 1, 32\) is read as a direction for each of the 6 layers"):
+        read = read_directions(tmp_path / "v.pt", LAYERS, HIDDEN)
+    assert torch.equal(read["vector"], rows(LAYERS + more)[more:])
+    assert len(read_directions(tmp_path / "v.pt", LAYERS, HIDDEN, "directions")) == LAYERS + more
+
+
+@pytest.mark.parametrize("prefix", ["layer_", "layer", "Layer-", "layers.", "model.layers."])
+def test_keys_that_name_layers(prefix: str, tmp_path: Path) -> None:
+    """One direction, not one for each key; with ``layers+1`` the first is that of the embeddings."""
+    torch.save({f"{prefix}{layer}": rows()[layer] for layer in range(LAYERS)}, tmp_path / "v.pt")
+    assert torch.equal(read_directions(tmp_path / "v.pt", LAYERS, HIDDEN)["v"], rows())
+    shifted = read_directions(tmp_path / "v.pt", LAYERS, HIDDEN, "layers+1")["v"]
+    assert torch.equal(shifted[:-1], rows()[1:])
+    assert not shifted[-1].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "expected"),
+    [
+        ((LAYERS, HIDDEN), "directions", LAYERS),
+        ((LAYERS, HIDDEN), "layers", 1),
+        ((LAYERS + 1, HIDDEN), "directions", LAYERS + 1),
+        ((LAYERS + 1, HIDDEN), "layers+1", 1),
+        ((2, LAYERS, HIDDEN), "layers", 2),
+        ((2, LAYERS + 1, HIDDEN), "layers+1", 2),
+        ((2, LAYERS, HIDDEN), "directions", 2),
+        ((3, HIDDEN), "layers", r"shape \(3, 32\). Expected \(6, 32\) or \(n, 6, 32\) with --layout layers"),
+        ((HIDDEN,), "layers+1", r"shape \(32,\). Expected \(7, 32\)"),
+        ((2, LAYERS + 1, HIDDEN), "directions", r"shape \(2, 7, 32\)"),
+    ],
+)
+def test_what_is_said_about_a_file_decides(
+    shape: tuple[int, ...], layout: Layout, expected: int | str, tmp_path: Path
+) -> None:
+    """Without a warning; a shape that does not fit is refused."""
+    numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    torch.save(numbers, tmp_path / "v.pt")
+    if isinstance(expected, str):
+        with pytest.raises(ConfigurationError, match=expected):
+            read_directions(tmp_path / "v.pt", LAYERS, HIDDEN, layout)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = read_directions(tmp_path / "v.pt", LAYERS, HIDDEN, layout)
+    assert len(read) == expected
+    first = next(iter(read.values()))
+    assert bool((first == first[0]).all()) == (layout == "directions" and len(shape) == 2)
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f2", "<f8"])
+def test_numpy_files(kind: str, tmp_path: Path) -> None:
+    """Arrays in either order of bytes; whole numbers and objects are none."""
+    np.save(tmp_path / "v.npy", rows()[0].numpy().astype(kind))
+    read = read_directions(tmp_path / "v.npy", LAYERS, HIDDEN)["v"]
+    torch.testing.assert_close(read, rows()[0].expand(LAYERS, -1), rtol=1e-3, atol=1e-3)
+    np.save(tmp_path / "v.npy", np.ones(HIDDEN, dtype=np.int64))
+    with pytest.raises(ConfigurationError, match=r"got torch\.int64"):
+        read_directions(tmp_path / "v.npy", LAYERS, HIDDEN)
+    np.save(tmp_path / "v.npy", np.array([Payload()]), allow_pickle=True)
+    with pytest.raises(ConfigurationError, match=r"cannot be read as \.npy"):
+        read_directions(tmp_path / "v.npy", LAYERS, HIDDEN)
 
 
 def test_principal_components_are_those_of_repeng(

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.splits import evenly_spaced
-from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, check_replaceable
+from introspection_lit.models.adapters import CONFIG, DESCRIPTION, TEMPLATE, WEIGHTS, check_replaceable
 from introspection_lit.tasks.invocation import holds, invocation_tokens
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.distributed import is_sharded
@@ -89,6 +89,10 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
         "validation": checkpoint["introspection"]["validation"],
         "trained_on": run.training_record(),
     }
+    files = [WEIGHTS, CONFIG]
+    if run.options.chat_template is not None:
+        description["options"]["data.chat_template"] = TEMPLATE
+        files.append(TEMPLATE)
     check_replaceable(folder)
     with atomic_folder(folder) as unfinished:
         # As PEFT's save_pretrained writes it, which finds nothing in a model with FSDP units inside (peft 0.21).
@@ -98,6 +102,8 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
             for key, tensor in checkpoint["state_dict"].items()
         }
         (unfinished / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+        if TEMPLATE in files:
+            (unfinished / TEMPLATE).write_text(str(run.wording.tokenizer.chat_template), encoding="utf-8")
         adapter = copy.copy(module.model.peft_config[name])
         # The model's name, not the folder in this machine's cache that it was loaded from.
         adapter.base_model_name_or_path, adapter.revision = module.base.name, module.base.revision
@@ -112,7 +118,7 @@ def export_adapter(folder: Path, module: IntrospectionModule, run: RunContext, c
                 adapter.alora_invocation_tokens = description["invocation"] = None
                 adapter.save_pretrained(str(unfinished))
         description["check"] = check and check._asdict()
-        description["files"] = {name: file_hash(unfinished / name) for name in (WEIGHTS, CONFIG)}
+        description["files"] = {name: file_hash(unfinished / name) for name in files}
         (unfinished / DESCRIPTION).write_text(json.dumps(with_checksum(description), indent=2) + "\n", encoding="utf-8")
         card = model_card(module.base, run, description, reason, check)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
