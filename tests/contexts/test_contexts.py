@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from damage import nested_too_deeply
 from project_paths import ROOT
 
-from introspection_lit.contexts.context import BUILTIN, Context, exchange
+from introspection_lit.contexts.context import BUILTIN, Context, Message, exchange
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.splits import shared_messages, split_contexts
 from introspection_lit.training.options import TEST_KINDS, VALIDATION_KINDS
@@ -96,7 +97,7 @@ def test_keys_tell_texts_apart() -> None:
 
 
 def test_own_jsonl_in_both_forms(tmp_path: Path) -> None:
-    """user/assistant rows and message lists give the same contexts; repeats are dropped; kind is optional."""
+    """user/assistant rows and message lists, with their system messages; repeats are dropped; kind is optional."""
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "q"},
@@ -104,7 +105,9 @@ def test_own_jsonl_in_both_forms(tmp_path: Path) -> None:
     ]
     rows = [{"kind": "k", "user": "u", "assistant": "r"}, {"messages": messages}, {"user": "U", "assistant": "R"}]
     contexts = load_contexts(write_rows(tmp_path / "own.jsonl", rows))
-    assert contexts == [exchange("k", "u", "r"), exchange("unlabelled", "q", "a")]
+    with_system = exchange("unlabelled", "q", "a")
+    with_system = replace(with_system, turns=(Message("system", "s"), *with_system.turns))
+    assert contexts == [exchange("k", "u", "r"), with_system]
 
 
 def test_hub_data_set_by_name(tmp_path: Path) -> None:
