@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from two_processes import environment_of_processes
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.steering.prefill import fork, position_ids, steered_cache
+from introspection_lit.steering.caches import fork
+from introspection_lit.steering.prefill import position_ids, steered_cache
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.trials.batch import TrialBatch

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
+from introspection_lit.steering.caches import fork_layer
+
 
 @contextmanager
 def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
@@ -56,5 +58,5 @@ def _run_twice(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
 def _fork_at(cache: Cache, index: int) -> Cache:
     """Fork one layer of a cache; forking all layers for every layer would be slow in large models."""
     forked = copy.copy(cache)
-    forked.layers = [copy.copy(layer) if place == index else layer for place, layer in enumerate(cache.layers)]
+    forked.layers = [fork_layer(layer) if place == index else layer for place, layer in enumerate(cache.layers)]
     return forked

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from introspection_lit.steering.prefill import fork
+from introspection_lit.steering.caches import fork
 from introspection_lit.utils.errors import RunError
 
 # First tokens that are always kept (attention sinks, Xiao et al. 2024).

@@ -41,7 +41,7 @@ class TokensRun:
 
     def _hook(self, per_token: float) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = residual(module, output)
             operations = per_token * hidden.shape[0] * hidden.shape[1]
             self.forward += operations
             if torch.is_grad_enabled() and hidden.requires_grad:

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from introspection_lit.steering.prefill import Forward
+from introspection_lit.steering.residual import residual
 from introspection_lit.training.cache_reuse import answer_references, batch_cache
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import run_of
@@ -109,7 +110,7 @@ class Trace:
 
     def _after(self, layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._note(f"the output of layer {layer}", output[0] if isinstance(output, tuple) else output)
+            self._note(f"the output of layer {layer}", residual(module, output))
 
         return hook
 
