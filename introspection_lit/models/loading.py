@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.file_checks import file_problems
+from introspection_lit.models.lora_targets import default_targets
 from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
 from introspection_lit.utils.errors import ConfigurationError
@@ -192,11 +194,12 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
     """
     from peft import LoraConfig, get_peft_model
 
+    model_type = model.config.get_text_config(decoder=True).model_type
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
+        target_modules=lora.target_modules or default_targets(find_decoder_layers(model), model_type),
         layers_to_transform=list(lora.layers) or None,
         task_type="CAUSAL_LM",
     )

@@ -44,13 +44,17 @@ def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
 def _run_twice(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
     """Checkpoint the ``forward`` of decoder layer ``index``."""
 
-    def checkpointed(*args: Any, past_key_values: Cache, **kwargs: Any) -> Any:
-        original = _fork_at(past_key_values, index)
+    def forked(value: Any) -> Any:
+        return _fork_at(value, index) if isinstance(value, Cache) else value
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        originals = [forked(value) for value in args]  # some layers take their cache by position
+        named = {name: forked(value) for name, value in kwargs.items()}
 
         def run(*inputs: Any) -> Any:
-            return forward(*inputs, past_key_values=_fork_at(original, index), **kwargs)
+            return forward(*map(forked, inputs), **{name: forked(value) for name, value in named.items()})
 
-        return checkpoint(run, *args, use_reentrant=False)
+        return checkpoint(run, *originals, use_reentrant=False)
 
     return checkpointed
 

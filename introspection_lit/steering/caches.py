@@ -1,8 +1,8 @@
 """What a cache keeps for each row, whatever the architecture: keys and values, states of recurrent layers, or nothing.
 
 ``transformers`` has a class for each kind of layer, and some of its methods reach a part of them only: rows are selected
-and caches are forked here instead (transformers 5.23: ``batch_select_indices`` raises on layers with a state, and leaves the
-state of layers with attention *and* a state as it is).
+and caches are forked here instead (transformers 5.23: ``batch_select_indices`` raises on layers with a state, and leaves
+the state of layers with attention *and* a state as it is).
 """
 
 from __future__ import annotations
@@ -91,33 +91,32 @@ def fork_layer(layer: Any) -> Any:
                 # A clone, because some kernels write a state that they are handed in place.
                 own = {key: part.clone() if isinstance(part, Tensor) else part for key, part in value.items()}
                 setattr(forked, name, own)
-        forked.__class__ = _without_writing(type(layer))
+        forked.__class__ = _without_writing(type(layer))  # type: ignore[arg-type]
     return forked
 
 
-class _Replaced:
-    """Layers with states that replace them, where the library's write into them to keep their address."""
-
-    def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **options: Any) -> Tensor:
-        """Make a new state of convolutions; returns the states with what was there before."""
-        self._renew("conv_states", state_idx)
-        updated: Tensor = super().update_conv_state(conv_states, state_idx, **options)  # type: ignore[misc]
-        return updated
-
-    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **options: Any) -> Tensor:
-        """Make a new recurrent state, and return it."""
-        self._renew("recurrent_states", state_idx)
-        updated: Tensor = super().update_recurrent_state(recurrent_states, state_idx, **options)  # type: ignore[misc]
-        return updated
-
-    def _renew(self, name: str, number: int) -> None:
-        states = getattr(self, name)
-        if states[number] is not None:
-            states[number] = states[number].clone()
-
-
 @remember
-def _without_writing(kind: type) -> type:
-    """The class of layers of a kind that do not write into their states."""
-    # Without a layer type: transformers would register the class for it.
-    return kind if issubclass(kind, _Replaced) else type(kind.__name__, (_Replaced, kind), {"_layer_type": None})
+def _without_writing(kind: Any) -> type:
+    """The class of layers of a kind that replace their states, where the library's write into them to keep the address."""
+    if getattr(kind, "replaces_states", False):
+        return kind
+
+    class Replacing(kind):  # of one base, or instances of ``kind`` could not become ones of this class
+        replaces_states = True
+        _layer_type = None  # with one, transformers would register the class for layers of this type
+
+        def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **options: Any) -> Tensor:
+            renew(self.conv_states, state_idx)
+            updated: Tensor = super().update_conv_state(conv_states, state_idx, **options)
+            return updated
+
+        def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **options: Any) -> Tensor:
+            renew(self.recurrent_states, state_idx)
+            updated: Tensor = super().update_recurrent_state(recurrent_states, state_idx, **options)
+            return updated
+
+    def renew(states: dict[int, Tensor | None], number: int) -> None:
+        old = states[number]
+        states[number] = None if old is None else old.clone()
+
+    return Replacing

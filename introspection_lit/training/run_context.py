@@ -16,6 +16,7 @@ from introspection_lit.trials.manifest_plan import ManifestPlan
 
 if TYPE_CHECKING:
     from introspection_lit.contexts.conversations import Phrasing
+    from introspection_lit.models.architectures import Architecture
     from introspection_lit.steering.clean_caches import CleanCaches
     from introspection_lit.steering.vector_bank import VectorBank
     from introspection_lit.tasks.wording import Wording
@@ -52,6 +53,7 @@ class RunContext:
         attached_trainer: The trainer, once Lightning has attached the data module to it.
         checkpoint: The checkpoint that the command line will load; checked before the model is loaded.
         experiment: What the set-up has built; None before.
+        architecture: What was decided about the model; None before the set-up.
         splits: By name; empty before the set-up.
         bank: The vector bank; None before the set-up.
         folder: The run's folder, once it is set up.
@@ -67,6 +69,7 @@ class RunContext:
     attached_trainer: Trainer | None = None
     checkpoint: str | None = None
     experiment: Experiment | None = None
+    architecture: Architecture | None = None
     splits: dict[str, Split] = field(default_factory=dict)
     bank: VectorBank | None = None
     folder: Path = Path()

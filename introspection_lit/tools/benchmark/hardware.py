@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from introspection_lit.steering.residual import residual
+
 if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
 

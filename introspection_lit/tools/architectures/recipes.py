@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length"), 256),
-    **dict.fromkeys(("initializer_range", "init_std", "initializer_std"), 0.2),
+    **dict.fromkeys(("initializer_range", "init_std", "initializer_std"), 0.1),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
     **{"vocab_size": 120, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16, "n_group": 1, "topk_group": 1},
     **{"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16},
@@ -32,9 +32,16 @@ SMALL: dict[str, Any] = {
 # What some need besides, by model type.
 MORE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 4]},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 3},
+    "codegen": {"rotary_dim": 8},
+    "gptj": {"rotary_dim": 8},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
+        },
+    },
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4},
     },
     "gemma3n_text": {
@@ -80,8 +87,11 @@ def small(kind: type[PretrainedConfig], **more: Any) -> dict[str, Any]:
     """The arguments of a small config of a class."""
     fields = inspect.signature(kind.__init__).parameters
     found = {name: value for name, value in SMALL.items() if name in fields}
-    for name, part in getattr(kind, "sub_configs", {}).items():  # of multimodal models
-        if inspect.isclass(part) and part.__name__ != "AutoConfig":
+    if "kv_lora_rank" in fields:  # latent attention: each head has keys of its own
+        found["num_key_value_heads"] = 4
+    parts: dict[str, Any] = getattr(kind, "sub_configs", {})
+    for name, part in parts.items():  # of multimodal models
+        if inspect.isclass(part) and issubclass(part, PretrainedConfig):
             found[name] = small(part, **MORE.get(part.model_type, {}))
     return found | more
 
