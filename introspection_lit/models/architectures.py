@@ -33,6 +33,9 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(ENCODERS.split(), ENCODER),
     **dict.fromkeys(("jamba", "zamba"), SECOND_PASS),
     **dict.fromkeys(("deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"), STREAMS),
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model, whose caches it reads"),
+    "blt": "it reads bytes in patches, with three decoders",
+    "cpmant": "it puts prompt tokens of its own before the text, and lets them attend both ways",
     "recurrent_gemma": "it keeps its recurrent states in the modules, where they outlive a context",
     "minimax": "its cache has a class of its own that cannot be forked",
     "longcat_flash": "each of its decoder layers holds two attentions, which have two layers of the cache",
@@ -79,6 +82,8 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
     if reason := refusal(config):
         found.problems.append(f"{name}, which cannot be used: {reason}. {INSTEAD}.")
         return found
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     try:
         model: Any = meta_model(base)
     except ConfigurationError as error:
@@ -100,6 +105,8 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
         return found
     if lora is not None:
         found = found._replace(targets=_targets(model, modules, config.model_type, lora, found))
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        found.notes.append(f"{name}, which was not measured here (docs/models.md): compare its scores with a single pass")
     if not_shared := _not_shared(config):
         found.notes.append(f"data.reuse.layers is off for this model: {not_shared}")
     return found._replace(share=not not_shared)

@@ -45,8 +45,9 @@ def _linear(layer: nn.Module) -> list[str]:
     """Dotted names of the matrices of a layer that can have an adapter which is used."""
     found = []
     for name, module in layer.named_modules():
-        kernel = "Mamba" in type(layer.get_submodule(name.rpartition(".")[0])).__name__ and name.endswith("out_proj")
+        parent = type(layer.get_submodule(name.rpartition(".")[0])).__name__
         # Kernels of Mamba layers take the weights of out_proj, past the adapter.
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and not kernel:
+        in_kernel = name.endswith("out_proj") and re.search("Mamba|Bamba", parent)
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and not in_kernel:
             found.append(name)
     return found
