@@ -23,7 +23,7 @@ INSTEAD = "Use a model of another architecture: docs/models.md lists those that 
 ENCODER = "it is an encoder, or the half of an encoder-decoder: not a decoder that reads from left to right"
 SECOND_PASS = "a second pass of several tokens ignores the state that its recurrent layers have stored"
 STREAMS = "its layers pass on several residual streams in one tensor, and none of them is what a layer reads"
-OWN_CACHE = "it keeps its state in an argument of its own, and ignores or lacks past_key_values"
+OWN_CACHE = "its forward takes no past_key_values, or ignores them: it keeps its state elsewhere, if at all"
 ENCODERS = (
     "bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert data2vec-text electra ernie "
     "git marian mbart megatron-bert mvp pegasus plbart prophetnet rembert roberta roberta-prelayernorm roc_bert roformer "

@@ -24,7 +24,14 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
     **{"vocab_size": 120, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16, "n_group": 1, "topk_group": 1},
     **{"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16},
-    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    **{
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+    },
     **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_expand": 2, "mamba_chunk_size": 16},
     **{"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "mamba_n_groups": 1, "mamba_d_ssm": 128},
     **{"index_n_heads": 64, "index_head_dim": 16, "index_topk": 8, "first_k_dense_replace": 1, "n_shared_experts": 1},
@@ -70,7 +77,7 @@ MORE: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention", "moe", "linear_attention", "full_attention", "mlp"]
     },
     "zamba": {"num_hidden_layers": 6, "layer_types": ["linear_attention", "linear_attention", "hybrid"] * 2},
-    "zamba2": {"num_hidden_layers": 6, "layer_types": ["linear_attention", "linear_attention", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
     "longcat_flash": {"num_layers": 3, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "zero_expert_num": 2},
     "dots3_note_text": {"num_key_value_heads": 4},
@@ -92,7 +99,7 @@ def small(kind: type[PretrainedConfig], **more: Any) -> dict[str, Any]:
     parts: dict[str, Any] = getattr(kind, "sub_configs", {})
     for name, part in parts.items():  # of multimodal models
         if inspect.isclass(part) and issubclass(part, PretrainedConfig):
-            found[name] = small(part, **MORE.get(part.model_type, {}))
+            found[name] = small(part, **MORE.get(part.model_type, {}))  # type: ignore[attr-defined]
     return found | more
 
 

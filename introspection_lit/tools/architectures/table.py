@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from introspection_lit.models.architecture import find_decoder_layers
-from introspection_lit.models.architectures import REFUSED, Architecture, examine
+from introspection_lit.models.architectures import INSTEAD, REFUSED, Architecture, examine
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, freeze, load_config
 from introspection_lit.tools.architectures.measure import RIGHT, Case, measured
@@ -22,9 +22,9 @@ from introspection_lit.tools.architectures.recipes import tiny_config
 
 # What no tiny model is made of: wrappers whose text models have types of their own, and models of two kinds of input.
 NOT_BUILT = {
-    **dict.fromkeys(("gemma3", "gemma3n", "gemma4", "gemma4_unified", "dots3_note"), "a multimodal model: see its text model"),
-    **dict.fromkeys(("emu3", "fuyu", "got_ocr2", "mllama", "phi4_multimodal"), "a multimodal model"),
-    "moss_transcribe_diarize": "a multimodal model",
+    **dict.fromkeys(("gemma3", "gemma3n", "gemma4", "gemma4_unified", "dots3_note"), "multimodal: see its text model"),
+    **dict.fromkeys(("emu3", "fuyu", "got_ocr2", "mllama", "phi4_multimodal"), "multimodal"),
+    "moss_transcribe_diarize": "multimodal",
     "moshi": "a model of speech and text",
 }
 
@@ -62,7 +62,8 @@ def decide(model_type: str) -> Verdict:
         base = folder_of(model_type, Path(folder))
         found = examine(base, load_config(base), Lora())
     problem = found.problems[0] if found.problems else ""
-    return Verdict(model_type, name, found, problem.partition("cannot be used: ")[2].partition(". Use a model")[0] or problem)
+    reason = problem.partition("cannot be used: ")[2].partition(f". {INSTEAD}")[0]
+    return Verdict(model_type, name, found, reason or problem)
 
 
 def case_of(model_type: str, folder: Path) -> tuple[Case, Architecture]:
@@ -75,7 +76,7 @@ def case_of(model_type: str, folder: Path) -> tuple[Case, Architecture]:
     model: Any = add_lora(freeze(built), Lora(r=4, dropout=0.0, target_modules=found.targets)).eval()
     for weight_name, weight in model.named_parameters():
         if "lora_B" in weight_name:  # an adapter that does something
-            torch.nn.init.normal_(weight, std=0.1)
+            torch.nn.init.normal_(weight, std=0.03)
     last = found.reach - 1
     return Case(model, find_decoder_layers(built), [None, (1, last), None, (min(3, last), last)]), found
 
@@ -103,11 +104,12 @@ def page(verdicts: Sequence[Verdict], version: str) -> str:
     lines = [
         "# Models",
         "",
-        f"Every model type that `AutoModelForCausalLM` maps in transformers {version}, made by `scripts/list_models.py`. A",
-        "type works if a tiny random model of it answers as an independent one-pass calculation does (to 1e-4 of the largest",
-        "logit): rows of a padded batch, caches asked twice and shared, every saving that is on, and gradients",
-        "with and without `model.recompute`. `make test-all` measures all of them. The others are refused before weights are",
-        "loaded. Savings: `layers` and `clean` of `data.reuse`; a sliding window that drops tokens switches `clean` off, too.",
+        f"Every model type that `AutoModelForCausalLM` maps in transformers {version}, by `scripts/list_models.py`.",
+        "A type works if a tiny random model of it answers as an independent calculation in one pass does (to 1e-4 of the",
+        "largest logit): rows of a padded batch, caches asked twice and shared, every saving that is on, and gradients",
+        "with and without `model.recompute`. `make test-all` measures all of them. The others are refused before weights",
+        "are loaded. Savings: `layers` and `clean` of `data.reuse`; where a sliding window drops tokens, `clean` is off,",
+        "too.",
         "",
         f"## {len(right)} work",
         "",
@@ -116,8 +118,8 @@ def page(verdicts: Sequence[Verdict], version: str) -> str:
     ]
     for verdict in right:
         assert verdict.found is not None
-        savings = "layers, clean" if verdict.found.share else "clean"
-        cells = [f"`{verdict.model_type}`", verdict.name, verdict.found.attention, ", ".join(verdict.found.targets), savings]
+        found, savings = verdict.found, "layers, clean" if verdict.found.share else "clean"
+        cells = [f"`{verdict.model_type}`", verdict.name, found.attention, ", ".join(found.targets), savings]
         lines.append(f"| {' | '.join(cells)} |")
     for title, rest in ((f"{len(refused)} are refused", refused), (f"{len(others)} were not measured", others)):
         lines += ["", f"## {title}", "", "| model type | class | reason |", "|---|---|---|"]
