@@ -82,18 +82,12 @@ class Prefills:
         forward = cast("Forward", trainer.model or module)
         with trainer.precision_plugin.forward_context():
             kept = self._clean_caches(batch, forward)
-            share, always = self._share, trainer.world_size > 1
+            share, always = self.run.share_layers, trainer.world_size > 1
             adapter = options.prefill_adapter
             batch.cache = batch_cache(forward, module, batch, kept, share=share, adapter=adapter, always=always)
             apply_changes(module, batch)
             answer_references(forward, module, batch)
             return batch.cache
-
-    @property
-    def _share(self) -> bool:
-        """Whether rows share layers: the options and the architecture allow it."""
-        found = self.run.architecture
-        return self.run.options.reuse.layers and (found is None or found.share)
 
     def _clean_caches(self, batch: TrialBatch, forward: Forward) -> CleanCaches | None:
         """The clean caches that are kept, those of the batch's contexts among them; None: none are kept."""
@@ -122,7 +116,7 @@ class Prefills:
         if pairs < USES_THAT_PAY * len(split.contexts):
             return None
         tokens = [split.encoded(context).context_ids for context in range(len(split.contexts))]
-        first_layers = [first for first, _ in split.plan.bands] if self._share else []
+        first_layers = [first for first, _ in split.plan.bands] if self.run.share_layers else []
         return CleanCaches(tokens, first_layers, reuse.gib, reuse.group)
 
     def release(self) -> None:

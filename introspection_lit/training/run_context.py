@@ -92,6 +92,11 @@ class RunContext:
         return module_of(self.trainer.lightning_module)
 
     @property
+    def share_layers(self) -> bool:
+        """Whether rows share the layers below the steering: the options and the architecture allow it."""
+        return self.options.reuse.layers and (self.architecture is None or self.architecture.share)
+
+    @property
     def wording(self) -> Wording:
         """Questions and answers; known after the set-up."""
         assert self.experiment is not None, "the data module is not set up"

@@ -45,9 +45,7 @@ def loss_and_gradients(run: RunContext, trial: Trial) -> tuple[Tensor, dict[str,
     try:
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
             forward = cast("Forward", module)
-            batch.cache = batch_cache(
-                forward, module, batch, share=run.options.reuse.layers, adapter=run.options.prefill_adapter
-            )
+            batch.cache = batch_cache(forward, module, batch, share=run.share_layers, adapter=run.options.prefill_adapter)
             answer_references(forward, module, batch)
             loss = module._step(batch, gather=False)[0]
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained else ()
