@@ -27,8 +27,12 @@ def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) 
         config: Its configuration.
         device: Type of the device it will run on.
     """
-    widths = {name: getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
-    odd = [f"{name} {width}" for name, width in widths.items() if width % 64]
+    given = {name: getattr(config, name, None) or 0 for name in ("hidden_size", "intermediate_size")}
+    # Some models have one for each layer.
+    widths = {
+        (name, width) for name, each in given.items() for width in (each if isinstance(each, list | tuple) else [each])
+    }
+    odd = [f"{name} {width}" for name, width in sorted(widths) if width % 64]
     if base.quantization != "nf4" or device != "cpu" or not odd:
         return []
     return [

@@ -97,5 +97,6 @@ def decoder_shape(config: PretrainedConfig) -> Shape:
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    intermediate = max(intermediate) if isinstance(intermediate, list | tuple) else intermediate  # one for each layer
     sizes = (config.num_hidden_layers, config.hidden_size, heads, heads * width, shared * width)
     return Shape(tuple(matrices), others, root, *sizes, intermediate, config.vocab_size)

@@ -13,7 +13,8 @@ from torch import nn
 
 from introspection_lit.models.architecture import find_decoder_layers, usable_positions
 from introspection_lit.models.architectures import Architecture, examine, reach
-from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.base_model import BaseModel, Lora, nf4_on_cpu_problems
+from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.loading import load_config
 from introspection_lit.models.lora_targets import USUAL, default_targets
 from introspection_lit.steering.bands import band_problem, resolve_bands
@@ -206,6 +207,14 @@ def test_decoder_layers_are_found(kind: str) -> None:
     model = tiny_model(kind)
     assert len(find_decoder_layers(model)) == 6
     assert default_targets(find_decoder_layers(model), model.config.model_type)
+
+
+@pytest.mark.parametrize("kind", ["gemma3n_text", "gpt2", "dbrx", "mpt", "nemotron_h", "falcon"])
+def test_sizes_are_read_from_any_configuration(kind: str) -> None:
+    """One number, one for each layer, or none: for the check of NF4 on the CPU and the estimate of memory."""
+    config = tiny_config(kind)
+    assert len(nf4_on_cpu_problems(BaseModel(quantization="nf4"), config, "cpu")) <= 1
+    assert decoder_shape(config).intermediate >= 96
 
 
 def test_a_refusal_reaches_the_user(refused: Callable[..., str], tmp_path: Path, tokenizer: Any) -> None:

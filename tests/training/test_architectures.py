@@ -41,6 +41,8 @@ def test_fit_and_test(
     assert run.trainer.global_step == 2
     assert 0.0 < run.trainer.callback_metrics["train/loss"] < 50.0
     checkpoint = run.trainer.checkpoint_callback.last_model_path
-    tested = main(["test", *options, "--ckpt_path", checkpoint, "--evidence.enabled", "true"])
+    options += ["--evidence.enabled", "true", "--evidence.probe_trials", "32"]
+    options += ["--evidence.texts", "2", "--evidence.facts", "4"]
+    tested = main(["test", *options, "--ckpt_path", checkpoint])
     results = json.loads(next(Path(tested.trainer.log_dir).glob("results.json")).read_text())
-    assert results["test"]["heldout"]["n_steered"] == 4
+    assert results["sets"]["heldout"]["n_steered"] == 4
