@@ -327,10 +327,12 @@ def test_numbers_that_mean_nothing_are_not_reported(
 def test_unknown_target_module_is_a_clean_error(
     run: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Found only once the model is there, and still no traceback."""
+    """Found before the model is there; with those that it has."""
     with pytest.raises(SystemExit):
         run("fit", "--model.lora.target_modules", "[nosuch]")
-    assert "nosuch" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "got ['nosuch']" in printed
+    assert "such as q_proj, k_proj, v_proj, o_proj" in printed
 
 
 def test_workers_change_nothing(run: Callable[..., IntrospectionCLI]) -> None:

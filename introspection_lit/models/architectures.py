@@ -41,8 +41,11 @@ REFUSED: dict[str, str] = {
     "longcat_flash": "each of its decoder layers holds two attentions, which have two layers of the cache",
     "hrm_text": "it runs its layers several times, each time with another layer of the cache",
 }
-# Kinds of positions that reach into what several rows of a batch share: rows cannot be cut out of them.
-NOT_SHARED = ("bloom", "mpt")
+# What rows cannot be cut out of, or put into, while they run.
+NOT_SHARED = {
+    **dict.fromkeys(("bloom", "mpt"), "its position biases are not arranged by the rows of a batch"),
+    "zaya": "its layers pass on the state of a router beside the residual stream",
+}
 ALIBI = ("falcon", "refinedweb", "refinedwebmodel")
 
 
@@ -178,8 +181,10 @@ def _targets(model: Any, layers: list[Any], model_type: str, lora: Lora, found: 
 
 def _not_shared(config: PretrainedConfig) -> str | None:
     """Why rows of a batch cannot share their lower layers, without the full stop; None: they can."""
-    if config.model_type in NOT_SHARED or (config.model_type.lower() in ALIBI and getattr(config, "alibi", False)):
-        return "its position biases are not arranged by the rows of a batch"
+    if config.model_type in NOT_SHARED:
+        return NOT_SHARED[config.model_type]
+    if config.model_type.lower() in ALIBI and getattr(config, "alibi", False):
+        return NOT_SHARED["bloom"]
     if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
         return "its upper layers read keys and values of lower ones, which not all rows run through"
     return None

@@ -129,6 +129,7 @@ def test_all_problems_come_at_once(examined: Examine) -> None:
         ("deepseek_v3", {}, True),
         ("mpt", {}, False),
         ("bloom", {}, False),
+        ("zaya", {}, False),
         ("falcon", {"alibi": False}, True),
         ("falcon", {"alibi": True}, False),
         ("gemma3n_text", {}, False),
