@@ -183,6 +183,8 @@ def _not_shared(config: PretrainedConfig) -> str | None:
     """Why rows of a batch cannot share their lower layers, without the full stop; None: they can."""
     if config.model_type in NOT_SHARED:
         return NOT_SHARED[config.model_type]
+    if "shared" in (getattr(config, "indexer_types", None) or ()):
+        return "its layers pass on the tokens that an index has chosen beside the residual stream"
     if config.model_type.lower() in ALIBI and getattr(config, "alibi", False):
         return NOT_SHARED["bloom"]
     if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):

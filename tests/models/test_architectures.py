@@ -130,6 +130,8 @@ def test_all_problems_come_at_once(examined: Examine) -> None:
         ("mpt", {}, False),
         ("bloom", {}, False),
         ("zaya", {}, False),
+        ("glm_moe_dsa", {}, True),
+        ("glm_moe_dsa", {"indexer_types": ["full", "shared"] * 3}, False),
         ("falcon", {"alibi": False}, True),
         ("falcon", {"alibi": True}, False),
         ("gemma3n_text", {}, False),
