@@ -106,7 +106,7 @@ def small(kind: type[PretrainedConfig], **more: Any) -> dict[str, Any]:
 def tiny_config(model_type: str, **more: Any) -> PretrainedConfig:
     """A small config of a model type."""
     kind = CONFIG_MAPPING[model_type]
-    return kind(**small(kind, **MORE.get(model_type, {}), **more))
+    return kind(**small(kind, **MORE.get(model_type, {}) | more))
 
 
 def tiny_model(model_type: str, attention: str | None = None, **more: Any) -> PreTrainedModel:
