@@ -21,10 +21,8 @@ from run_scripts import script
 from introspection_lit.evaluation import rungs
 from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import random_config
-from introspection_lit.report.verdict import answer_sentences
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
-from introspection_lit.tools.task_numbers import NUMBERS, task_intervals, task_numbers
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -86,37 +84,6 @@ def test_output_shown_first_is_that_of_seed_0() -> None:
             assert f"│ {name:<13} │ {rates} │" in README
 
 
-TASKS = ROOT / "docs" / "results" / "tasks"
-
-
-# The columns of docs/tasks.md: the file, and the observer in it.
-SEEDS = ("seed-0", "seed-1", "seed-2")
-COLUMNS = (("seed-0", "untrained"), ("single", "adapter"), ("visible", "adapter"), *((seed, "adapter") for seed in SEEDS))
-
-
-def task_table() -> list[str]:
-    """The rows of docs/tasks.md; an empty cell where a test did not ask."""
-    read = {name: json.loads((TASKS / f"{name}.json").read_text(encoding="utf-8")) for name, _ in COLUMNS}
-    columns = [task_numbers(read[name], observer) for name, observer in COLUMNS]
-    intervals, rows = task_intervals(read["seed-0"], "adapter"), []
-    for name, title in NUMBERS.items():
-        values = ["" if column[name] is None else f"{column[name]:.3f}" for column in columns]
-        ends = intervals[name]
-        rows.append(f"| {title} | {' | '.join(values)} | {f'{ends[0]:.2f} to {ends[1]:.2f}' if ends else ''} |")
-    return rows
-
-
-def test_table_of_the_tasks_agrees_with_the_results() -> None:
-    """Row by row; and the page says at which commit and with which seed."""
-    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-    for row in task_table():
-        assert row in page
-    for name, _ in COLUMNS:
-        results = json.loads((TASKS / f"{name}.json").read_text(encoding="utf-8"))
-        assert results["commit"] in page
-        assert "+changes" not in results["commit"]
-
-
 LONG = sorted((ROOT / "docs" / "results" / "long").glob("*.json"))
 
 
@@ -163,25 +130,6 @@ def test_sums_over_the_seeds_are_those_that_the_page_of_long_conversations_says(
     assert "Of {} steered in some exchanges alone {} were found".format(*parts) in page
 
 
-def test_readme_says_what_several_tasks_show() -> None:
-    """With the digits of the worst of the three seeds."""
-    runs = [json.loads((TASKS / f"{seed}.json").read_text(encoding="utf-8")) for seed in SEEDS]
-    assert [run["seed"] for run in runs] == [0, 1, 2]
-    found = [task_numbers(run, "adapter") | {"factual": run["sets"]["factual"]["auroc"]} for run in runs]
-    lowest = {name: f"{min(seed[name] for seed in found):.3f}".removeprefix("0") for name in ("swapped", "newcodes")}
-    factual = max((seed["factual"] for seed in found), key=lambda area: abs(area - 0.5))
-    words = " ".join(README.split())
-    assert f"`swapped` {lowest['swapped']}, `factual` {factual:.3f}".replace(" 0.", " .") in words
-    assert f"answer words never trained on {lowest['newcodes']}" in words
-    places = [f"{100 * min(seed[name] for seed in found):.0f} %" for name in ("halves", "lines")]
-    assert "the half ({}) or the line ({})".format(*places) in words
-    verdicts = [answer_sentences(run)[0].split(".")[0] for run in runs]
-    page = " ".join((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split())
-    moved = verdicts[0]
-    assert verdicts == [moved, "It answers what it is asked", moved]
-    assert f'"{verdicts[1]}" of seed 1, and "{moved}" of seeds 0 and 2' in page
-
-
 def test_exported_adapter_does_what_the_page_says() -> None:
     """The three rows of docs/as-used.md, from the two results files."""
     page = " ".join((ROOT / "docs" / "as-used.md").read_text(encoding="utf-8").split())
@@ -198,7 +146,9 @@ def test_exported_adapter_does_what_the_page_says() -> None:
         cells = f"{row['tpr']:.3f} | {row['fpr']:.3f} | {low:.3f}-{high:.3f} | {row['auroc']:.3f}"
         assert f"| {title} | {cells} |" in page
     assert f"at most {activated['largest_difference']:.1e} nats" in page
-    several = json.loads((TASKS / "seed-2.json").read_text(encoding="utf-8"))["evidence"]["as_exported"]
+    several = json.loads((ROOT / "docs" / "results" / "tasks" / "seed-2.json").read_text(encoding="utf-8"))["evidence"][
+        "as_exported"
+    ]
     rates = [f"TPR {several[road]['tpr']:.3f} and FPR {several[road]['fpr']:.3f}" for road in ("protocol", "exported")]
     assert f"of {several['n']} trials {rates[0]} on both roads" in page
     assert rates[0] == rates[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,13 +66,15 @@ def draw_rates_by_kind(runs: Mapping[str, Rows], key: str) -> ReportFigure | Non
     unseen = {row["kind"] for row in all_rows if not row["seen"]}
     sign = -1 if plot.worse is max else 1
     order = sorted(worst, key=lambda kind: (kind not in unseen, sign * worst[kind], kind))
-    figure, panel = new_figure(max(HEIGHT, 1.5 + ROW_HEIGHT * len(order) * max(1, 0.6 * len(runs))))
+    figure, panel = new_figure(max(HEIGHT, 1.5 + ROW_HEIGHT * len(order) * max(1, 0.44 * len(runs))))
     _draw_points(panel, runs, key, order)
     if key == "fpr":
         panel.axvline(0.01, color=GREY, linewidth=1, linestyle="--", label="1 %")
         panel.set_xlim(left=-0.02 * panel.get_xlim()[1])
-    counts = {row["kind"]: row.get(plot.counts) for row in all_rows}
-    panel.set_yticks(range(len(order)), [f"{shorten(kind)} ({counts[kind]})" for kind in order])
+    labels = [
+        f"{shorten(kind)} ({_counts(row.get(plot.counts) for row in all_rows if row['kind'] == kind)})" for kind in order
+    ]
+    panel.set_yticks(range(len(order)), labels)
     panel.set_ylim(len(order) - 0.4, -0.6)
     panel.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     panel.set_axisbelow(True)
@@ -120,6 +122,12 @@ def _draw_series(panel: Any, rows: Rows, key: str, heights: Sequence[float], col
         linewidth=1.2,
         label=label,
     )
+
+
+def _counts(numbers: Iterable[int | None]) -> str:
+    """The number of inputs of a kind, or the fewest and the most where runs differ."""
+    known = {number for number in numbers if number is not None}
+    return f"{min(known)} to {max(known)}" if len(known) > 1 else str(*known) or "?"
 
 
 def _rate_cell(row: Mapping[str, Any], key: str) -> str:

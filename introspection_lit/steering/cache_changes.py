@@ -3,12 +3,12 @@
 A change is a pure function of the keys and values of one conversation and a seed; caches are never changed in place. Which
 changes there are, and which of them are harmless, is :data:`~introspection_lit.steering.change_names.CHANGES`; some change
 what the model reads, or beside what, and not its cache (``contexts/variants.py``, ``trials/changed_rows.py``,
-:mod:`~introspection_lit.steering.other_adapter`).
+:mod:`~introspection_lit.steering.rewritten_caches`, :mod:`~introspection_lit.steering.other_adapter`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,11 +45,13 @@ class Aids(NamedTuple):
         seed: Of the noise.
         frequencies: The model's rotary frequencies, ``(rotated channels / 2,)``, for ``shifted``.
         other: The cache of another conversation, for ``spliced``.
+        attention: What each token received from all later ones, ``(layers, heads, tokens)``, for ``heavy_hitters``.
     """
 
     seed: int = 0
     frequencies: Tensor | None = None
     other: Row | None = None
+    attention: Tensor | None = None
 
 
 class ChangedRow(NamedTuple):
@@ -134,20 +136,39 @@ def _window(row: Row, aids: Aids) -> ChangedRow:
     return changed
 
 
-def _low_key_norm(row: Row, aids: Aids) -> ChangedRow:
-    """Devoto et al. 2024, a proxy for heavy hitters: low norms go with high attention. Here in every layer.
+def _kept_by_head(row: Row, kept: Tensor) -> ChangedRow:
+    """Other tokens in each head, as many, ``(layers, heads, kept)``; they take the last columns, in order.
 
-    Each head keeps other tokens, as many; they take the last columns, in order. Keys carry their positions in themselves.
+    Keys carry their positions in themselves.
     """
-    tokens = row.keys.shape[-2]
-    first, end = dropped(tokens)
-    count = tokens - (end - first)
-    lowest = row.keys.norm(dim=-1).topk(count, dim=-1, largest=False).indices.sort(dim=-1).values[..., None]
+    tokens, count = row.keys.shape[-2], kept.shape[-1]
+    columns = kept.sort(dim=-1).values[..., None]
     changed = _whole(row.keys.clone(), row.values.clone())
     for own, tensor in ((row.keys, changed.keys), (row.values, changed.values)):
-        tensor[..., tokens - count :, :] = own.gather(-2, lowest.expand(*lowest.shape[:-1], own.shape[-1]))
+        tensor[..., tokens - count :, :] = own.gather(-2, columns.expand(*columns.shape[:-1], own.shape[-1]))
     changed.kept[: tokens - count] = False
     return changed
+
+
+def kept_count(tokens: int) -> int:
+    """How many tokens are kept where some are dropped, as many as by ``evicted``."""
+    first, end = dropped(tokens)
+    return tokens - (end - first)
+
+
+def _low_key_norm(row: Row, aids: Aids) -> ChangedRow:
+    """Devoto et al. 2024, a proxy for heavy hitters: low norms go with high attention. Here in every layer."""
+    norms = row.keys.norm(dim=-1)
+    return _kept_by_head(row, norms.topk(kept_count(norms.shape[-1]), dim=-1, largest=False).indices)
+
+
+def _heavy_hitters(row: Row, aids: Aids) -> ChangedRow:
+    """H2O (Zhang et al. 2023): half of what is kept are the most recent tokens, half those that received most attention."""
+    assert aids.attention is not None, "heavy_hitters needs the attention that the tokens received"
+    count = kept_count(aids.attention.shape[-1])
+    received = aids.attention.clone()
+    received[..., received.shape[-1] - count // 2 :] = torch.inf
+    return _kept_by_head(row, received.topk(count, dim=-1).indices)
 
 
 def rotated(keys: Tensor, by: int, frequencies: Tensor) -> Tensor:
@@ -208,6 +229,7 @@ OF_CACHES: dict[str, Callable[[Row, Aids], ChangedRow]] = {
     "int2": _asymmetric(2),
     "evicted": _evicted,
     "low_key_norm": _low_key_norm,
+    "heavy_hitters": _heavy_hitters,
     "window": _window,
     "shifted": _shifted,
     "keys_scaled": lambda row, _: _whole(SCALED * row.keys, row.values),
@@ -247,7 +269,11 @@ class ChangedCaches(NamedTuple):
 
 
 def change_caches(
-    cache: Cache, mask: Tensor, changes: Sequence[CacheChange], frequencies: Tensor | None = None
+    cache: Cache,
+    mask: Tensor,
+    changes: Sequence[CacheChange],
+    frequencies: Tensor | None = None,
+    attention: Mapping[int, Tensor] | None = None,
 ) -> ChangedCaches:
     """Change some caches of a batch; those that are only read otherwise (:data:`OF_CACHES` lacks their change) stay.
 
@@ -256,6 +282,7 @@ def change_caches(
         mask: 1 at tokens, 0 at padding, ``(caches, context)``.
         changes: The change of each cache.
         frequencies: The model's rotary frequencies, for ``shifted``.
+        attention: For ``heavy_hitters``: what the tokens of these caches received, ``(layers, heads, context)`` each.
 
     Raises:
         RunError: The model does not keep all tokens in all layers (a window shorter than a context).
@@ -285,8 +312,9 @@ def change_caches(
             continue
         other = row_of(change.other) if change.other >= 0 else None
         assert other is None or changes[change.other].name not in OF_CACHES, "the other conversation is changed, too"
-        made = OF_CACHES[change.name](row_of(number), Aids(change.seed, frequencies, other))
         start = width - lengths[number]
+        received = attention[number][..., start:] if attention and number in attention else None
+        made = OF_CACHES[change.name](row_of(number), Aids(change.seed, frequencies, other, received))
         # ``whole`` is a copy, of which every row is read before it is written.
         whole.keys[:, number, :, start:], whole.values[:, number, :, start:] = made.keys, made.values
         readable[number, start:] = made.kept.to(mask.dtype)

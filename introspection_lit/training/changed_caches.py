@@ -15,9 +15,9 @@ from introspection_lit.contexts.variants import VARIANTS, add_variants
 from introspection_lit.models.architecture import rotary_frequencies
 from introspection_lit.steering.cache_changes import OF_CACHES, change_caches, rotated, with_tensors
 from introspection_lit.steering.change_names import BENIGN, CHANGES
-from introspection_lit.steering.intervention import steer
 from introspection_lit.steering.other_adapter import other_adapter
-from introspection_lit.steering.prefill import fill_cache, prefill_mode
+from introspection_lit.steering.prefill import steered_cache
+from introspection_lit.steering.rewritten_caches import chunked_cache, received_attention
 from introspection_lit.training.options import DataOptions
 from introspection_lit.trials.changed_plans import STRENGTH, BenignPlan, DeployedPlan
 from introspection_lit.trials.plans import TrialPlan
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
     from introspection_lit.trials.batch import TrialBatch
 
-OTHER_ADAPTER, SHIFTED = "other_adapter", "shifted"
+SHIFTED = "shifted"
+# Changes that run the model once more over the contexts.
+PASSES = OTHER_ADAPTER, CHUNKS, HEAVY_HITTERS = "other_adapter", "chunks", "heavy_hitters"
 
 
 def changes_used(options: DataOptions) -> list[str]:
@@ -82,13 +84,13 @@ def change_problems_of_model(options: DataOptions, config: PretrainedConfig, sha
     if SHIFTED in used and not (isinstance(rotary, dict) and "rope_theta" in rotary):
         expected = "needs rotary positions with one set of frequencies for all layers, and the model has none"
         problems.append(f"data.test_changes, data.benign: {SHIFTED} {expected}. Leave it out.")
-    if (of_caches := [name for name in used if name in OF_CACHES or name == OTHER_ADAPTER]) and not _plain(config):
+    if (of_caches := [name for name in used if name in OF_CACHES or name in PASSES]) and not _plain(config):
         expected = "need keys and values of one shape in every layer, which this architecture does not keep"
         problems.append(f"data.test_changes, data.benign: {', '.join(of_caches)} {expected}. Leave them out.")
-    if OTHER_ADAPTER in used and sharded:
-        problems.append(
-            f"data.test_changes: {OTHER_ADAPTER} cannot be made with FSDP. Leave it out, or test on one device."
-        )
+    if sharded:
+        unmade = ", ".join(name for name in PASSES if name in used)
+        advice = "Leave out what is named, or use one device."
+        problems += [f"data.test_changes, data.benign: {unmade} cannot be made with FSDP. {advice}"] if unmade else []
     return problems
 
 
@@ -178,31 +180,37 @@ def apply_changes(module: IntrospectionModule, batch: TrialBatch) -> None:
     if batch.changes is None:
         return
     assert batch.cache is not None, "the prefill has not run"
-    names = [change.name for change in batch.changes]
-    if OTHER_ADAPTER in names:
-        rows = [row for row, name in enumerate(names) if name == OTHER_ADAPTER]
-        batch.cache = _written_by_another(module, batch, batch.cache, rows)
-    frequencies = checked_frequencies(module) if SHIFTED in names else None
-    batch.cache, mask, positions = change_caches(batch.cache, batch.context_mask, batch.changes, frequencies)
-    batch.cache_mask, batch.next_positions = mask, positions
+    rows_of = {name: [row for row, change in enumerate(batch.changes) if change.name == name] for name in PASSES}
+    for name in (CHUNKS, OTHER_ADAPTER):
+        if rows_of[name]:
+            batch.cache = _written_again(module, batch, name, rows_of[name])
+    attention: dict[int, Tensor] = {}
+    if rows := rows_of[HEAVY_HITTERS]:
+        inputs = batch.context_ids[rows], batch.context_mask[rows], batch.intervention.select(rows)
+        attention = dict(zip(rows, received_attention(module.model, module.layers, *inputs), strict=True))
+    shifted = any(change.name == SHIFTED for change in batch.changes)
+    frequencies = checked_frequencies(module) if shifted else None
+    changed = change_caches(batch.cache, batch.context_mask, batch.changes, frequencies, attention)
+    batch.cache, batch.cache_mask, batch.next_positions = changed
 
 
-def _written_by_another(module: IntrospectionModule, batch: TrialBatch, cache: Cache, rows: list[int]) -> Cache:
-    """The caches of some rows written again, under another adapter."""
-    from transformers import DynamicCache
-
+def _written_again(module: IntrospectionModule, batch: TrialBatch, name: str, rows: list[int]) -> Cache:
+    """The caches of a batch, of which some rows are written again in another way."""
+    assert batch.cache is not None, "the prefill has not run"
     index = torch.tensor(rows, device=batch.context_ids.device)
-    again = DynamicCache(config=module.model.get_base_model().config)
-    like, seed = module.model.get_input_embeddings().weight, 0  # the same adapter in every run
-    with prefill_mode(module.model, adapter=False), other_adapter(module.layers, seed, like):  # noqa: SIM117
-        with steer(module.layers, batch.intervention.select(rows)):
-            fill_cache(module.model, again, batch.context_ids[index], batch.context_mask[index])
+    inputs = batch.context_ids[index], batch.context_mask[index], batch.intervention.select(rows)
+    if name == CHUNKS:
+        again = chunked_cache(module.model, module.layers, *inputs)
+    else:
+        like, seed = module.model.get_input_embeddings().weight, 0  # the same adapter in every run
+        with other_adapter(module.layers, seed, like):
+            again = steered_cache(module.model, module.model, module.layers, *inputs)
     tensors = []
-    for name in ("keys", "values"):
-        whole = torch.stack([getattr(layer, name) for layer in cache.layers])
-        whole[:, index] = torch.stack([getattr(layer, name) for layer in again.layers]).to(whole)
+    for part in ("keys", "values"):
+        whole = torch.stack([getattr(layer, part) for layer in batch.cache.layers])
+        whole[:, index] = torch.stack([getattr(layer, part) for layer in again.layers]).to(whole)
         tensors.append(whole)
-    return with_tensors(cache, *tensors)
+    return with_tensors(batch.cache, *tensors)
 
 
 def checked_frequencies(module: IntrospectionModule) -> Tensor:

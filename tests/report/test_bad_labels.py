@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import string
 
 import pytest
 import torch
@@ -38,13 +39,8 @@ def test_no_label_is_a_formula_or_a_format(label: str) -> None:
     """Of no text does matplotlib make mathematics, nor the adapter's card anything but the text."""
     assert not is_math_text(escape_dollars(label))
     assert not is_math_text(shorten(label))
-    names = ("base_model", "question", "answers", "answer_prefix", "train_vectors", "bands", "strengths", "strength_unit")
-    numbers = {"threshold": 0.0, "auroc": 1.0, "step": 1}
-    texts_of = dict.fromkeys(
-        (*names, "yes", "no", "yes_id", "no_id", "description", "load_base", "messages", "start"), label
-    )
-    texts_of["activation"] = label
-    card = CARD.format(**texts_of, **numbers)
+    fields = {field: layout for _, field, layout, _ in string.Formatter().parse(CARD) if field}
+    card = CARD.format(**{field: 0.5 if layout else label for field, layout in fields.items()})
     assert card.startswith(f"---\nbase_model: {label}\nlibrary_name: peft")
     assert f'- Question: "{label}" Answers: {label}, after the assistant has begun with "{label}".' in card
 

@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_caches import CONTEXTS, Model, cached, nothing_added
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from introspection_lit.contexts.variants import VARIANTS
-from introspection_lit.models.architecture import find_decoder_layers, rotary_frequencies
-from introspection_lit.models.base_model import BaseModel, Lora
-from introspection_lit.models.loading import add_lora, load_model
+from introspection_lit.models.architecture import rotary_frequencies
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.loading import load_model
 from introspection_lit.steering import other_adapter as others
 from introspection_lit.steering.cache_changes import OF_CACHES, Aids, CacheChange, Row, change_caches, dropped, rotated
 from introspection_lit.steering.change_names import BENIGN, CHANGES
 from introspection_lit.steering.other_adapter import SHARE, TARGETS, other_adapter
 from introspection_lit.steering.prefill import fill_cache, pad
 from introspection_lit.steering.question_pass import read_answers
+from introspection_lit.steering.rewritten_caches import received_attention
 from introspection_lit.trials.changed_rows import NEIGHBOURS
 from introspection_lit.utils.errors import RunError
 
-CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 81)), [7, 8]]
 QUESTION = [100, 101, 102]
 SHAPE = (3, 2, 70, 40)  # layers, heads, tokens, head: neither of the last two is a multiple of a group
 
@@ -41,7 +42,7 @@ def drawn_row(seed: int = 0) -> Row:
 
 def test_every_change_has_one_road() -> None:
     """A change of a cache, another text, another batch or another model; the benign ones are named as such."""
-    roads = [*OF_CACHES, *VARIANTS, NEIGHBOURS, "other_adapter"]
+    roads = [*OF_CACHES, *VARIANTS, NEIGHBOURS, "other_adapter", "chunks"]
     assert sorted(roads) == sorted(CHANGES)
     assert set(CHANGES) - set(BENIGN) == {
         "keys_scaled", "values_scaled", "noise_5", "noise_20", "spliced", "edited", "other_adapter",
@@ -163,26 +164,6 @@ def test_what_is_dropped_is_the_older_half_after_the_first_tokens(tokens: int) -
     first, end = dropped(tokens)
     assert first == min(4, tokens)
     assert end - first == max(0, tokens - 4) // 2
-
-
-class Model(SimpleNamespace):
-    """A tiny model with its clean caches of :data:`CONTEXTS`."""
-
-    model: Any
-    layers: list
-    ids: Tensor
-    mask: Tensor
-    cache: DynamicCache
-
-
-def cached(base: PreTrainedModel) -> Model:
-    """A model with its adapter, which is not trained, and caches."""
-    model = add_lora(base, Lora()).eval()
-    ids, mask = pad(CONTEXTS, 0, "left")
-    cache = DynamicCache(config=model.get_base_model().config)
-    with torch.no_grad():
-        fill_cache(model, cache, ids, mask)
-    return Model(model=model, layers=find_decoder_layers(model), ids=ids, mask=mask, cache=cache)
 
 
 @pytest.fixture
@@ -333,9 +314,10 @@ def test_caches_that_are_given_stay_and_rows_do_not_touch_each_other(small: Mode
     """Every change at once: nothing is changed in place, other rows are the same bits, and a row alone gives the same."""
     before = [(layer.keys.clone(), layer.values.clone()) for layer in small.cache.layers]
     frequencies = rotary_frequencies(small.model)
+    received = received_attention(small.model, small.layers, small.ids, small.mask, nothing_added(small, CONTEXTS))
     for name in OF_CACHES:
         change = CacheChange(name, seed=3, other=2 if name == "spliced" else -1)
-        changed = change_caches(small.cache, small.mask, [change, *[CacheChange()] * 3], frequencies)
+        changed = change_caches(small.cache, small.mask, [change, *[CacheChange()] * 3], frequencies, {0: received[0]})
         for layer, own, (keys, values) in zip(changed.cache.layers, small.cache.layers, before, strict=True):
             assert torch.equal(own.keys, keys)
             assert torch.equal(own.values, values)
@@ -354,7 +336,7 @@ def test_caches_that_are_given_stay_and_rows_do_not_touch_each_other(small: Mode
         with torch.no_grad():
             fill_cache(small.model, pair, ids, mask)
         change = change._replace(other=1 if name == "spliced" else -1)
-        apart = change_caches(pair, mask, [change, CacheChange()], frequencies)
+        apart = change_caches(pair, mask, [change, CacheChange()], frequencies, {0: received[0][..., -mask.shape[1] :]})
         if not name.startswith("int"):  # a rounding difference of the prefill can move a number by a whole step
             torch.testing.assert_close(
                 asked(small.model, apart, mask)[0], asked(small.model, changed, small.mask)[0], atol=1e-3, rtol=1e-3
