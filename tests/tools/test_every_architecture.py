@@ -75,11 +75,13 @@ def test_the_oracle_notices(damage: str, tmp_path: Path, monkeypatch: pytest.Mon
         def changed(row: int, steered: bool = True) -> torch.Tensor:
             if damage == "steering":
                 return own(row, steered=False)
+            if torch.is_grad_enabled():
+                return own(row, steered)
             with case.model.disable_adapter():
                 return own(row, steered)
 
         monkeypatch.setattr(case, "expected", changed)
     results = measured(case, ["plain"], recompute=False)
-    plain = results["plain"]
-    assert isinstance(plain, float)
-    assert plain > 100 * RIGHT
+    noticed = results["plain, grid"]  # where the start of the questions is read from the caches themselves
+    assert isinstance(noticed, float)
+    assert noticed > 100 * RIGHT
