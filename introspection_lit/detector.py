@@ -24,7 +24,8 @@ from introspection_lit.models.adapters import (
     read_adapter,
     weight_mismatches,
 )
-from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.architecture import find_decoder_layers, usable_positions
+from introspection_lit.models.architectures import examine, reach
 from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_model, load_tokenizer, read_template
 from introspection_lit.models.recorded_settings import validate_settings
@@ -166,6 +167,11 @@ class Detector:
         config, tokenizer = problems.attempt(load_config, spec), problems.attempt(load_tokenizer, spec, template)
         if config is not None:
             problems.add(nf4_on_cpu_problems(spec, config, device.type))
+            found = examine(spec, config)
+            problems.add(found.problems)
+            if found.attention != spec.attention:
+                warnings.warn(f"{spec.name} has no {spec.attention}: attention is {found.attention}.", stacklevel=2)
+            spec = replace(spec, attention=found.attention)
         if not problems.found:
             problems.add(
                 f"{adapter.name} does not fit {spec.name}: {misfit}." for misfit in weight_mismatches(adapter, spec)
@@ -229,7 +235,7 @@ class Detector:
 
     def _encoded(self, number: int, conversation: Conversation, problems: Problems) -> Encoded | None:
         """Tokens of a conversation and the question; None, and its problems are added, if it cannot be used."""
-        problem, window = None, getattr(self.config, "max_position_embeddings", None)
+        problem, window = None, usable_positions(self.config)
         try:
             encoded = encode(self.tokenizer, as_context(conversation), self.question, self.phrasing)
             tokens = len(encoded.context_ids) + len(encoded.question_ids)
@@ -245,7 +251,8 @@ class Detector:
         layers, hidden = len(self.layers), int(self.config.hidden_size)
         if steering is None:
             return torch.zeros(layers, hidden), torch.zeros(layers)
-        return steering.added(layers, hidden, self.bank.residual_norms if self.bank is not None else None)
+        norms = self.bank.residual_norms if self.bank is not None else None
+        return steering.added(layers, hidden, norms, reach(self.config))
 
     def _answers(self, encoded: list[Encoded], added: list[tuple[Tensor, Tensor]]) -> list[Answer]:
         """Both passes over one batch: the steered prefill, and the question pass."""

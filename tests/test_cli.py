@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from two_processes import environment_of_processes
 
 from introspection_lit.cli import IntrospectionCLI, main
-from introspection_lit.steering.prefill import fork, position_ids, steered_cache
+from introspection_lit.steering.caches import fork
+from introspection_lit.steering.prefill import position_ids, steered_cache
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.trials.batch import TrialBatch
@@ -326,10 +327,12 @@ def test_numbers_that_mean_nothing_are_not_reported(
 def test_unknown_target_module_is_a_clean_error(
     run: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Found before the model is loaded."""
+    """Found before the model is loaded; with those that it has."""
     with pytest.raises(SystemExit):
         run("fit", "--model.lora.target_modules", "[nosuch]")
-    assert "nosuch" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "got ['nosuch']" in printed
+    assert "such as q_proj, k_proj, v_proj, o_proj" in printed
 
 
 def test_workers_change_nothing(run: Callable[..., IntrospectionCLI]) -> None:

@@ -22,6 +22,7 @@ from run_scripts import script
 from safetensors.torch import load_file
 
 from introspection_lit.cli import IntrospectionCLI, main
+from introspection_lit.models.lora_targets import USUAL
 
 OLD = ROOT / "tests" / "contract"
 QUIET = ["--trainer.enable_progress_bar", "false"]
@@ -171,6 +172,9 @@ def test_options_and_defaults_are_those_of_before(subcommand: str, capsys: pytes
     printed = capsys.readouterr().out
     options = yaml.safe_load(printed)
     assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == NEW_OPTIONS
+    # Those of the architecture, which are the four of before where every layer has them.
+    assert options["model"]["lora"]["target_modules"] is None
+    options["model"]["lora"]["target_modules"] = USUAL
     assert options == yaml.safe_load((OLD / "printed" / f"{subcommand}.yaml").read_text(encoding="utf-8"))
 
 

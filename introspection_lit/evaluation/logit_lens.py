@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from introspection_lit.models.architecture import find_head
+from introspection_lit.steering.residual import residual
 from introspection_lit.tasks.scoring import log_odds
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def log_odds_by_layer(module: Answering, batch: TrialBatch) -> Tensor:
     residuals: dict[int, Tensor] = {}
 
     def record(layer: int) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+        def hook(layer_module: nn.Module, _: Any, output: Any) -> None:
+            hidden = residual(layer_module, output)
             if hidden.shape[:2] == batch.question_ids.shape:  # skips the pass over the shared question prefix
                 residuals[layer] = hidden[rows, last]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache
 
+from introspection_lit.steering.caches import row_tensors
 from introspection_lit.utils.errors import ConfigurationError
 
 PROBE, NORMS, TEXT = "linear probe", "norms", "text"
@@ -43,7 +44,8 @@ def cache_features(cache: Cache, mask: Tensor, texts: Sequence[str]) -> Features
     The first token is left out: it is the same in every context, and its norm dwarfs all others.
 
     Args:
-        cache: After the prefill; keys and values of each layer ``(batch, heads, context, head_dim)``.
+        cache: After the prefill; keys and values of each layer ``(batch, heads, context, head_dim)``. The states of
+            recurrent layers, ``(batch, heads, ...)``, count as those of one token; states of convolutions are left out.
         mask: 1 at tokens, ``(batch, context)``, padded left.
         texts: Of the contexts.
     """
@@ -51,11 +53,16 @@ def cache_features(cache: Cache, mask: Tensor, texts: Sequence[str]) -> Features
     means, norms = [], []
     with torch.autocast(mask.device.type, enabled=False):
         for layer in cache.layers:
-            weights = tokens[:, -layer.keys.shape[-2] :].float()  # a sliding window keeps the last positions only
-            weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-            for states in (layer.keys.float(), layer.values.float()):
-                means.append(torch.einsum("bhtd,bt->bhd", states, weights).flatten(1))
-                norms.append(torch.einsum("bht,bt->bh", states.norm(dim=-1), weights))
+            for name, kept in row_tensors(layer).items():
+                states = kept.float()
+                if name.startswith("recurrent_states"):  # one state of all tokens
+                    means.append(states.mean(dim=-1).flatten(1))
+                    norms.append(states.flatten(2).norm(dim=-1))
+                elif name in ("keys", "values"):
+                    weights = tokens[:, -states.shape[-2] :].float()  # a sliding window keeps the last positions only
+                    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+                    means.append(torch.einsum("bhtd,bt->bhd", states, weights).flatten(1))
+                    norms.append(torch.einsum("bht,bt->bh", states.norm(dim=-1), weights))
     return Features(torch.cat(means, 1).cpu().numpy(), torch.cat(norms, 1).cpu().numpy(), list(texts))
 
 

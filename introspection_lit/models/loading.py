@@ -16,7 +16,9 @@ from jinja2 import TemplateSyntaxError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.lora_targets import default_targets
 from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
 from introspection_lit.models.stored_quantization import loaded_problems, quantization_config, stored_quantization
@@ -207,12 +209,14 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PeftModel:
     """
     from peft import LoraConfig, get_peft_model
 
+    model_type = model.config.get_text_config(decoder=True).model_type
+    targets = list(lora.target_modules or default_targets(find_decoder_layers(model), model_type))
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        exclude_modules=outside_text(model, lora.target_modules),
+        target_modules=targets,
+        exclude_modules=outside_text(model, targets),
         layers_to_transform=list(lora.layers) or None,
         task_type="CAUSAL_LM",
     )

@@ -35,6 +35,6 @@ def placement_problems(base: BaseModel, lora: Lora) -> list[str]:
     if lora.layers and found - set(lora.layers):
         return [
             f"model.lora.layers: got {lora.layers}. {EXPERTS}, in every layer: leave it empty, or leave the experts "
-            f"({', '.join(sorted(lora.target_modules))}) out of model.lora.target_modules."
+            f"({', '.join(sorted(lora.target_modules or ()))}) out of model.lora.target_modules."
         ]
     return []

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from introspection_lit.models.lora_targets import USUAL
+
 if TYPE_CHECKING:
     from introspection_lit.models.base_model import BaseModel, Lora
     from introspection_lit.models.decoder_shape import Matrix, Shape
@@ -98,7 +100,8 @@ def _matrix_bytes(matrices: Sequence[Matrix], base: BaseModel) -> tuple[int, int
 def adapted_matrices(shape: Shape, lora: Lora) -> list[Matrix]:
     """The matrices that have an adapter."""
     layers = set(lora.layers or range(shape.layers))
-    return [matrix for matrix in shape.matrices if matrix.name in lora.target_modules and matrix.layer in layers]
+    targets = lora.target_modules or USUAL
+    return [matrix for matrix in shape.matrices if matrix.name in targets and matrix.layer in layers]
 
 
 def adapter_weights(shape: Shape, lora: Lora) -> int:

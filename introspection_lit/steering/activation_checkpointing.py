@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
+from introspection_lit.steering.caches import fork_layer
+
 
 @contextmanager
 def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
@@ -42,13 +44,17 @@ def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
 def _run_twice(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
     """Checkpoint the ``forward`` of decoder layer ``index``."""
 
-    def checkpointed(*args: Any, past_key_values: Cache, **kwargs: Any) -> Any:
-        original = _fork_at(past_key_values, index)
+    def forked(value: Any) -> Any:
+        return _fork_at(value, index) if isinstance(value, Cache) else value
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        originals = [forked(value) for value in args]  # some layers take their cache by position
+        named = {name: forked(value) for name, value in kwargs.items()}
 
         def run(*inputs: Any) -> Any:
-            return forward(*inputs, past_key_values=_fork_at(original, index), **kwargs)
+            return forward(*map(forked, inputs), **{name: forked(value) for name, value in named.items()})
 
-        return checkpoint(run, *args, use_reentrant=False)
+        return checkpoint(run, *originals, use_reentrant=False)
 
     return checkpointed
 
@@ -56,5 +62,5 @@ def _run_twice(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
 def _fork_at(cache: Cache, index: int) -> Cache:
     """Fork one layer of a cache; forking all layers for every layer would be slow in large models."""
     forked = copy.copy(cache)
-    forked.layers = [copy.copy(layer) if place == index else layer for place, layer in enumerate(cache.layers)]
+    forked.layers = [fork_layer(layer) if place == index else layer for place, layer in enumerate(cache.layers)]
     return forked

@@ -10,13 +10,16 @@ from torch import Tensor
 from introspection_lit.utils.errors import ConfigurationError
 
 
-def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: str = "bands") -> Bands:
+def resolve_bands(
+    bands: Sequence[str | Sequence[int]], n_layers: int, option: str = "bands", reach: int | None = None
+) -> Bands:
     """Convert the bands of a configuration to layer numbers.
 
     Args:
         bands: ``early``, ``middle``, ``late``, ``all``, or [first, last], both inclusive.
         n_layers: Number of decoder layers of the model.
         option: Name of the option, for messages.
+        reach: Number of the first layers whose output reaches the cache; None: of all but the last.
 
     Returns:
         (first, last) layer of each band, inclusive.
@@ -31,15 +34,16 @@ def resolve_bands(bands: Sequence[str | Sequence[int]], n_layers: int, option: s
             if band not in BAND_NAMES:
                 problems.append(f"data.{option}: got {band!r}. Expected one of {', '.join(BAND_NAMES)}, or [first, last].")
                 continue
-            if n_layers < 4:
-                problems.append(f"data.{option}: {band!r} needs a model of at least 4 layers; it has {n_layers}.")
+            if n_layers < 4 or (reach is not None and reach < 3):
+                has = n_layers if reach in (None, n_layers - 1) else reach + 1
+                problems.append(f"data.{option}: {band!r} needs a model of at least 4 layers with a cache; it has {has}.")
                 continue
-            resolved.append(named_band(band, n_layers))
+            resolved.append(named_band(band, n_layers, reach))
         elif len(band) != 2:
             problems.append(f"data.{option}: got {list(band)}. Expected [first, last], both inclusive.")
         else:
             first_last = (int(band[0]), int(band[1]))
-            problem = band_problem(first_last, n_layers)
+            problem = band_problem(first_last, n_layers, reach)
             if problem:
                 problems.append(f"data.{option}: {problem}")
             resolved.append(first_last)
@@ -60,13 +64,20 @@ def strength_problems(option: str, strengths: Sequence[float]) -> list[str]:
     return []
 
 
-def band_problem(band: tuple[int, int], n_layers: int) -> str | None:
+def band_problem(band: tuple[int, int], n_layers: int, reach: int | None = None) -> str | None:
     """Check a band (first and last decoder layer, inclusive): the problem as a sentence, or None."""
+    reach = n_layers - 1 if reach is None else reach
     first, last = band
     if not 0 <= first <= last < n_layers:
         return (
             f"the band {list(band)} is not inside the model's layers 0..{n_layers - 1}. Expected [first, last], "
             "both inclusive."
+        )
+    if reach < n_layers - 1 and last >= reach:
+        return (
+            f"the band {list(band)} has layers above {reach - 1}, whose output reaches no key or value: the layers above "
+            f"{reach} write none in this model, they take those of earlier layers or mix no tokens. Expected a band inside "
+            f"0..{reach - 1}."
         )
     if first == n_layers - 1:
         return (
@@ -76,17 +87,18 @@ def band_problem(band: tuple[int, int], n_layers: int) -> str | None:
     return None
 
 
-def named_band(name: str, n_layers: int) -> tuple[int, int]:
+def named_band(name: str, n_layers: int, reach: int | None = None) -> tuple[int, int]:
     """Resolve ``early``, ``middle``, ``late`` (thirds of the layers that can reach the cache) or ``all``.
 
     Args:
         name: One of the four.
         n_layers: Number of decoder layers of the model, at least 4.
+        reach: Number of the first layers whose output reaches the cache; None: of all but the last.
 
     Returns:
         First and last layer, inclusive.
     """
-    reachable = n_layers - 1
+    reachable = n_layers - 1 if reach is None else reach
     edges = [round(reachable * third / 3) for third in range(4)]
     if name == "all":
         return 0, reachable - 1

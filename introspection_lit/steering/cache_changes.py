@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from introspection_lit.steering.prefill import fork
+from introspection_lit.steering.caches import fork, row_tensors
 from introspection_lit.utils.errors import RunError
 
 # First tokens that are always kept (attention sinks, Xiao et al. 2024).
@@ -290,14 +290,15 @@ def change_caches(
     readable, next_positions = mask.clone(), mask.sum(dim=1)
     if not any(change.name in OF_CACHES for change in changes):
         return ChangedCaches(cache, readable, next_positions)
-    shapes = {layer.keys.shape for layer in cache.layers} | {layer.values.shape for layer in cache.layers}
+    layers = [row_tensors(layer) for layer in cache.layers]
+    shapes = {tensor.shape for tensors in layers for tensor in tensors.values()}
     width = mask.shape[1]
-    if len(shapes) > 1 or next(iter(shapes))[2] != width:
+    if any(set(tensors) != {"keys", "values"} for tensors in layers) or len(shapes) > 1 or next(iter(shapes))[2] != width:
         raise RunError(
             [
                 f"data.test_changes, data.benign: the layers' caches have the shapes {sorted(map(tuple, shapes))} for "
-                f"{width} tokens, and changes need all tokens in all layers. Lower data.max_context_tokens below the "
-                "model's window, or leave the changes out."
+                f"{width} tokens, and changes need keys and values of all tokens in all layers. Lower "
+                "data.max_context_tokens below the model's window, or leave the changes out."
             ]
         )
     whole = Row(*(torch.stack([getattr(layer, name) for layer in cache.layers]) for name in ("keys", "values")))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
+from introspection_lit.steering.caches import row_tensors, tokens_dim
 from introspection_lit.steering.extraction import record_outputs
 from introspection_lit.steering.prefill import Forward, fill_cache, pad, prefill_mode
 
@@ -19,21 +20,33 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
+class Group(NamedTuple):
+    """Tensors of a cache that have one shape, and are stored as one: of most models, all keys and values.
+
+    Attributes:
+        slots: Layer and name of each (see :func:`~introspection_lit.steering.caches.row_tensors`).
+        tokens: The dimension of the tokens, behind that of the slots; None: these are states.
+    """
+
+    slots: list[tuple[int, str]]
+    tokens: int | None
+
+
 class Entry(NamedTuple):
     """The stored tensors of one context, in host memory.
 
     Attributes:
-        cache: Keys and values, ``(layers, 2, heads, context, head)``.
+        cache: Of each group, such as keys and values ``(slots, heads, context, head)``.
         hidden: The residual stream after the layers at which steering may start, ``(those layers, context, hidden)``.
     """
 
-    cache: Tensor
+    cache: tuple[Tensor, ...]
     hidden: Tensor
 
     @property
     def nbytes(self) -> int:
         """Host memory in bytes; torch rounds pinned memory up to a power of two."""
-        sizes = ((tensor.nbytes, tensor.is_pinned()) for tensor in (self.cache, self.hidden))
+        sizes = ((tensor.nbytes, tensor.is_pinned()) for tensor in (*self.cache, self.hidden))
         return sum(1 << (size - 1).bit_length() if pinned and size else size for size, pinned in sizes)
 
 
@@ -42,23 +55,21 @@ class LoadedCaches(NamedTuple):
 
     Attributes:
         order: Row of each context.
-        cache: Keys and values, ``(contexts, layers, 2, heads, seq, head)``.
+        cache: Of each group, such as keys and values ``(contexts, slots, heads, seq, head)``.
         residual: Residual streams, ``(contexts, stored layers, seq, hidden)``.
         layers: Layer numbers of the stored residual streams.
+        slots: Group and slot of each tensor, by layer and name.
     """
 
     order: dict[int, int]
-    cache: Tensor
+    cache: list[Tensor]
     residual: Tensor
     layers: list[int]
+    slots: dict[int, dict[str, tuple[int, int]]]
 
-    def keys(self, layer: int) -> Tensor:
-        """Keys of a layer, ``(contexts, heads, seq, head)``."""
-        return self.cache[:, layer, 0]
-
-    def values(self, layer: int) -> Tensor:
-        """Values of a layer, ``(contexts, heads, seq, head)``."""
-        return self.cache[:, layer, 1]
+    def tensors(self, layer: int) -> dict[str, Tensor]:
+        """What a layer of the caches has, by name, ``(contexts, ...)``."""
+        return {name: self.cache[group][:, slot] for name, (group, slot) in self.slots.get(layer, {}).items()}
 
     def hidden(self, context: int, layer: int) -> Tensor:
         """The residual stream of a context after a layer, ``(seq, hidden)``."""
@@ -87,6 +98,8 @@ class CleanCaches:
         self.groups = [by_length[start : start + group] for start in range(0, len(by_length), group)]
         self.group_of = {context: number for number, members in enumerate(self.groups) for context in members}
         self.entries: dict[int, Entry] = {}
+        self.kinds: list[Group] = []  # of the tensors of each context's cache
+        self.truncated = False  # a sliding window dropped tokens: nothing is stored
         self.fitting: int | None = None  # number of groups that fit in memory; None until measured
         self.model_state: tuple[object, ...] | None = None
 
@@ -118,17 +131,24 @@ class CleanCaches:
         members = self.groups[number]
         ids, mask = pad([self.tokens[context] for context in members], 0, "left")
         cache, hidden = read(ids, mask)
-        if len({layer.keys.shape for layer in cache.layers}) > 1 or cache.layers[0].keys.shape[2] < ids.shape[1]:
-            return  # sliding-window layers drop positions: not stored
-        layers = [torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers]
-        stacked, residual = torch.stack(layers, dim=1), torch.stack(hidden, dim=1) if hidden else None
+        self.kinds, stacked = group_tensors(cache)
+        widths = {tensor.shape[kind.tokens + 1] for kind, tensor in zip(self.kinds, stacked, strict=True) if kind.tokens}
+        if widths != {ids.shape[1]}:
+            self.truncated = True  # sliding-window layers drop positions: not stored
+            return
+        residual = torch.stack(hidden, dim=1) if hidden else None
         for row, context in enumerate(members):
             length = len(self.tokens[context])
             # A copy without padding takes no more memory than the context needs.
-            own = stacked[row, :, :, :, -length:].to("cpu", copy=True).contiguous()
-            stream = own.new_empty(0) if residual is None else residual[row, :, -length:].to("cpu", copy=True).contiguous()
-            pin = stacked.device.type == "cuda"
-            self.entries[context] = Entry(own.pin_memory(), stream.pin_memory()) if pin else Entry(own, stream)
+            own = [
+                tensor[row] if kind.tokens is None else tensor[row].narrow(kind.tokens, ids.shape[1] - length, length)
+                for kind, tensor in zip(self.kinds, stacked, strict=True)
+            ]
+            stream = stacked[0].new_empty(0) if residual is None else residual[row, :, -length:]
+            *parts, stream = (part.to("cpu", copy=True).contiguous() for part in (*own, stream))
+            if stacked[0].device.type == "cuda":
+                *parts, stream = (part.pin_memory() for part in (*parts, stream))
+            self.entries[context] = Entry(tuple(parts), stream)
 
     def _room(self, group: int) -> int:
         """Number of groups that fit, estimated from the memory of a stored group."""
@@ -137,7 +157,8 @@ class CleanCaches:
             return 0
         entry, length = self.entries[stored[0]], len(self.tokens[stored[0]])
         # Pinned memory is rounded up, at worst to twice the size.
-        per_token = (2 if entry.cache.is_pinned() else 1) * (entry.cache.nbytes + entry.hidden.nbytes) / length
+        size = sum(part.nbytes for part in entry.cache) + entry.hidden.nbytes
+        per_token = (2 if entry.cache[0].is_pinned() else 1) * size / length
         left, room = self.gib * GIB, 0
         for members in self.groups:
             left -= per_token * sum(len(self.tokens[context]) for context in members)
@@ -164,16 +185,42 @@ class CleanCaches:
             device: The model's device.
         """
         first = self.entries[contexts[0]]
-        n_layers, _, heads, _, head = first.cache.shape
-        cache = torch.zeros(len(contexts), n_layers, 2, heads, width, head, dtype=first.cache.dtype, device=device)
+        cache = []
+        for kind, part in zip(self.kinds, first.cache, strict=True):
+            sizes = [width if dim == kind.tokens else size for dim, size in enumerate(part.shape)]
+            cache.append(torch.zeros(len(contexts), *sizes, dtype=part.dtype, device=device))
         shape = (len(contexts), len(self.layers), width, first.hidden.shape[-1])
         residual = torch.zeros(shape, dtype=first.hidden.dtype, device=device)
         for place, context in enumerate(contexts):
             entry, length = self.entries[context], len(self.tokens[context])
-            cache[place, :, :, :, width - length :] = entry.cache.to(device, non_blocking=True)
+            for kind, batch, part in zip(self.kinds, cache, entry.cache, strict=True):
+                own = batch[place] if kind.tokens is None else batch[place].narrow(kind.tokens, width - length, length)
+                own.copy_(part.to(device, non_blocking=True))
             if self.layers:
                 residual[place, :, width - length :] = entry.hidden.to(device, non_blocking=True)
-        return LoadedCaches({context: place for place, context in enumerate(contexts)}, cache, residual, self.layers)
+        slots: dict[int, dict[str, tuple[int, int]]] = {}
+        for number, kind in enumerate(self.kinds):
+            for slot, (layer, name) in enumerate(kind.slots):
+                slots.setdefault(layer, {})[name] = (number, slot)
+        order = {context: place for place, context in enumerate(contexts)}
+        return LoadedCaches(order, cache, residual, self.layers, slots)
+
+
+def group_tensors(cache: Cache) -> tuple[list[Group], list[Tensor]]:
+    """Stack the tensors of a cache that have the same shape.
+
+    Returns:
+        The groups, and the tensors of each, ``(rows, slots, ...)``.
+    """
+    found: dict[tuple[object, ...], list[tuple[int, str, Tensor]]] = {}
+    for number, layer in enumerate(cache.layers):
+        for name, tensor in row_tensors(layer).items():
+            found.setdefault((tokens_dim(name), tensor.shape, tensor.dtype), []).append((number, name, tensor))
+    groups, stacked = [], []
+    for parts in found.values():
+        groups.append(Group([(number, name) for number, name, _ in parts], tokens_dim(parts[0][1])))
+        stacked.append(torch.stack([tensor for _, _, tensor in parts], dim=1))
+    return groups, stacked
 
 
 def make_reader(forward: Forward, model: PeftModel, layers: Sequence[nn.Module], at: Sequence[int]) -> Read:

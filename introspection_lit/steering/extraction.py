@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from introspection_lit.steering.prefill import Forward, no_logits, pad, position_ids, prefill_mode
+from introspection_lit.steering.residual import residual
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.utils.errors import RunError
 
@@ -59,7 +60,7 @@ def record_outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(residual(module, output))
 
     handles = [layer.register_forward_hook(hook) for layer in layers]
     try:

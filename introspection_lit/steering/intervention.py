@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from introspection_lit.steering.residual import residual, with_residual
+
 
 @dataclass
 class Intervention:
@@ -73,9 +75,8 @@ def steer(layers: Sequence[nn.Module], intervention: Intervention) -> Iterator[N
 
     def hook_for(layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            steered = hidden + intervention.addition(layer).to(hidden)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+            hidden = residual(module, output)
+            return with_residual(module, output, hidden + intervention.addition(layer).to(hidden))
 
         return hook
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
@@ -112,14 +111,3 @@ def steered_cache(
     with prefill_mode(model, adapter), steer(layers, intervention):
         fill_cache(forward, cache, context_ids, context_mask)
     return cache
-
-
-def fork(cache: Cache) -> Cache:
-    """Copy a cache without copying its tensors.
-
-    A forward pass appends to its cache by making new tensors, so a shallow copy is enough to ask several questions about
-    the same cache.
-    """
-    forked = copy.copy(cache)
-    forked.layers = [copy.copy(layer) for layer in cache.layers]
-    return forked

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from introspection_lit.steering.activation_checkpointing import recompute_layers
+from introspection_lit.steering.caches import fork, select_rows
 from introspection_lit.steering.intervention import Intervention, steer
-from introspection_lit.steering.prefill import Forward, fork, no_logits, position_ids
+from introspection_lit.steering.prefill import Forward, no_logits, position_ids
 
 
 class QuestionBatch(Protocol):
@@ -102,7 +103,7 @@ def read_positions(
         )
         starts = None if starts is None else starts + prefix.shape[1]
     if batch.cache_of is not None:
-        cache.batch_select_indices(batch.cache_of)
+        select_rows(cache, batch.cache_of)
         context_mask = context_mask[batch.cache_of]
         starts = None if starts is None else starts[batch.cache_of]
     mask = torch.cat([context_mask, batch.question_mask], dim=1)

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from introspection_lit.steering.caches import fill_layer, row_tensors, set_row_tensors
 from introspection_lit.steering.clean_caches import CleanCaches, LoadedCaches
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import Forward, fill_cache, prefill_mode
+from introspection_lit.steering.residual import residual, with_residual
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -174,11 +176,11 @@ class StaggeredHooks:
         new_rows = self.plan.run[active:next_active]
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = residual(module, output)
             if new_rows:
                 hidden = torch.cat([hidden, self._donor_hidden(new_rows, layer, hidden)])
             hidden = hidden + self.intervention.addition(layer, next_active).to(hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return with_residual(module, output, hidden)
 
         return hook
 
@@ -231,7 +233,7 @@ def cache_sources(
 
 
 def assemble_cache(cache: Cache, sources: Sequence[tuple[int, Tensor | None]], loaded: LoadedCaches | None) -> Cache:
-    """Give every row of the batch its keys and values: its own where it ran, its donor's elsewhere.
+    """Give every row of the batch its keys, values and states: its own where it ran, its donor's elsewhere.
 
     Args:
         cache: Cache of the rows that ran, with fewer rows in lower layers; filled in place.
@@ -242,12 +244,12 @@ def assemble_cache(cache: Cache, sources: Sequence[tuple[int, Tensor | None]], l
         layer = cache.layers[number]
         if rows is None:
             continue
+        stored = loaded.tensors(number) if loaded is not None else {}
         if not active:
-            assert loaded is not None
-            cache.update(loaded.keys(number)[rows], loaded.values(number)[rows], number)
-        elif loaded is None:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        else:
-            layer.keys = torch.cat([layer.keys, loaded.keys(number)])[rows]
-            layer.values = torch.cat([layer.values, loaded.values(number)])[rows]
+            fill_layer(layer, {name: tensor[rows] for name, tensor in stored.items()})
+            continue
+        own = row_tensors(layer)
+        if loaded is not None:
+            own = {name: torch.cat([tensor, stored[name]]) for name, tensor in own.items()}
+        set_row_tensors(layer, {name: tensor[rows] for name, tensor in own.items()})
     return cache

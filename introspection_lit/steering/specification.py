@@ -33,13 +33,16 @@ class Steering:
     band: str | Sequence[int] = "middle"
     unit: Literal["relative", "absolute"] = "relative"
 
-    def added(self, n_layers: int, hidden: int, residual_norms: Tensor | None) -> tuple[Tensor, Tensor]:
+    def added(
+        self, n_layers: int, hidden: int, residual_norms: Tensor | None, reach: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Direction and length at each layer, as in :class:`~introspection_lit.steering.intervention.Intervention`.
 
         Args:
             n_layers: Decoder layers of the model.
             hidden: Its hidden size.
             residual_norms: Median norm of the residual stream after each layer, ``(layers,)``; needed for ``relative``.
+            reach: Number of the first layers whose output reaches the cache; None: of all but the last.
 
         Returns:
             Directions of length 1 (or 0), ``(layers, hidden)``, and lengths, 0 outside the band, ``(layers,)``. Float32.
@@ -60,7 +63,7 @@ class Steering:
             needed = "relative strengths are shares of the residual norms, which a vector bank holds, and there is none"
             action = "Give a bank (detector.bank = VectorBank.load(Path(FILE))), or unit='absolute'"
             raise ConfigurationError([f"steering.unit: {needed}. {action}."])
-        (band,) = resolve_bands([self.band], n_layers)
+        (band,) = resolve_bands([self.band], n_layers, reach=reach)
         lengths = layer_scale(
             self.strength, band, torch.zeros(n_layers) if residual_norms is None else residual_norms, self.unit
         )

@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.conversations import YES_NO, Phrasing, encode
 from introspection_lit.contexts.usable import control_token_problems, fakes_turns
+from introspection_lit.models.architecture import usable_positions
 from introspection_lit.tasks.answer_tokens import SAMPLE_CONTEXT, find_answer_tokens, usable_words
 from introspection_lit.tasks.questions import (
     FALSE_QUESTIONS,
@@ -266,7 +267,7 @@ def window_problems(
         config: The model's configuration.
         option: That says how long contexts are.
     """
-    window = getattr(config, "max_position_embeddings", None)
+    window = usable_positions(config)
     if window is None or context + question <= window:
         return []
     if question >= window:

@@ -82,7 +82,7 @@ class Prefills:
         forward = cast("Forward", trainer.model or module)
         with trainer.precision_plugin.forward_context():
             kept = self._clean_caches(batch, forward)
-            share, always = options.reuse.layers, trainer.world_size > 1
+            share, always = self.run.share_layers, trainer.world_size > 1
             adapter = options.prefill_adapter
             batch.cache = batch_cache(forward, module, batch, kept, share=share, adapter=adapter, always=always)
             apply_changes(module, batch)
@@ -116,12 +116,14 @@ class Prefills:
         if pairs < USES_THAT_PAY * len(split.contexts):
             return None
         tokens = [split.encoded(context).context_ids for context in range(len(split.contexts))]
-        first_layers = [first for first, _ in split.plan.bands] if reuse.layers else []
+        first_layers = [first for first, _ in split.plan.bands] if self.run.share_layers else []
         return CleanCaches(tokens, first_layers, reuse.gib, reuse.group)
 
     def release(self) -> None:
         """Report how many clean caches were kept, and free their memory."""
         kept = self.run.clean_caches
+        if kept is not None and kept.truncated:
+            rank_zero_info("data.reuse.clean is off for this model: a sliding window drops tokens of long contexts")
         if kept is not None and kept.entries:
             self.contexts_kept = len(kept.entries)
             size = kept.nbytes / GIB

@@ -13,7 +13,7 @@ from torch import Tensor
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.variants import VARIANTS, add_variants
 from introspection_lit.models.architecture import rotary_frequencies
-from introspection_lit.steering.cache_changes import change_caches, rotated, with_tensors
+from introspection_lit.steering.cache_changes import OF_CACHES, change_caches, rotated, with_tensors
 from introspection_lit.steering.change_names import BENIGN, CHANGES
 from introspection_lit.steering.other_adapter import other_adapter
 from introspection_lit.steering.prefill import steered_cache
@@ -84,11 +84,23 @@ def change_problems_of_model(options: DataOptions, config: PretrainedConfig, sha
     if SHIFTED in used and not (isinstance(rotary, dict) and "rope_theta" in rotary):
         expected = "needs rotary positions with one set of frequencies for all layers, and the model has none"
         problems.append(f"data.test_changes, data.benign: {SHIFTED} {expected}. Leave it out.")
+    if (of_caches := [name for name in used if name in OF_CACHES or name in PASSES]) and not _plain(config):
+        expected = "need keys and values of one shape in every layer, which this architecture does not keep"
+        problems.append(f"data.test_changes, data.benign: {', '.join(of_caches)} {expected}. Leave them out.")
     if sharded:
         unmade = ", ".join(name for name in PASSES if name in used)
         advice = "Leave out what is named, or use one device."
         problems += [f"data.test_changes, data.benign: {unmade} cannot be made with FSDP. {advice}"] if unmade else []
     return problems
+
+
+def _plain(config: PretrainedConfig) -> bool:
+    """Whether every layer of a model keeps keys and values of the same shape, and nothing else."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    others = ("kv_lora_rank", "num_kv_shared_layers", "global_head_dim", "index_topk")
+    return kinds <= {"full_attention", "sliding_attention", "chunked_attention"} and not any(
+        getattr(config, name, None) for name in others
+    )
 
 
 def deployed_split(

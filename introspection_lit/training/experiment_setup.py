@@ -16,6 +16,7 @@ from introspection_lit.contexts.splits import evenly_spaced, mix_by_kind, odd_co
 from introspection_lit.contexts.template_notes import template_notes
 from introspection_lit.contexts.usable import fakes_turns, usable_contexts
 from introspection_lit.models.adapters import adapter_problems
+from introspection_lit.models.architectures import Architecture, examine
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_tokenizer, read_template
 from introspection_lit.models.lora_checks import placement_problems
@@ -70,14 +71,16 @@ def prepare(run: RunContext) -> Experiment:
     """
     options, base, problems = run.options, run.module.base, Problems()
     _check_subcommand(run, problems)
+    config = problems.attempt(load_config, base)
+    if config:
+        run.architecture = _examine(run, config, problems)
     _check_run(run, problems)
     bank = problems.attempt(VectorBank.load, options.bank_path) if options.bank_path else None
-    config = problems.attempt(load_config, base)
     template = problems.attempt(read_template, options.template_path) if options.template_path else None
     has_template = options.template_path is None or template is not None
     tokenizer = problems.attempt(load_tokenizer, base, template) if config and has_template else None
     contexts = _deal_contexts(run, tokenizer, problems)
-    bands = _check_model(run, config, bank, problems) if config else None
+    bands = _check_model(run, config, bank, problems) if config and run.architecture else None
     wording = None
     if config and tokenizer and contexts:
         every_context = [context for group in contexts.values() for context in group]
@@ -189,9 +192,23 @@ def _check_run(run: RunContext, problems: Problems) -> None:
         problems.add(checks.run_folder_problems(trainer.log_dir, resuming))
 
 
+def _examine(run: RunContext, config: PretrainedConfig, problems: Problems) -> Architecture | None:
+    """Decide what the architecture can do, and tell the module; None if it cannot be used."""
+    module = run.module
+    found = examine(module.base, config, module.lora if module.adapter is None else None)
+    problems.add(found.problems)
+    if found.problems:
+        return None
+    module.adapt_to(found)
+    for note in found.notes:
+        rank_zero_info(f"{note}.")
+    return found
+
+
 def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | None, problems: Problems) -> BandSets | None:
     """Check what depends on the model's shape; returns the steered bands as layer numbers."""
-    base, layers = run.module.base, config.num_hidden_layers
+    assert run.architecture is not None
+    base, layers, reach = run.module.base, run.architecture.layers, run.architecture.reach
     if wrong := lora_problems(run.module.lora, layers):
         problems.add(wrong)
     elif run.module.adapter is None:
@@ -216,12 +233,12 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
     )
     if bank:
         problems.add(_concept_problems(run.options, bank))
-    bands = test_bands = problems.attempt(resolve_bands, run.options.bands, layers)
+    bands = test_bands = problems.attempt(resolve_bands, run.options.bands, layers, "bands", reach)
     if run.options.bands_of_tests != run.options.bands:
-        test_bands = problems.attempt(resolve_bands, run.options.bands_of_tests, layers, "test_bands")
+        test_bands = problems.attempt(resolve_bands, run.options.bands_of_tests, layers, "test_bands", reach)
     grid_bands = bands
     if run.options.grid is not None:
-        grid_bands = problems.attempt(resolve_bands, run.options.grid.bands, layers, "grid.bands")
+        grid_bands = problems.attempt(resolve_bands, run.options.grid.bands, layers, "grid.bands", reach)
     steered = test_bands if "imported" in run.options.test_sets else ()
     steered = grid_bands if run.options.grid is not None and "imported" in run.options.grid.vectors else steered
     if bank and "imported" in bank.directions:

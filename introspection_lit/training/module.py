@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, choose_threshold
 from introspection_lit.models.adapters import adapter_settings, load_adapter, read_adapter
 from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.architectures import Architecture
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.steering.question_pass import answer_positions, read_answers, read_positions
@@ -92,11 +94,18 @@ class IntrospectionModule(LightningModule):
         self.shape = {
             "r": lora.r,
             "alpha": lora.alpha,
-            "target_modules": sorted(lora.target_modules),
+            "target_modules": sorted(lora.target_modules or ()),
             "layers": sorted(lora.layers),
         }
         self.layers: list[nn.Module] = []
         self.model: PeftModel
+
+    def adapt_to(self, found: Architecture) -> None:
+        """Use the attention implementation and the target modules that were chosen for the architecture."""
+        self.base = replace(self.base, attention=found.attention)
+        if self.adapter is None:
+            self.lora = replace(self.lora, target_modules=found.targets)
+            self.shape["target_modules"] = sorted(found.targets)
 
     def configure_model(self) -> None:
         """Load the base model and put the adapter on it; a second call does nothing.

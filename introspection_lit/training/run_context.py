@@ -17,6 +17,7 @@ from introspection_lit.trials.manifest_plan import ManifestPlan
 
 if TYPE_CHECKING:
     from introspection_lit.contexts.conversations import Phrasing
+    from introspection_lit.models.architectures import Architecture
     from introspection_lit.steering.clean_caches import CleanCaches
     from introspection_lit.steering.vector_bank import VectorBank
     from introspection_lit.tasks.wording import Wording
@@ -53,6 +54,7 @@ class RunContext:
         attached_trainer: The trainer, once Lightning has attached the data module to it.
         checkpoint: The checkpoint that the command line will load; checked before the model is loaded.
         experiment: What the set-up has built; None before.
+        architecture: What was decided about the model; None before the set-up.
         splits: By name; empty before the set-up.
         bank: The vector bank; None before the set-up.
         folder: The run's folder, once it is set up.
@@ -68,6 +70,7 @@ class RunContext:
     attached_trainer: Trainer | None = None
     checkpoint: str | None = None
     experiment: Experiment | None = None
+    architecture: Architecture | None = None
     splits: dict[str, Split] = field(default_factory=dict)
     bank: VectorBank | None = None
     folder: Path = Path()
@@ -88,6 +91,11 @@ class RunContext:
     def module(self) -> IntrospectionModule:
         """The module that is trained or tested."""
         return module_of(self.trainer.lightning_module)
+
+    @property
+    def share_layers(self) -> bool:
+        """Whether rows share the layers below the steering: the options and the architecture allow it."""
+        return self.options.reuse.layers and (self.architecture is None or self.architecture.share)
 
     @property
     def wording(self) -> Wording:

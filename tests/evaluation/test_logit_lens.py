@@ -22,7 +22,8 @@ from introspection_lit.evaluation.logit_lens import log_odds_by_layer
 from introspection_lit.models.architecture import find_decoder_layers, find_head
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
-from introspection_lit.steering.prefill import fork, position_ids, steered_cache
+from introspection_lit.steering.caches import fork
+from introspection_lit.steering.prefill import position_ids, steered_cache
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.tasks.scoring import log_odds
 from introspection_lit.training.module import IntrospectionModule

@@ -64,8 +64,10 @@ def test_decoder_layers_in_the_order_in_which_they_run(family_model: PreTrainedM
 
 
 def test_unknown_architecture_names_the_override() -> None:
-    """GPT-2 keeps its layers elsewhere; the message says which option to set, and setting it works."""
+    """Two lists may be meant; the message says which option to set, and setting it works."""
     model = GPT2LMHeadModel(GPT2)
+    assert find_decoder_layers(model) == list(model.transformer.h)
+    model.transformer.others = nn.ModuleList(nn.Identity() for _ in range(3))
     with pytest.raises(ValueError, match=r"base\.decoder_layers .*'transformer\.h'"):
         find_decoder_layers(model)
     assert find_decoder_layers(model, "transformer.h") == list(model.transformer.h)

@@ -21,8 +21,9 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
 from introspection_lit.steering.activation_checkpointing import recompute_layers
+from introspection_lit.steering.caches import fork
 from introspection_lit.steering.intervention import Intervention
-from introspection_lit.steering.prefill import fork, pad, position_ids, steered_cache
+from introspection_lit.steering.prefill import pad, position_ids, steered_cache
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.trials.batch import TrialBatch
 

@@ -17,10 +17,11 @@ from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
 from introspection_lit.steering import prefill
+from introspection_lit.steering.caches import fork
 from introspection_lit.steering.clean_caches import CleanCaches, make_reader, model_state
 from introspection_lit.steering.extraction import record_outputs
 from introspection_lit.steering.intervention import Intervention, steer
-from introspection_lit.steering.prefill import fork, pad, position_ids, prefill_mode, steered_cache
+from introspection_lit.steering.prefill import pad, position_ids, prefill_mode, steered_cache
 from introspection_lit.steering.shared_prefill import shared_cache
 
 CONTEXTS = [list(range(10, 22)), list(range(40, 45)), list(range(60, 68))]

@@ -174,7 +174,7 @@ def test_what_is_kept_does_not_depend_on_what_came_before(family_model: PreTrain
     assert 3 in one.entries
     assert len(other.entries) == len(TOKENS)
     for context, entry in one.entries.items():
-        assert torch.equal(entry.cache, other.entries[context].cache)
+        assert torch.equal(entry.cache[0], other.entries[context].cache[0])
         assert torch.equal(entry.hidden, other.entries[context].hidden)
 
 
@@ -192,24 +192,24 @@ def test_nothing_stale_is_used(family_model: PreTrainedModel) -> None:
         assert_same(ours, steered_cache(model, model, layers, ids, mask, intervention), mask)
 
     matches()
-    before = kept.entries[0].cache.clone()
+    before = kept.entries[0].cache[0].clone()
     norm = next(parameter for name, parameter in model.named_parameters() if "layernorm" in name)
     with torch.no_grad():
         norm.add_(0.5)
     matches()
-    changed = kept.entries[0].cache
+    changed = kept.entries[0].cache[0]
     assert not torch.equal(changed, before)
     filled(kept, model, layers, everything)
-    assert kept.entries[0].cache is changed  # nothing has changed since: kept
+    assert kept.entries[0].cache[0] is changed  # nothing has changed since: kept
     handle = layers[0].register_forward_hook(lambda _, __, output: output * 1.1)
     filled(kept, model, layers, everything)
-    assert not torch.equal(kept.entries[0].cache, changed)
+    assert not torch.equal(kept.entries[0].cache[0], changed)
     handle.remove()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         filled(kept, model, layers, everything)
-        assert not torch.equal(kept.entries[0].cache.float(), changed.float())
+        assert not torch.equal(kept.entries[0].cache[0].float(), changed.float())
     matches()
-    assert torch.equal(kept.entries[0].cache, changed)
+    assert torch.equal(kept.entries[0].cache[0], changed)
 
 
 def test_windows_of_attention(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from introspection_lit.steering.residual import residual
+
 if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
 
@@ -41,7 +43,7 @@ class TokensRun:
 
     def _hook(self, per_token: float) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = residual(module, output)
             operations = per_token * hidden.shape[0] * hidden.shape[1]
             self.forward += operations
             if torch.is_grad_enabled() and hidden.requires_grad:

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from introspection_lit.steering.prefill import Forward
+from introspection_lit.steering.residual import residual
 from introspection_lit.training.cache_reuse import answer_references, batch_cache
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.run_context import run_of
@@ -44,9 +45,7 @@ def loss_and_gradients(run: RunContext, trial: Trial) -> tuple[Tensor, dict[str,
     try:
         with torch.enable_grad(), trainer.precision_plugin.forward_context():
             forward = cast("Forward", module)
-            batch.cache = batch_cache(
-                forward, module, batch, share=run.options.reuse.layers, adapter=run.options.prefill_adapter
-            )
+            batch.cache = batch_cache(forward, module, batch, share=run.share_layers, adapter=run.options.prefill_adapter)
             answer_references(forward, module, batch)
             loss = module._step(batch, gather=False)[0]
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained else ()
@@ -109,7 +108,7 @@ class Trace:
 
     def _after(self, layer: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._note(f"the output of layer {layer}", output[0] if isinstance(output, tuple) else output)
+            self._note(f"the output of layer {layer}", residual(module, output))
 
         return hook
 
