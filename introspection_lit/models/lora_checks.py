@@ -7,6 +7,7 @@ import warnings
 
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, meta_model
+from introspection_lit.models.text_part import layers_name
 
 EXPERTS = "PEFT adapts the experts of a mixture as whole tensors"
 
@@ -20,6 +21,7 @@ def placement_problems(base: BaseModel, lora: Lora) -> list[str]:
     """
     try:
         model = meta_model(base)
+        name = base.decoder_layers or layers_name(model) or "layers"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they appear when the adapter is made
             adapted = add_lora(model, lora)
@@ -29,9 +31,8 @@ def placement_problems(base: BaseModel, lora: Lora) -> list[str]:
             return [f"model.lora.dropout: got {lora.dropout}. {EXPERTS}, without dropout: set it to 0."]
         given = f"got {lora.target_modules}, where PEFT cannot put adapters on {base.name_or_path!r}"
         return [f"model.lora.target_modules: {given} ({type(error).__name__}: {reason})."]
-    decoder = re.escape(next(name for name, module in model.named_modules() if module is model.get_decoder()))
-    layers = re.compile(rf".*{decoder}\.[^.]+\.(\d+)\.")
-    found = {int(match[1]) for name, _ in adapted.named_parameters() if "lora_" in name and (match := layers.match(name))}
+    layers = re.compile(rf".*\b{re.escape(name)}\.(\d+)\.")
+    found = {int(match[1]) for each, _ in adapted.named_parameters() if "lora_" in each and (match := layers.match(each))}
     if lora.layers and found - set(lora.layers):
         return [
             f"model.lora.layers: got {lora.layers}. {EXPERTS}, in every layer: leave it empty, or leave the experts "
