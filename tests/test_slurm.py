@@ -141,7 +141,7 @@ def test_weights_are_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a hub model everything but pickles; of one on this machine nothing."""
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)))
-    monkeypatch.setattr(model, "load_config", lambda _: PretrainedConfig())
+    monkeypatch.setattr(model, "whole_config", lambda *_, **__: PretrainedConfig())
     assert model.fetch(BaseModel("someone/model", revision="v1")).endswith(" someone/model")
     (name, options) = asked[0]
     assert (name, options["revision"]) == ("someone/model", "v1")

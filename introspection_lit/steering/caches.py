@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import cache as remember
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -95,7 +95,7 @@ def fork_layer(layer: Any) -> Any:
     return forked
 
 
-@remember
+@lru_cache(maxsize=64)
 def _without_writing(kind: Any) -> type:
     """The class of layers of a kind that replace their states, where the library's write into them to keep the address."""
     if getattr(kind, "replaces_states", False):

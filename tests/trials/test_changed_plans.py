@@ -43,7 +43,9 @@ def splits_of(tiny: Path, contexts: list[str], *options: str) -> dict[str, Split
 @pytest.fixture(scope="module")
 def tested(tiny: Path, some_contexts: list[str]) -> dict[str, Split]:
     """Splits with both test sets, and every change."""
-    return splits_of(tiny, some_contexts, "--data.test_trials", "{heldout: 8, deployed: 190, deployed_newkinds: 38}")
+    turn = 2 * (1 + len(CHANGES))
+    sizes = f"{{heldout: 8, deployed: {5 * turn}, deployed_newkinds: {turn}}}"
+    return splits_of(tiny, some_contexts, "--data.test_trials", sizes)
 
 
 @pytest.fixture(scope="module")
