@@ -46,6 +46,8 @@ SIZES = ("batch_size", "effective_batch", "eval_batch_size", "trials_per_epoch",
 # Numbers of which the highest is the worst.
 LOWER_IS_BETTER = ("perplexity", "newkinds_fpr", "facts_changed", "reading_changed")
 ALL = "all"
+# Trainings without a task in a table.
+BESIDE = 2
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -114,7 +116,8 @@ def compare(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
     rows = {name: row for name, row in rows.items() if row}
     origin = provenance()
     write_json(folder / "ablations.json", {"commit": origin["commit"], "command": origin["command"], "rows": rows})
-    PlainConsole().print(ablation_table(rows))
+    for table in ablation_tables(rows):
+        PlainConsole().print(table)
     print(f"details: {folder / 'ablations.json'}")
     return failed
 
@@ -167,21 +170,22 @@ def summary(trainings: Mapping[int, Training]) -> dict[str, Row]:
     }
 
 
-def ablation_table(rows: Mapping[str, Mapping[str, Row]]) -> Table:
-    """A row for each number, a column for each training: mean over seeds, and the standard deviation of several."""
-    table = Table(title="What each task buys", padding=(0, 1))
-    table.add_column("", no_wrap=True)
-    for name in rows:
-        table.add_column(name, justify="right")
-    for number, title in NUMBERS.items():
-        cells = []
-        for row in rows.values():
-            found = row.get(number) or {}
-            mean, spread = found.get("mean"), found.get("sd")
-            cells.append("" if mean is None else f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else ""))
-        if any(cells):
-            table.add_row(title, *cells)
-    return table
+def ablation_tables(rows: Mapping[str, Mapping[str, Row]]) -> list[Table]:
+    """Tables of 80 columns: a row for each number; all tasks, and :data:`BESIDE` trainings without one, by their means."""
+    without = [name for name in rows if name != ALL]
+    tables = []
+    for first in range(0, max(len(without), 1), BESIDE):
+        shown = [*(name for name in (ALL,) if name in rows), *without[first : first + BESIDE]]
+        table = Table(title="What each task buys: mean over seeds", padding=0)
+        table.add_column("", no_wrap=True)
+        for name in shown:
+            table.add_column(name.replace("-", "\n", 1), justify="right")
+        for number, title in NUMBERS.items():
+            means = [(rows[name].get(number) or {}).get("mean") for name in shown]
+            if any(mean is not None for mean in means):
+                table.add_row(title, *("" if mean is None else f"{mean:.3f}" for mean in means))
+        tables.append(table)
+    return tables
 
 
 if __name__ == "__main__":

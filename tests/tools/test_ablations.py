@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 from project_paths import CONFIG, ROOT
+from rich.console import Console
 from run_scripts import script
 from seeds_in_process import in_process
 from tiny_models import contexts_file
@@ -93,3 +95,15 @@ def test_each_task_left_out_once(
         assert {"codes", "facts", "perplexity"} <= set(row)
     script("ablations").main(command)
     assert capsys.readouterr().out.count("there already") == 3
+
+
+def test_tables_fit_the_console() -> None:
+    """Eighty columns, with every name and number whole; the file of the documents has seven trainings."""
+    rows = json.loads((ROOT / "docs" / "results" / "tasks" / "ablations.json").read_text(encoding="utf-8"))["rows"]
+    console = Console(width=80, file=io.StringIO())
+    for table in script("ablations").ablation_tables(rows):
+        console.print(table)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert all(name.removeprefix("without-") in shown for name in rows)
+    assert f"{rows['without-plain_text']['perplexity']['mean']:.3f}" in shown
