@@ -6,6 +6,7 @@ import os
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit.contexts.context import BUILTIN, LARGE, Context
@@ -69,6 +70,11 @@ def prepare(run: RunContext) -> Experiment:
     Raises:
         ConfigurationError: Anything is wrong; all problems at once.
     """
+    with torch.random.fork_rng(devices=[]):  # models without weights are built on the way, and draw numbers for theirs
+        return _prepare(run)
+
+
+def _prepare(run: RunContext) -> Experiment:
     options, base, problems = run.options, run.module.base, Problems()
     _check_subcommand(run, problems)
     config = problems.attempt(load_config, base)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from project_paths import CONFIG
 
+from introspection_lit.cli import attach
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.training.checks import precision_problems
+from introspection_lit.training.experiment_setup import prepare
 
 
 @pytest.mark.parametrize(
@@ -164,3 +167,13 @@ def test_precision_that_destroys_packed_bytes(precision: str, storage: str) -> N
     problems = precision_problems(BaseModel(quantization="nf4", quant_storage=storage), precision)  # type: ignore[arg-type]
     assert bool(problems) == (storage not in ("uint8", casts_to))
     assert precision_problems(BaseModel(quantization="none", quant_storage=storage), precision) == []  # type: ignore[arg-type]
+
+
+def test_checks_draw_no_random_numbers(tiny: Path, some_contexts: list[str]) -> None:
+    """Models without weights are built on the way; the adapter's first weights come from the run's seed all the same."""
+    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false", *some_contexts]
+    run = attach(words).datamodule.run
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    prepare(run)
+    assert torch.equal(torch.get_rng_state(), before)
