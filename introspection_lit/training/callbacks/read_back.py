@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems, tensor_problems
+from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems, content_problems, tensor_problems
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.distributed import fail_together
 from introspection_lit.training.fsdp import adapter_shapes
@@ -47,7 +47,9 @@ class ReadBack(Callback):
 
 def _check(path: Path, module: IntrospectionModule, shapes: Mapping[str, torch.Size]) -> None:
     loops = {name: getattr(module.trainer, name).state_dict() for name in LOOPS.values()}
-    problems = checkpoint_problems(str(path), module.identity(), "fit", loops)
-    if problems := problems or tensor_problems(read_checkpoint(path)["state_dict"], shapes):
+    problems, content = checkpoint_problems(str(path), module.identity(), "fit"), read_checkpoint(path)
+    # Nothing has been scored, so callbacks have no score to keep: their state is left out, as where there is a checksum.
+    problems = problems or content_problems(content, "fit", loops, with_checksum=True)
+    if problems := problems or tensor_problems(content["state_dict"], shapes):
         reason = " ".join(problems[:3])
         raise ConfigurationError([f"model.lora: checkpoints of this adapter could not be loaded again: {reason}"])
