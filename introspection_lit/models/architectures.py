@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from introspection_lit.models.architecture import find_decoder_layers
-from introspection_lit.models.base_model import Attention, BaseModel, Lora
-from introspection_lit.models.loading import add_lora, meta_model
+from introspection_lit.models.base_model import Attention, BaseModel, Lora, lora_problems
+from introspection_lit.models.loading import meta_model
+from introspection_lit.models.lora_checks import placement_problems
 from introspection_lit.models.lora_targets import default_targets
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -108,7 +109,15 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
         found.problems.append(str(error))
         return found
     if lora is not None:
-        found = found._replace(targets=_targets(model, modules, config.model_type, lora, found))
+        usual = default_targets(modules, config.model_type)
+        found = found._replace(targets=usual if lora.target_modules is None else list(lora.target_modules))
+        if not found.targets and lora.target_modules is None:
+            found.problems.append(
+                f"model.lora.target_modules: {type(model).__name__} has no linear modules of a known kind. Name some."
+            )
+        elif not lora_problems(lora, layers):
+            lora = replace(lora, target_modules=found.targets)
+            found.problems.extend(placement_problems(model, lora, base.decoder_layers, usual))
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         found.notes.append(f"{name}, which was not measured here (docs/models.md): compare its scores with a single pass")
     if not_shared := _not_shared(config):
@@ -157,35 +166,6 @@ def _attention(model: Any, base: BaseModel, found: Architecture) -> Attention:
         found.notes.append(f"base.attention: {kind.__name__} has no sdpa; eager is used")
         return "eager"
     return base.attention
-
-
-def _targets(model: Any, layers: list[Any], model_type: str, lora: Lora, found: Architecture) -> list[str]:
-    """The modules that get an adapter: those that are asked for, if there are such, or those of the architecture."""
-    chosen = default_targets(layers, model_type)
-    if lora.target_modules is None:
-        if not chosen:
-            found.problems.append(
-                f"model.lora.target_modules: {type(model).__name__} has no linear modules of a known kind. Name some."
-            )
-        return chosen
-    names = {name for layer in layers for name, _ in layer.named_modules()}
-    known = any(name == target or name.endswith(f".{target}") for target in lora.target_modules for name in names)
-    if lora.target_modules and not known and not _takes(model, lora):
-        instead = f"such as {', '.join(chosen)}" if chosen else "names of linear modules"
-        found.problems.append(
-            f"model.lora.target_modules: got {lora.target_modules}; the decoder layers of {type(model).__name__} have no "
-            f"modules of these names. Expected some that they have, {instead}."
-        )
-    return list(lora.target_modules)
-
-
-def _takes(model: Any, lora: Lora) -> bool:
-    """Whether PEFT can put the adapter on a model without weights; it knows names of fused experts that no module has."""
-    try:
-        add_lora(model, replace(lora, dropout=0.0))
-    except ValueError:
-        return False
-    return True
 
 
 def _not_shared(config: PretrainedConfig) -> str | None:

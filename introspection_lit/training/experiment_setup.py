@@ -20,7 +20,6 @@ from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.architectures import Architecture, examine
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_tokenizer, read_template
-from introspection_lit.models.lora_checks import placement_problems
 from introspection_lit.steering.bands import resolve_bands
 from introspection_lit.steering.vector_bank import (
     OPTIONAL_SPLITS,
@@ -215,10 +214,7 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
     """Check what depends on the model's shape; returns the steered bands as layer numbers."""
     assert run.architecture is not None
     base, layers, reach = run.module.base, run.architecture.layers, run.architecture.reach
-    if wrong := lora_problems(run.module.lora, layers):
-        problems.add(wrong)
-    elif run.module.adapter is None:
-        problems.add(placement_problems(base, run.module.lora))
+    problems.add(lora_problems(run.module.lora, layers))
     problems.add(nf4_on_cpu_problems(base, config, run.trainer.strategy.root_device.type))
     problems.add(change_problems_of_model(run.options, config, is_sharded(run.trainer)))
     if bank:
