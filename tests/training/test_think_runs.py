@@ -50,14 +50,16 @@ def test_adapters_do_in_one_pass_what_they_do_in_two(
     some_contexts: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By the test set, by the card's lines and by the detector; and what is done about the template is said once."""
     base = without_template(tiny, tmp_path / "base")
     (base / "chat_template.jinja").write_text(STYLES[name].template)
     common = ["--config", CONFIG, "--model.base.name_or_path", str(base), *some_contexts, *CHEAP]
+    told: list[str] = []  # other tests may have quietened the logger
+    monkeypatch.setattr("introspection_lit.training.experiment_setup.rank_zero_info", told.append)
     main(["fit", *common, "--test_after_fit", "true", f"--trainer.logger.init_args.save_dir={tmp_path}"])
-    printed, said = capsys.readouterr().out, caplog.text
+    printed, said = capsys.readouterr().out, "\n".join(told)
     run = tmp_path / "default" / "version_0"
     compared = json.loads((run / "results.json").read_text())["evidence"]["as_exported"]
     assert compared["largest_difference"] < 1e-4
