@@ -44,13 +44,13 @@ def unpack_gguf(file: Path) -> Path:
         ConfigurationError: The file is a part of a model, or its tensors are not those of the model in its header.
         ValueError: The file is not a GGUF model that ``transformers`` can read.
     """
-    if problems := header_problems(file):
-        raise ConfigurationError(problems)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, lambda: hashlib.sha256(FORMAT)).hexdigest()[:16]
     folder = cache_folder() / f"{file.stem}-{digest}"
-    if folder.is_dir():
+    if folder.is_dir():  # made from these bytes: they were checked then
         return folder
+    if problems := header_problems(file):
+        raise ConfigurationError(problems)
     try:
         with atomic_folder(folder, replace=False) as unfinished:
             _dequantise(file, unfinished)

@@ -35,6 +35,14 @@ def test_a_whole_file_is_the_model(model: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(load_model(unpacked)(ids).logits, load_model(BaseModel(str(model)))(ids).logits)
 
 
+def test_a_file_is_checked_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was unpacked is used as it is: reading the header of a file of 98 MB takes seconds, at each of three places."""
+    file = write_gguf(tmp_path / "whole.gguf", model)
+    folder = unpack_gguf(file)
+    monkeypatch.setattr("introspection_lit.models.gguf_files._reader", lambda _: pytest.fail("the header was read again"))
+    assert unpack_gguf(file) == folder
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
