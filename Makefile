@@ -8,7 +8,7 @@ VERSIONS ?= constraints.txt
 TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pipeline test test-all newest oldest short lint format clean
+.PHONY: help install quickstart pipeline test test-all commands newest oldest short lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -43,8 +43,12 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 test: $(INSTALLED)  ## Run the tests: eight minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
-test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out (slow, hostile, damaged input): a quarter of an hour
+test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out (slow, hostile, damaged input), then the documented commands
 	$(RUN) -m pytest -m 'slow or thorough'
+	$(MAKE) commands
+
+commands: $(INSTALLED)  ## Run every documented command as it is written, on tiny models
+	$(RUN) tests/run_documented_commands.py
 
 newest:  ## Run all tests with the newest versions of today but of torch, in a new .venv-newest
 	rm -rf .venv-newest
