@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from introspection_lit.models.adapter_config import read_settings
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import meta_model
 from introspection_lit.models.recorded_settings import RECORD, validate_settings
@@ -183,16 +184,16 @@ def weight_mismatches(adapter: Adapter, base: BaseModel) -> list[str]:
     return [f"{problems[0]} ({len(problems)} like this)"] if problems else []
 
 
-def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting: bool) -> list[str]:
+def adapter_problems(name: str, identity: BaseIdentity, checkpoint: str | None, fitting: bool) -> list[str]:
     """Check ``model.adapter``: the adapter exists, can be read and fits the model, and no other option contradicts it.
 
     Args:
         name: A folder or hub id.
-        base: The model that will be loaded.
+        identity: The model that will be loaded.
         checkpoint: The value of ``ckpt_path``, if given.
         fitting: Whether the subcommand is ``fit``.
     """
-    problems = []
+    problems, base = [], identity.base
     if fitting:
         problems.append("model.adapter: is for validate, test and predict. To go on training a checkpoint, use ckpt_path.")
     if checkpoint is not None:
@@ -202,7 +203,7 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
     except ConfigurationError as error:
         return problems + error.problems
     problems += adapter_file_problems(adapter)
-    problems += base_mismatches(adapter, base)
+    problems += base_mismatches(adapter, identity)
     if not problems:
         mismatches = weight_mismatches(adapter, base)
         problems += [f"model.adapter: {name} does not fit {base.name}: {difference}." for difference in mismatches]
@@ -214,27 +215,24 @@ def adapter_file_problems(adapter: Adapter) -> list[str]:
     return _weight_problems(adapter.folder / WEIGHTS) + changed_files(adapter.folder, adapter.description)
 
 
-def base_mismatches(adapter: Adapter, base: BaseModel) -> list[str]:
-    """Problems if an adapter was made for another model, or for another revision of it."""
-    name, trained_on, problems = adapter.name, str(adapter.config.base_model_name_or_path), []
-    if _name_of(trained_on) != base.name:
-        problems.append(
-            f"model.adapter: {name} was made for the model {trained_on!r}, not for {base.name!r}. Use that model, or an "
-            "adapter for this one."
-        )
-    if adapter.config.revision not in (None, base.revision or "main") and base.on_hub:
-        problems.append(
-            f"model.adapter: {name} was made for revision {adapter.config.revision!r} of the model. Set "
-            "model.base.revision."
-        )
-    return problems
+def base_mismatches(adapter: Adapter, identity: BaseIdentity, advice: str = "") -> list[str]:
+    """Problems if an adapter was made for another model, or does not say for which; none if the user accepts any.
+
+    Args:
+        adapter: The adapter.
+        identity: The model.
+        advice: See :meth:`~introspection_lit.models.base_identity.BaseIdentity.problems`.
+    """
+    return identity.problems(f"model.adapter: {adapter.name}", recorded_base(adapter, identity.base), advice)
 
 
-def _name_of(model: str) -> str:
-    try:
-        return BaseModel(model).name
-    except (OSError, ValueError, RuntimeError):  # no valid path on this machine
-        return model
+def recorded_base(adapter: Adapter, base: BaseModel) -> dict[str, Any]:
+    """What an adapter's files say of its base model, as :class:`BaseIdentity` compares it."""
+    config, description = adapter.config, adapter.description or {}
+    # PEFT writes no revision where it is the default one, and often where it is not.
+    revision = config.revision or base.revision
+    hashes = description.get("base_hashes")
+    return {"base_model": config.base_model_name_or_path, "revision": revision, "base_hashes": hashes}
 
 
 def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> PeftModel:

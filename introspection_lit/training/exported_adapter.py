@@ -51,7 +51,7 @@ def why_not_compared(run: RunContext, folder: Path) -> str | None:
         adapter = read_adapter(str(folder.absolute()))
     except ConfigurationError as error:
         return " ".join(error.problems)
-    problems = adapter_file_problems(adapter) + base_mismatches(adapter, run.module.base)
+    problems = adapter_file_problems(adapter) + base_mismatches(adapter, run.module.base_identity)
     if problems := problems or weight_mismatches(adapter, run.module.base):
         return " ".join(problems)
     tested, exported = run.trainer.ckpt_path, (adapter.description or {}).get("step")

@@ -156,7 +156,7 @@ def test_checkpoints_that_cannot_be_used(refused: Callable[..., str], tmp_path: 
     torch.save({"state_dict": {}, "introspection": identity, "pytorch-lightning_version": "2.6.0"}, tmp_path / "qwen.ckpt")
     (tmp_path / "text.ckpt").write_text("hello")
     assert "text.ckpt cannot be read as a checkpoint" in refused("--ckpt_path", "text.ckpt")
-    assert "has base_model 'Qwen/Qwen2.5-7B-Instruct'" in refused("--ckpt_path", "qwen.ckpt", subcommand="test")
+    assert "was made for the model 'Qwen/Qwen2.5-7B-Instruct'" in refused("--ckpt_path", "qwen.ckpt", subcommand="test")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-true", "16-mixed", "bf16-true", "bf16-mixed"])
