@@ -85,7 +85,7 @@ class BaseIdentity:
             parts = [text for part, text in PARTS.items() if known[part] and own[part] and known[part] != own[part]]
             if not parts:
                 return None
-            return f"was made for the model {made_for!r}; {self.base.name!r} has {' and '.join(parts)}"
+            return f"was made for {f'the model {made_for!r}' if made_for else 'another model'}; {self.base.name!r} has {' and '.join(parts)}"
         if not made_for:
             return f"does not say for which model it was made; here it is {self.base.name!r}"
         if _name_of(made_for) != self.base.name:
@@ -109,9 +109,7 @@ class BaseIdentity:
         if self.accepts_any and not advice:
             if (sentence := f"{subject} {difference}.") not in self.accepted:
                 self.accepted.append(sentence)
-                rank_zero_warn(
-                    f"{sentence} You say that they match: names and shapes of the tensors are checked all the same."
-                )
+                rank_zero_warn(f"{sentence} You say that they match: names and shapes of its tensors are checked.")
             return []
         return [f"{subject} {difference}. {advice or f'Use that model, wherever it lies now. {OTHERWISE}'}."]
 

@@ -34,7 +34,7 @@ def grid_protocol(run: RunContext) -> dict[str, Any]:
 
 
 def other_base(run: RunContext) -> str | None:
-    """What the user has said to match though the files differ (``model.adapter_base any``); None: nothing had to be said."""
+    """Differences of the base model that the user accepts (``model.adapter_base any``), in words; None: there are none."""
     return " ".join(run.module.base_identity.accepted) or None
 
 
