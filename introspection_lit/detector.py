@@ -14,15 +14,14 @@ from transformers import Cache
 
 from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
 from introspection_lit.contexts.rows import Conversation, as_context
+from introspection_lit.models.adapter_weights import load_adapter, weight_mismatches
 from introspection_lit.models.adapters import (
     DESCRIPTION,
     Adapter,
     adapter_file_problems,
     base_mismatches,
-    load_adapter,
     own_template,
     read_adapter,
-    weight_mismatches,
 )
 from introspection_lit.models.architecture import find_decoder_layers, usable_positions
 from introspection_lit.models.architectures import examine, reach
@@ -184,7 +183,7 @@ class Detector:
         _raise(problems)
         assert config and tokenizer and model and layers  # noqa: PT018 - a missing one is a problem, and raised by now
         bank = _bank_beside(adapter, identity, config.hidden_size, len(layers))
-        return cls(load_adapter(model, adapter, spec), tokenizer, layers, **_wording(adapter), bank=bank)
+        return cls(load_adapter(model, adapter, identity), tokenizer, layers, **_wording(adapter), bank=bank)
 
     def ask(self, user: str | Sequence[Mapping[str, str]], assistant: str = "", steering: Steering | None = None) -> Answer:
         """Let the model read a conversation, steered or not, then ask whether it was steered.

@@ -85,7 +85,8 @@ class BaseIdentity:
             parts = [text for part, text in PARTS.items() if known[part] and own[part] and known[part] != own[part]]
             if not parts:
                 return None
-            return f"was made for {f'the model {made_for!r}' if made_for else 'another model'}; {self.base.name!r} has {' and '.join(parts)}"
+            model = f"the model {made_for!r}" if made_for else "another model"
+            return f"was made for {model}; {self.base.name!r} has {' and '.join(parts)}"
         if not made_for:
             return f"does not say for which model it was made; here it is {self.base.name!r}"
         if _name_of(made_for) != self.base.name:
@@ -104,14 +105,21 @@ class BaseIdentity:
                 difference is a problem.
         """
         difference = self.difference(recorded)
-        if difference is None:
-            return []
-        if self.accepts_any and not advice:
-            if (sentence := f"{subject} {difference}.") not in self.accepted:
-                self.accepted.append(sentence)
-                rank_zero_warn(f"{sentence} You say that they match: names and shapes of its tensors are checked.")
-            return []
-        return [f"{subject} {difference}. {advice or f'Use that model, wherever it lies now. {OTHERWISE}'}."]
+        return [] if difference is None else self.differs(f"{subject} {difference}", advice)
+
+    def differs(self, sentence: str, advice: str = "") -> list[str]:
+        """A problem, unless the user says that the models match: then it is said, and recorded.
+
+        Args:
+            sentence: What differs, without the full stop.
+            advice: As in :meth:`problems`.
+        """
+        if not self.accepts_any or advice:
+            return [f"{sentence}. {advice or f'Use that model, wherever it lies now. {OTHERWISE}'}."]
+        if sentence not in self.accepted:
+            self.accepted.append(sentence)
+            rank_zero_warn(f"{sentence}. You say that they match: names and shapes of its tensors are checked.")
+        return []
 
 
 def base_hashes(base: BaseModel) -> Hashes | None:

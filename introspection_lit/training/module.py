@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,7 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, choose_threshold
-from introspection_lit.models.adapters import adapter_settings, base_mismatches, load_adapter, read_adapter
+from introspection_lit.models.adapter_weights import load_adapter
+from introspection_lit.models.adapters import adapter_settings, base_mismatches, read_adapter
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.architectures import Architecture
 from introspection_lit.models.base_identity import BaseIdentity
@@ -23,7 +25,7 @@ from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.steering.question_pass import answer_positions, read_answers, read_positions
 from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.checkpoint_checks import identity_problems, tensor_problems
-from introspection_lit.training.distributed import leave_base_alone, one_loads_for_all
+from introspection_lit.training.distributed import fail_together, leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
 from introspection_lit.training.losses import Scored, batch_loss, detection_rows
 from introspection_lit.trials.batch import TrialBatch
@@ -143,11 +145,11 @@ class IntrospectionModule(LightningModule):
 
     def _load_adapter(self, model: PreTrainedModel) -> PeftModel:
         """Put the adapter ``model.adapter`` on the model, and use its threshold."""
-        assert self.adapter is not None
-        adapter = read_adapter(self.adapter)
+        adapter = read_adapter(str(self.adapter))
         if problems := base_mismatches(adapter, self.base_identity):  # of a hub id whose weights were not there before
             raise ConfigurationError(problems)
-        loaded = load_adapter(model, adapter, self.base)
+        load = partial(load_adapter, model, adapter, self.base_identity)
+        loaded = fail_together(load) if one_loads_for_all(self.trainer) else load()
         self.shape = adapter_settings(adapter)
         if adapter.description and self.given_threshold is None:
             self.threshold = adapter.description["threshold"]

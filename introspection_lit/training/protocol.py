@@ -35,7 +35,7 @@ def grid_protocol(run: RunContext) -> dict[str, Any]:
 
 def other_base(run: RunContext) -> str | None:
     """Differences of the base model that the user accepts (``model.adapter_base any``), in words; None: there are none."""
-    return " ".join(run.module.base_identity.accepted) or None
+    return " ".join(f"{sentence}." for sentence in run.module.base_identity.accepted) or None
 
 
 def protocol(run: RunContext) -> dict[str, Any]:

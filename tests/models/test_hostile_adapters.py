@@ -12,8 +12,9 @@ import torch
 from hostile import Bomb, change_json, exceeding
 from safetensors.torch import load_file, save_file
 
-from introspection_lit.models import adapters
-from introspection_lit.models.adapters import DESCRIPTION, adapter_problems, read_adapter, weight_mismatches
+from introspection_lit.models import adapter_weights
+from introspection_lit.models.adapter_weights import weight_mismatches
+from introspection_lit.models.adapters import DESCRIPTION, adapter_problems, read_adapter
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.recorded_settings import resolve_paths, validate_settings
@@ -99,7 +100,7 @@ def test_putting_it_on_a_model_has_limits(
     """Its patterns can take longer than anybody lives, and a few numbers can ask for gigabytes of weights."""
     change_json(adapter / "adapter_config.json", base_model_name_or_path=str(tiny))
     assert weight_mismatches(read_adapter(str(adapter)), BaseModel(str(tiny))) == []
-    monkeypatch.setattr(adapters, "limited", exceeding(error))
+    monkeypatch.setattr(adapter_weights, "limited", exceeding(error))
     assert said in weight_mismatches(read_adapter(str(adapter)), BaseModel(str(tiny)))[0]
 
 
