@@ -223,7 +223,7 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
     base, layers, reach = run.module.base, run.architecture.layers, run.architecture.reach
     problems.add(lora_problems(run.module.lora, layers))
     problems.add(nf4_on_cpu_problems(base, config, run.trainer.strategy.root_device.type))
-    problems.add(change_problems_of_model(run.options, config, is_sharded(run.trainer)))
+    problems.add(change_problems_of_model(run.options, config, run.architecture.usual, is_sharded(run.trainer)))
     if bank:
         misfits = bank.misfits(base.name, config.hidden_size, layers)
         misfits += run.module.base_identity.problems("data.bank: it", bank.metadata, REMEDY.rstrip("."))

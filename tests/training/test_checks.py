@@ -65,9 +65,10 @@ from introspection_lit.training.experiment_setup import prepare
                 "--trainer.precision",
                 "bf16-true",
             ],
-            ["quant_storage", "'bf16-true'", "16-true or 16-mixed"],
+            ["quant_storage", "'bf16-true'", "16-mixed or 16-true", "16-true can test, not train"],
         ),
         (["--model.base.quantization", "nf4"], ["quant_storage", "32-true", "uint8"]),
+        (["--trainer.precision", "16-true"], ["trainer.precision", "cannot train", "model.base.dtype float16"]),
         (["--model.base.quantization", "nf4", "--model.base.quant_storage", "uint8"], ["hidden_size 32", "multiple of 64"]),
     ],
 )
