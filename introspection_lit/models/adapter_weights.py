@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -148,7 +149,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same but for rounding; also if one has no values, or is packed in 4 bits."""
     if other.is_meta or one.shape != other.shape:
         return True
-    pairs = zip(one.split(ROWS), other.split(ROWS), strict=True)
+    pairs = zip(torch.split(one, ROWS), torch.split(other, ROWS), strict=True)
     return all(a.float().allclose(b.to(a.device).float(), rtol=ROUNDING, atol=1e-6) for a, b in pairs)
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from introspection_lit.models.adapter_config import KINDS
-from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, adapter_problems, read_adapter
+from introspection_lit.models.adapter_weights import WEIGHTS
+from introspection_lit.models.adapters import CONFIG, DESCRIPTION, adapter_problems, read_adapter
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.utils.errors import ConfigurationError
