@@ -14,10 +14,10 @@ from transformers import Cache
 
 from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
 from introspection_lit.contexts.rows import Conversation, as_context
+from introspection_lit.models.adapter_config import Adapter
 from introspection_lit.models.adapter_weights import load_adapter, weight_mismatches
 from introspection_lit.models.adapters import (
     DESCRIPTION,
-    Adapter,
     adapter_file_problems,
     base_mismatches,
     own_template,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-    from introspection_lit.models.adapters import Adapter
+    from introspection_lit.models.adapter_config import Adapter
     from introspection_lit.models.base_identity import BaseIdentity
     from introspection_lit.models.base_model import BaseModel
 

@@ -6,9 +6,9 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from introspection_lit.models.adapter_config import read_settings
+from introspection_lit.models.adapter_config import Adapter, read_settings
 from introspection_lit.models.adapter_weights import WEIGHTS, unreadable_weights, weight_mismatches
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
@@ -19,10 +19,6 @@ from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import atomic_folder
 from introspection_lit.utils.paths import inside_folder, parse_path
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-
-
 DESCRIPTION = "introspection.json"
 CONFIG = "adapter_config.json"
 # The chat template of the training, if it was not the model's own.
@@ -30,22 +26,6 @@ TEMPLATE = "chat_template.jinja"
 FILES = (CONFIG, WEIGHTS, DESCRIPTION, TEMPLATE)
 MAX_JSON_BYTES = 1 << 28  # bytes
 DESCRIPTION_FORM = schema.fields("threshold", threshold=schema.number(), trained_on=RECORD)
-
-
-class Adapter(NamedTuple):
-    """An adapter whose configuration has been read and checked.
-
-    Attributes:
-        name: The folder or hub id, as the user typed it.
-        folder: The local folder.
-        config: PEFT's configuration.
-        description: Content of ``introspection.json`` (training options, question, threshold); None without that file.
-    """
-
-    name: str
-    folder: Path
-    config: PeftConfig
-    description: dict[str, Any] | None
 
 
 def read_adapter(name: str) -> Adapter:

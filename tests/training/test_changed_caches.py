@@ -160,7 +160,7 @@ def test_references_are_those_of_masked_attention(tiny: Path, some_contexts: lis
     context = cast("Any", SimpleNamespace(forward_context=nullcontext))
     trainer = SimpleNamespace(model=model, world_size=1, precision_plugin=context, training=False)
     options = SimpleNamespace(reuse=Reuse(), prefill_adapter=False)
-    parts = SimpleNamespace(options=options, trainer=trainer, module=module, share_layers=True)
+    parts = SimpleNamespace(options=options, trainer=trainer, module=module, share_layers=True, usual_targets=USUAL)
     Prefills(cast("RunContext", parts))(batch)
     assert batch.references is not None
     assert batch.references.log_probabilities is not None
