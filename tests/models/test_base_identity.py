@@ -98,9 +98,7 @@ def test_hub_ids_are_the_models_in_the_cache(tiny: Path, tmp_path: Path, monkeyp
     shutil.copytree(tiny, snapshot)
     (tmp_path / "models--a--b" / "refs").mkdir()
     (tmp_path / "models--a--b" / "refs" / "main").write_text("0" * 40)
-    for place in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.constants.HF_HUB_CACHE"):
-        monkeypatch.setattr(place, str(tmp_path))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     hub = BaseIdentity(BaseModel("a/b"))
     assert hub.hashes == hashes(tiny)
     assert hub.problems("x: it", BaseIdentity(BaseModel(str(tiny))).record()) == []
