@@ -98,7 +98,7 @@ def test_hub_ids_are_the_models_in_the_cache(tiny: Path, tmp_path: Path, monkeyp
     shutil.copytree(tiny, snapshot)
     (tmp_path / "models--a--b" / "refs").mkdir()
     (tmp_path / "models--a--b" / "refs" / "main").write_text("0" * 40)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     hub = BaseIdentity(BaseModel("a/b"))
     assert hub.hashes == hashes(tiny)
     assert hub.problems("x: it", BaseIdentity(BaseModel(str(tiny))).record()) == []
