@@ -14,18 +14,18 @@ from transformers import Cache
 
 from introspection_lit.contexts.conversations import Encoded, Phrasing, encode
 from introspection_lit.contexts.rows import Conversation, as_context
+from introspection_lit.models.adapter_config import Adapter
+from introspection_lit.models.adapter_weights import load_adapter, weight_mismatches
 from introspection_lit.models.adapters import (
     DESCRIPTION,
-    Adapter,
     adapter_file_problems,
     base_mismatches,
-    load_adapter,
     own_template,
     read_adapter,
-    weight_mismatches,
 )
 from introspection_lit.models.architecture import find_decoder_layers, usable_positions
 from introspection_lit.models.architectures import examine, reach
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_model, load_tokenizer, read_template
 from introspection_lit.models.recorded_settings import validate_settings
@@ -34,7 +34,7 @@ from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad, steered_cache
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.specification import Steering
-from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.steering.vector_bank import REMEDY, VectorBank
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import QUESTION, builtin_questions
 from introspection_lit.tasks.scoring import log_odds, mass
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BANK = "vectors.safetensors"
+OTHER_BASE = "Give its place as base; naming another model there says that they match"
 # Options as messages of the command line name them, and their names here.
 NAMES = {
     "model.adapter: ": "",
@@ -153,11 +154,8 @@ class Detector:
         _raise(problems)
         assert adapter is not None
         spec = _base_of(adapter, base)
-        if base is None:
-            problems.add(base_mismatches(adapter, spec))
-        else:
-            for difference in base_mismatches(adapter, spec):
-                warnings.warn(_renamed(difference), stacklevel=2)
+        identity, otherwise = BaseIdentity(spec, accepts_any=base is not None), OTHER_BASE if base is None else ""
+        problems.add(base_mismatches(adapter, identity, otherwise))
         if adapter.description is None:
             warnings.warn(f"{adapter.name} has no {DESCRIPTION}: default question, threshold 0.", stacklevel=2)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -165,6 +163,8 @@ class Detector:
         own = own_template(adapter)
         template = problems.attempt(read_template, own) if own is not None else None
         config, tokenizer = problems.attempt(load_config, spec), problems.attempt(load_tokenizer, spec, template)
+        if config is None and base is None:
+            problems.add([f"{adapter.name} was made for the model {spec.name!r}: give its place as base."])
         if config is not None:
             problems.add(nf4_on_cpu_problems(spec, config, device.type))
             found = examine(spec, config)
@@ -178,11 +178,12 @@ class Detector:
             )
         _raise(problems)
         model = problems.attempt(load_model, spec, device)
+        problems.add(base_mismatches(adapter, identity, otherwise))  # of a hub id whose weights were not there before
         layers = problems.attempt(find_decoder_layers, model, spec.decoder_layers) if model is not None else None
         _raise(problems)
         assert config and tokenizer and model and layers  # noqa: PT018 - a missing one is a problem, and raised by now
-        bank = _bank_beside(adapter, config.hidden_size, len(layers))
-        return cls(load_adapter(model, adapter, spec), tokenizer, layers, **_wording(adapter), bank=bank)
+        bank = _bank_beside(adapter, identity, config.hidden_size, len(layers))
+        return cls(load_adapter(model, adapter, identity), tokenizer, layers, **_wording(adapter), bank=bank)
 
     def ask(self, user: str | Sequence[Mapping[str, str]], assistant: str = "", steering: Steering | None = None) -> Answer:
         """Let the model read a conversation, steered or not, then ask whether it was steered.
@@ -321,14 +322,16 @@ def _wording(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _bank_beside(adapter: Adapter, hidden: int, n_layers: int) -> VectorBank | None:
-    """The vector bank in the adapter's folder or the one above; one that was made for another model is not used."""
+def _bank_beside(adapter: Adapter, identity: BaseIdentity, hidden: int, n_layers: int) -> VectorBank | None:
+    """The vector bank in the adapter's folder or the one above; one for another model than the adapter's is not used."""
     path = next((f / BANK for f in (adapter.folder, adapter.folder.parent) if (f / BANK).is_file()), None)
     if path is None:
         return None
     try:
-        bank, made_for = VectorBank.load(path), adapter.config
-        problems = bank.misfits(str(made_for.base_model_name_or_path), made_for.revision or "", hidden, n_layers)
+        bank, made_for = VectorBank.load(path), (adapter.config.base_model_name_or_path, adapter.config.revision or "")
+        problems = bank.misfits(identity.base.name, hidden, n_layers)
+        if (bank.metadata.get("base_model"), bank.metadata.get("revision")) != made_for:
+            problems += identity.problems("data.bank: it", bank.metadata, REMEDY.rstrip("."))
     except ConfigurationError as error:
         problems = error.problems
     if problems:

@@ -117,10 +117,13 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
     from introspection_lit.tools.benchmark import benchmark, benchmark_report
     from introspection_lit.tools.benchmark.hardware import seconds_since_start
     from introspection_lit.tools.benchmark.measurement import Amount
+    from introspection_lit.training.checks import half_problems
     from introspection_lit.utils.provenance import provenance
 
     imported = seconds_since_start()
     cli = attach(arguments(options, more, gpu=torch.cuda.is_available()))
+    if problems := half_problems(str(cli.trainer.precision)):
+        raise ConfigurationError(problems)
     amount = Amount(
         steps=options.steps,
         contexts=options.contexts,

@@ -56,7 +56,7 @@ def write_trials(steps: pipeline.Steps) -> None:
     count = pipeline.as_arguments({"data.train_vectors": options.n_train_vectors})
     # A line of a manifest names a context, not its parts: training on a manifest has no joined conversations.
     cli = attach(steps.command(["--data.bank", str(steps.bank)], ["--data.long=null", *count]))
-    data, base = cli.datamodule, cli.model.base
+    data = cli.datamodule
     prepared = prepare(data.run)
     train, bank = prepared.splits["train"], prepared.bank
     plan = train.plan
@@ -67,7 +67,8 @@ def write_trials(steps: pipeline.Steps) -> None:
         "version": introspection_lit.__version__,
         "options": data.run.recorded_options(),
         "splits": {name: {"contexts": len(s.contexts), "vectors": s.plan.vectors} for name, s in prepared.splits.items()},
-        **manifest.manifest_settings(train, bank, base.name, base.revision or "", data.options.seed),
+        **cli.model.base_identity.record(),
+        **manifest.manifest_settings(train, bank, data.options.seed),
         **provenance(),
     }
 

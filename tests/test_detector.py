@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,19 @@ def test_adapter_without_description_needs_a_base(run: Path, detector: Detector,
 
 
 def test_base_from_another_place(run: Path, detector: Detector, tiny: Path, tmp_path: Path) -> None:
-    """A copy of the model is used with a warning, and with the bank of the original."""
+    """A copy of the model is the same one; one that differs is used with a warning; both with the original's bank."""
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
-    with pytest.warns(UserWarning, match="was made for the model"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*was made for")
         moved = Detector.from_pretrained(run / "adapter", str(copy), "cpu")
     assert moved.ask(*TALK).log_odds == pytest.approx(detector.ask(*TALK).log_odds, abs=1e-5)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"pad_token_id": 1}))
+    with pytest.warns(UserWarning, match=r"has another config\.json"):
+        other = Detector.from_pretrained(run / "adapter", str(copy), "cpu")
     assert moved.bank is not None
+    assert other.bank is not None
 
 
 def test_adapter_of_a_model_without_system_prompts(tiny_folder: Any, tmp_path: Path) -> None:

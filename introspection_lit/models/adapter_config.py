@@ -10,9 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from introspection_lit.utils import schema
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 # Adapters that are weights, leave the base model as it was when they are switched off, and need nothing but their file.
 # Others add tokens, load further models (shadow, xlora), or compute their weights from the base model's.
@@ -69,6 +73,22 @@ WHY = {
     "megatron_config": "it would import a package",
     "sample_at_inference": "no two evaluations would be alike",
 }
+
+
+class Adapter(NamedTuple):
+    """An adapter whose configuration has been read and checked.
+
+    Attributes:
+        name: The folder or hub id, as the user typed it.
+        folder: The local folder.
+        config: PEFT's configuration.
+        description: Content of ``introspection.json`` (training options, question, threshold); None without that file.
+    """
+
+    name: str
+    folder: Path
+    config: PeftConfig
+    description: dict[str, Any] | None
 
 
 def read_settings(content: object) -> tuple[Any, list[str]]:

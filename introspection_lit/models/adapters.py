@@ -1,57 +1,31 @@
-"""Reads, checks, loads and copies PEFT adapters from a folder or the hub."""
+"""Reads, checks and copies PEFT adapters from a folder or the hub."""
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from introspection_lit.models.adapter_config import read_settings
+from introspection_lit.models.adapter_config import Adapter, read_settings
+from introspection_lit.models.adapter_weights import WEIGHTS, unreadable_weights, weight_mismatches
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
-from introspection_lit.models.loading import meta_model
 from introspection_lit.models.recorded_settings import RECORD, validate_settings
 from introspection_lit.utils import schema
 from introspection_lit.utils.checksums import CHECKSUM, checksum_problem, file_hash, mismatch
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import atomic_folder
 from introspection_lit.utils.paths import inside_folder, parse_path
-from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, limited
-
-if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
-    from transformers import PreTrainedModel
-
 
 DESCRIPTION = "introspection.json"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 # The chat template of the training, if it was not the model's own.
 TEMPLATE = "chat_template.jinja"
 FILES = (CONFIG, WEIGHTS, DESCRIPTION, TEMPLATE)
 MAX_JSON_BYTES = 1 << 28  # bytes
 DESCRIPTION_FORM = schema.fields("threshold", threshold=schema.number(), trained_on=RECORD)
-
-
-class Adapter(NamedTuple):
-    """An adapter whose configuration has been read and checked.
-
-    Attributes:
-        name: The folder or hub id, as the user typed it.
-        folder: The local folder.
-        config: PEFT's configuration.
-        description: Content of ``introspection.json`` (training options, question, threshold); None without that file.
-    """
-
-    name: str
-    folder: Path
-    config: PeftConfig
-    description: dict[str, Any] | None
 
 
 def read_adapter(name: str) -> Adapter:
@@ -124,75 +98,16 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _weight_problems(path: Path) -> list[str]:
-    if not path.is_file():
-        return [f"model.adapter: {path} is missing. Expected weights as safetensors; PEFT's save_pretrained writes them."]
-    try:
-        tensors = load_file(path)
-        broken = [
-            name for name, tensor in tensors.items() if not tensor.is_complex() and not tensor.float().isfinite().all()
-        ]
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        return [f"model.adapter: {path} cannot be read ({error}): it may be cut off."]
-    if not tensors or broken:
-        return [f"model.adapter: {path} holds {'no weights' if not tensors else f'numbers not finite in {broken[0]}'}."]
-    return []
-
-
-def weight_names(adapter: Adapter) -> set[str]:
-    """The names of the tensors in an adapter's weights file."""
-    return set(load_file(adapter.folder / WEIGHTS))
-
-
-def weight_mismatches(adapter: Adapter, base: BaseModel) -> list[str]:
-    """Compare names, shapes and dtypes of an adapter's weights with those that PEFT creates for the model.
-
-    Args:
-        adapter: Its weights must be readable.
-        base: The model; it is built on the meta device, without its weights.
-
-    Returns:
-        At most one problem, in words.
-    """
-    from peft import get_peft_model, get_peft_model_state_dict
-
-    try:
-        model = meta_model(base)
-        memory = BYTES + 8 * (adapter.folder / WEIGHTS).stat().st_size
-        with warnings.catch_warnings(), limited(memory=memory):
-            warnings.simplefilter("ignore")  # they appear when the adapter is loaded
-            adapted = get_peft_model(model, copy.deepcopy(adapter.config), low_cpu_mem_usage=True)
-            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    except BeyondLimitError as error:
-        return [f"finding the modules that its adapter_config.json names: {error}. Its patterns are not used."]
-    except Exception as error:  # PEFT: unknown modules; torch: impossible shapes
-        lines = str(error).strip().splitlines() or [""]
-        return [f"PEFT cannot put it on the model ({type(error).__name__}: {lines[0][:300]})"]
-    weights = load_file(adapter.folder / WEIGHTS)
-    if differing := weights.keys() ^ expected.keys():
-        return [f"{len(differing)} tensors are missing or too many, such as {', '.join(sorted(differing)[:2])}"]
-    # AdaLoRA reduces its ranks to its rank_pattern only when the weights are loaded.
-    varying_ranks = "ADALORA" in str(adapter.config.peft_type)
-    problems = []
-    for name, tensor in weights.items():
-        other, floating = expected[name], tensor.is_floating_point()
-        if tensor.shape != other.shape and not varying_ranks:
-            problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(other.shape)}")
-        elif tensor.is_complex() or floating != other.is_floating_point():
-            problems.append(f"{name} is of {tensor.dtype}, expected {'whole' if floating else 'floating-point'} numbers")
-    return [f"{problems[0]} ({len(problems)} like this)"] if problems else []
-
-
-def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting: bool) -> list[str]:
+def adapter_problems(name: str, identity: BaseIdentity, checkpoint: str | None, fitting: bool) -> list[str]:
     """Check ``model.adapter``: the adapter exists, can be read and fits the model, and no other option contradicts it.
 
     Args:
         name: A folder or hub id.
-        base: The model that will be loaded.
+        identity: The model that will be loaded.
         checkpoint: The value of ``ckpt_path``, if given.
         fitting: Whether the subcommand is ``fit``.
     """
-    problems = []
+    problems, base = [], identity.base
     if fitting:
         problems.append("model.adapter: is for validate, test and predict. To go on training a checkpoint, use ckpt_path.")
     if checkpoint is not None:
@@ -202,7 +117,7 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
     except ConfigurationError as error:
         return problems + error.problems
     problems += adapter_file_problems(adapter)
-    problems += base_mismatches(adapter, base)
+    problems += base_mismatches(adapter, identity)
     if not problems:
         mismatches = weight_mismatches(adapter, base)
         problems += [f"model.adapter: {name} does not fit {base.name}: {difference}." for difference in mismatches]
@@ -211,74 +126,27 @@ def adapter_problems(name: str, base: BaseModel, checkpoint: str | None, fitting
 
 def adapter_file_problems(adapter: Adapter) -> list[str]:
     """List what is wrong with an adapter's files: weights missing, unreadable or not finite, or files changed."""
-    return _weight_problems(adapter.folder / WEIGHTS) + changed_files(adapter.folder, adapter.description)
+    return unreadable_weights(adapter.folder / WEIGHTS) + changed_files(adapter.folder, adapter.description)
 
 
-def base_mismatches(adapter: Adapter, base: BaseModel) -> list[str]:
-    """Problems if an adapter was made for another model, or for another revision of it."""
-    name, trained_on, problems = adapter.name, str(adapter.config.base_model_name_or_path), []
-    if _name_of(trained_on) != base.name:
-        problems.append(
-            f"model.adapter: {name} was made for the model {trained_on!r}, not for {base.name!r}. Use that model, or an "
-            "adapter for this one."
-        )
-    if adapter.config.revision not in (None, base.revision or "main") and base.on_hub:
-        problems.append(
-            f"model.adapter: {name} was made for revision {adapter.config.revision!r} of the model. Set "
-            "model.base.revision."
-        )
-    return problems
-
-
-def _name_of(model: str) -> str:
-    try:
-        return BaseModel(model).name
-    except (OSError, ValueError, RuntimeError):  # no valid path on this machine
-        return model
-
-
-def load_adapter(model: PreTrainedModel, adapter: Adapter, base: BaseModel) -> PeftModel:
-    """Load an adapter's weights onto its base model, with the configuration that was checked.
-
-    The adapter then acts on every token while it is on: the protocol switches it on and off itself, where an activated
-    adapter would look for its invocation tokens.
+def base_mismatches(adapter: Adapter, identity: BaseIdentity, advice: str = "") -> list[str]:
+    """Problems if an adapter was made for another model, or does not say for which; none if the user accepts any.
 
     Args:
-        model: The base model.
-        adapter: From :func:`read_adapter`.
-        base: Options of the model, for messages.
-
-    Raises:
-        ConfigurationError: The adapter's weights do not fit the model.
+        adapter: The adapter.
+        identity: The model.
+        advice: See :meth:`~introspection_lit.models.base_identity.BaseIdentity.problems`.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    problem = f"model.adapter: {adapter.name} does not fit {base.name}"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*missing adapter keys.*")  # an error, below
-            loaded = PeftModel.from_pretrained(
-                # With the checked configuration; PEFT would read the file again, without our checks.
-                model,
-                str(adapter.folder),
-                config=_always_on(adapter.config),
-                low_cpu_mem_usage=model.device.type == "meta",
-            )
-    except (RuntimeError, TypeError, ValueError) as error:  # PEFT and torch: tensors of another shape
-        lines = str(error).strip().splitlines()
-        raise ConfigurationError([f"{problem}: {' '.join(lines[:2])} ({len(lines)} lines like this)."]) from error
-    if differing := weight_names(adapter) ^ set(get_peft_model_state_dict(loaded, save_embedding_layers=False)):
-        examples = ", ".join(sorted(differing)[:2])
-        raise ConfigurationError([f"{problem}: {len(differing)} tensors are missing or too many, such as {examples}."])
-    return loaded
+    return identity.problems(f"model.adapter: {adapter.name}", recorded_base(adapter, identity.base), advice)
 
 
-def _always_on(config: PeftConfig) -> PeftConfig:
-    """The configuration without invocation tokens."""
-    config = copy.deepcopy(config)
-    if getattr(config, "alora_invocation_tokens", None) is not None:
-        config.alora_invocation_tokens = None
-    return config
+def recorded_base(adapter: Adapter, base: BaseModel) -> dict[str, Any]:
+    """What an adapter's files say of its base model, as :class:`BaseIdentity` compares it."""
+    config, description = adapter.config, adapter.description or {}
+    # PEFT writes no revision where it is the default one, and often where it is not.
+    revision = config.revision or base.revision
+    hashes = description.get("base_hashes")
+    return {"base_model": config.base_model_name_or_path, "revision": revision, "base_hashes": hashes}
 
 
 def adapter_settings(adapter: Adapter) -> dict[str, Any]:

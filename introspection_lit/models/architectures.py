@@ -59,6 +59,7 @@ class Architecture(NamedTuple):
         reach: Number of the first layers whose output reaches the cache: what is added at a later one changes no cache.
         attention: The attention implementation.
         targets: Names of the modules that get an adapter.
+        usual: Names of those that get one by default.
         share: Whether rows may share the layers below the steering (``data.reuse.layers``).
         notes: What was switched off or chosen, a sentence each.
         problems: Why the model cannot be used as configured, a sentence each.
@@ -68,6 +69,7 @@ class Architecture(NamedTuple):
     reach: int
     attention: Attention
     targets: list[str]
+    usual: list[str]
     share: bool
     notes: list[str]
     problems: list[str]
@@ -82,7 +84,8 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
         lora: Options of the adapter; None: one that exists is loaded.
     """
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
-    found = Architecture(layers, reach(config), base.attention, list((lora and lora.target_modules) or ()), True, [], [])
+    targets = list((lora and lora.target_modules) or ())
+    found = Architecture(layers, reach(config), base.attention, targets, [], True, [], [])
     name = f"base.name_or_path: {base.name_or_path!r} is a {config.model_type!r}"
     if reason := refusal(config):
         found.problems.append(f"{name}, which cannot be used: {reason}. {INSTEAD}.")
@@ -108,8 +111,9 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
     except ValueError as error:
         found.problems.append(str(error))
         return found
+    usual = default_targets(modules, config.model_type)
+    found = found._replace(usual=usual)
     if lora is not None:
-        usual = default_targets(modules, config.model_type)
         found = found._replace(targets=usual if lora.target_modules is None else list(lora.target_modules))
         if not found.targets and lora.target_modules is None:
             found.problems.append(

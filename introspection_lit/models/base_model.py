@@ -69,7 +69,7 @@ SHORT_NAMES = {"smollm2-135m": EMBEDDED}
 # precision casts the storage, and the bytes with it (ARCHITECTURE.md, "Precision and NF4").
 SAFE_PRECISIONS: dict[str, tuple[str, ...]] = {
     "bfloat16": ("bf16-true", "bf16-mixed"),
-    "float16": ("16-true", "16-mixed"),
+    "float16": ("16-mixed", "16-true"),
     "float32": ("32-true",),
 }
 

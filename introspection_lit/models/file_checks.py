@@ -28,7 +28,7 @@ def file_problems(source: Mapping[str, Any]) -> list[str]:
     """
     name = source["pretrained_model_name_or_path"]
     local = Path(name).is_dir()
-    if _find(source, "adapter_config.json"):
+    if find_file(source, "adapter_config.json"):
         return [
             f"base.name_or_path: {name} holds an adapter (adapter_config.json), and transformers would load it, or another "
             "model that it names. Give the base model here, and the adapter as model.adapter."
@@ -43,7 +43,7 @@ def file_problems(source: Mapping[str, Any]) -> list[str]:
 
 def model_config(source: Mapping[str, Any]) -> dict[str, Any] | None:
     """The fields of a model's ``config.json``; None if it is not there or cannot be read."""
-    return _read(_find(source, "config.json"))
+    return _read(find_file(source, "config.json"))
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[str]:
@@ -72,13 +72,13 @@ def _weights(source: Mapping[str, Any], config: Mapping[str, Any], local: bool) 
     named = config.get("transformers_weights")
     if named is not None and not _is_beside(named):
         return [f"its config.json names the weights {str(named)[:60]!r}. Expected a .safetensors file beside it."]
-    if named is not None or (local and _find(source, WEIGHTS)):
+    if named is not None or (local and find_file(source, WEIGHTS)):
         return []
-    index = _find(source, INDEX)
+    index = find_file(source, INDEX)
     if index is None and not local:
         return []  # finding out would fetch them; loading takes nothing but safetensors
     if index is None:
-        pickled = next((file for file in PICKLED if _find(source, file)), None)
+        pickled = next((file for file in PICKLED if find_file(source, file)), None)
         reason = f"it has {pickled}, a pickle, which can run anything" if pickled else "it has none"
         return [
             f"expected weights as safetensors ({WEIGHTS}); {reason}. Use a revision that has them, or convert it where you "
@@ -88,6 +88,22 @@ def _weights(source: Mapping[str, Any], config: Mapping[str, Any], local: bool) 
     if not isinstance(parts, dict) or not all(map(_is_beside, parts.values())):
         return [f"its {INDEX} does not say which .safetensors files beside it hold the weights. Get the model again."]
     return []
+
+
+def weight_files(source: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Names of the files that hold a model's weights, as far as its other files say; they need not be there yet.
+
+    Args:
+        source: Where the model is, from :func:`~introspection_lit.models.sources.resolve`.
+        config: The fields of its ``config.json``.
+    """
+    named = config.get("transformers_weights") or WEIGHTS
+    if not _is_beside(named):
+        return []
+    here = (Path(source["pretrained_model_name_or_path"]) / named).is_file()
+    index = None if here or named != WEIGHTS else find_file(source, INDEX)
+    parts = (_read(index) or {}).get("weight_map") if index else {}
+    return sorted({name for name in parts.values() if _is_beside(name)}) if isinstance(parts, dict) and parts else [named]
 
 
 def _is_beside(name: object) -> bool:
@@ -103,7 +119,7 @@ def _read(path: Path | None) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _find(source: Mapping[str, Any], file: str) -> Path | None:
+def find_file(source: Mapping[str, Any], file: str) -> Path | None:
     """A small file of a model folder, or of a hub repository, fetched if need be; None if there is none."""
     folder = Path(source["pretrained_model_name_or_path"])
     if folder.is_dir():

@@ -7,14 +7,27 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from introspection_lit.models.base_model import Lora
-from introspection_lit.models.loading import add_lora
+import torch
+
+from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.loading import add_lora, meta_model
 from introspection_lit.models.text_part import layers_name
 
 if TYPE_CHECKING:
     from introspection_lit.utils.lazy_types import PreTrainedModel
 
 EXPERTS = "PEFT adapts the experts of a mixture as whole tensors"
+
+
+def adapter_shapes_of(base: BaseModel, lora: Lora) -> dict[str, torch.Size]:
+    """Shapes of an adapter's tensors by their names in a checkpoint, from a model without weights.
+
+    Args:
+        base: Options of the model.
+        lora: Options of the adapter, with its target modules.
+    """
+    adapted = add_lora(meta_model(base), lora)
+    return {f"model.{name}": tensor.shape for name, tensor in adapted.named_parameters() if "lora_" in name}
 
 
 def placement_problems(model: PreTrainedModel, lora: Lora, path: str | None, usual: Sequence[str]) -> list[str]:

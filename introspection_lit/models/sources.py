@@ -34,10 +34,8 @@ def resolve(base: BaseModel) -> dict[str, Any]:
     if name.startswith("package:"):
         name = str(_package_file(name))
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ValueError(f"base.name_or_path: no such file: {path}. Expected an existing .gguf file.")
-        path = unpack_gguf(path)
+    if (file := gguf_file(base)) is not None:
+        path = unpack_gguf(file)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(
@@ -51,6 +49,21 @@ def resolve(base: BaseModel) -> dict[str, Any]:
             "written by save_pretrained, a .gguf file, or a hub id such as Qwen/Qwen2.5-7B-Instruct."
         )
     return shared | {"pretrained_model_name_or_path": name, "revision": base.revision or "main"}
+
+
+def gguf_file(base: BaseModel) -> Path | None:
+    """The GGUF file that a model's name stands for; None: it is a folder or a hub id.
+
+    Raises:
+        ValueError: The file does not exist, or the package that holds it is not installed.
+    """
+    name = base.name
+    path = _package_file(name) if name.startswith("package:") else Path(name).expanduser()
+    if path.suffix != ".gguf":
+        return None
+    if not path.is_file():
+        raise ValueError(f"base.name_or_path: no such file: {path}. Expected an existing .gguf file.")
+    return path
 
 
 def _package_file(name: str) -> Path:

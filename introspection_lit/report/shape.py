@@ -145,7 +145,7 @@ RESULTS = fields(
     n_clean_distinct_total=COUNT,
     strengths=listed(STRENGTH, 2),
     kinds=named(listed(TEXT)),
-    **dict.fromkeys(("strength_unit", "command", "base_model", "checkpoint", "adapter"), TEXT),
+    **dict.fromkeys(("strength_unit", "command", "base_model", "other_base", "checkpoint", "adapter"), TEXT),
 )
 SPREAD = fields(mean=NUMBER, sd=number(0, MAX), worst=NUMBER, worst_seed=SEED, values=NUMBERS)
 # By the field that a file must have: results, several seeds, control adapters.

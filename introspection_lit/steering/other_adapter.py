@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.seeds import generator
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 RANK = 16
 # Frobenius norm of what is added to a matrix, as a share of the matrix's own.
 SHARE = 0.05
@@ -36,17 +34,23 @@ def random_pair(linear: nn.Module, rows: int, columns: int, random: torch.Genera
     return down.to(like), (up * (SHARE * norm / own)).to(like)
 
 
+def linear_shape(module: Any) -> tuple[int, int]:
+    """Rows and columns, outputs and inputs, of the matrix of a linear module, a Conv1D of ``transformers``, or PEFT's."""
+    if hasattr(module, "out_features"):
+        return module.out_features, module.in_features
+    columns, rows = module.weight.shape  # of Conv1D, whose matrix is transposed
+    return rows, columns
+
+
 @contextmanager
-def other_adapter(layers: Sequence[nn.Module], seed: int, like: Tensor) -> Iterator[None]:
-    """Let random matrices act in the attention of every layer inside the block; the hooks are always removed.
+def other_adapter(layers: Sequence[nn.Module], targets: Collection[str], seed: int, like: Tensor) -> Iterator[None]:
+    """Let random matrices act beside linear modules of every layer inside the block; the hooks are always removed.
 
     Args:
         layers: The model's decoder layers; its own adapter must be off.
+        targets: Names of these modules: where the architecture's adapters are put by default.
         seed: Decides the matrices, the same at every call.
         like: Has the dtype and the device of the activations.
-
-    Raises:
-        RunError: The layers have no modules of the names in :data:`TARGETS`.
     """
     handles = []
 
@@ -59,20 +63,14 @@ def other_adapter(layers: Sequence[nn.Module], seed: int, like: Tensor) -> Itera
     try:
         for number, layer in enumerate(layers):
             for name, module in layer.named_modules():
-                target: Any = module
-                if name.rpartition(".")[2] in TARGETS:
+                # Some names are those of blocks, too, such as "dense".
+                if name.rpartition(".")[2] in targets and isinstance(getattr(module, "weight", None), Tensor):
                     drawn = torch.Generator().manual_seed(
                         int(generator(seed, "other adapter", number, name).integers(2**63))
                     )
-                    pair = random_pair(module, target.out_features, target.in_features, drawn, like)
+                    pair = random_pair(module, *linear_shape(module), drawn, like)
                     handles.append(module.register_forward_hook(hook_for(*pair)))
-        if not handles:
-            raise RunError(
-                [
-                    f"data.test_changes: other_adapter needs modules called {', '.join(TARGETS)}, and the model has none. "
-                    "Leave it out."
-                ]
-            )
+        assert handles, "the set-up has found modules of these names"
         yield
     finally:
         for handle in handles:

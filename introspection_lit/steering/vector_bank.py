@@ -29,7 +29,8 @@ OPTIONAL_SPLITS = ("concept_train", "concept_pca", "imported")
 # Independent unit vectors of hidden size d have |cos| of about 1/sqrt(d): above this limit, two count as copies.
 MAX_COSINE = 0.9
 FORMAT = "introspection_lit/vector-bank/1"
-KNOWN = {"base_model", "revision", "seed", "layer"}  # the fields of the metadata beside those of the file's header
+# Of the metadata, beside the header.
+KNOWN = {"base_model", "revision", "base_hashes", "seed", "layer"}
 HEADER = {"format", "names", "residual_norms", "fingerprint"}
 NAMES = schema.required(schema.named(schema.required(schema.TEXTS)))
 LONGEST_NAME = 200  # a name is printed in tables and messages, and written to manifests and results
@@ -47,7 +48,7 @@ class VectorBank:
             direction.
         names: Name of each direction, by split.
         residual_norms: Median norm of the residual stream after each layer on clean contexts, ``(layers,)``.
-        metadata: The bank's origin: ``base_model``, ``revision``, ``seed``, ``layer``.
+        metadata: The bank's origin: ``base_model``, ``revision``, ``base_hashes`` (JSON), ``seed``, ``layer``.
         lengths: Lengths of directions before scaling to 1, by split, ``(n, layers)``; for splits that have them.
     """
 
@@ -110,12 +111,11 @@ class VectorBank:
         except (SafetensorError, ValueError, KeyError, OSError, RuntimeError) as error:
             raise ConfigurationError([f"data.bank: {path} is not a vector bank: {str(error)[:300]}. {REMEDY}"]) from error
 
-    def misfits(self, base_model: str, revision: str, hidden: int, n_layers: int) -> list[str]:
-        """Say why the bank does not fit a model, or cannot be used at all.
+    def misfits(self, base_model: str, hidden: int, n_layers: int) -> list[str]:
+        """Say why the bank does not fit a model's shape, or cannot be used at all, whichever model it was made for.
 
         Args:
             base_model: Name of the model to be steered.
-            revision: Its revision; empty for the default.
             hidden: Its hidden size.
             n_layers: Its number of decoder layers.
         """
@@ -156,11 +156,6 @@ class VectorBank:
                 problems.append(f"{first!r} and {again!r} of {split!r} are the same direction, up to its sign")
         if unknown := set(self.metadata) - KNOWN:  # a checksum whose name is damaged would be skipped
             problems.append(f"its metadata has fields that are not known: {sorted(map(shown, unknown))[:5]}")
-        made_for = tuple(str(self.metadata.get(name, ""))[:200] for name in ("base_model", "revision"))
-        if made_for != (base_model, revision):
-            problems.append(
-                f"made for the model {made_for[0]!r} (revision {made_for[1]!r}), not for {base_model!r} ({revision!r})"
-            )
         return [f"data.bank: {problem}. {REMEDY}" for problem in problems]
 
     def unreached(self, bands: Iterable[tuple[int, int]]) -> list[str]:

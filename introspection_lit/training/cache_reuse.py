@@ -85,7 +85,7 @@ class Prefills:
             share, always = self.run.share_layers, trainer.world_size > 1
             adapter = options.prefill_adapter
             batch.cache = batch_cache(forward, module, batch, kept, share=share, adapter=adapter, always=always)
-            apply_changes(module, batch)
+            apply_changes(module, batch, self.run.usual_targets)
             answer_references(forward, module, batch)
             return batch.cache
 

@@ -77,9 +77,21 @@ def change_problems(options: DataOptions) -> list[str]:
     return problems
 
 
-def change_problems_of_model(options: DataOptions, config: PretrainedConfig, sharded: bool) -> list[str]:
-    """Changes that a model or a strategy cannot make, found before the model is loaded."""
+def change_problems_of_model(
+    options: DataOptions, config: PretrainedConfig, targets: Sequence[str], sharded: bool
+) -> list[str]:
+    """Changes that a model or a strategy cannot make, found before the model is loaded.
+
+    Args:
+        options: Of the data.
+        config: The decoder's configuration.
+        targets: Names of the modules that get an adapter by default.
+        sharded: The model is trained with FSDP.
+    """
     used, problems = changes_used(options), []
+    if OTHER_ADAPTER in used and not targets:
+        expected = "puts matrices where adapters are put by default, and for this architecture nothing is known"
+        problems.append(f"data.test_changes, data.benign: {OTHER_ADAPTER} {expected}. Leave it out.")
     rotary = getattr(config, "rope_parameters", None)
     if SHIFTED in used and not (isinstance(rotary, dict) and "rope_theta" in rotary):
         expected = "needs rotary positions with one set of frequencies for all layers, and the model has none"
@@ -171,8 +183,13 @@ def _with_variants(
     return kept, [variant for name in names for variant in made[name]], places
 
 
-def apply_changes(module: IntrospectionModule, batch: TrialBatch) -> None:
+def apply_changes(module: IntrospectionModule, batch: TrialBatch, targets: Sequence[str]) -> None:
     """Change the caches of a batch; sets its cache, the mask of what may be read, and the next positions.
+
+    Args:
+        module: The module.
+        batch: With its cache.
+        targets: Names of the modules that get an adapter by default.
 
     Raises:
         RunError: The model's caches or rotary positions are of a kind that cannot be changed.
@@ -183,7 +200,7 @@ def apply_changes(module: IntrospectionModule, batch: TrialBatch) -> None:
     rows_of = {name: [row for row, change in enumerate(batch.changes) if change.name == name] for name in PASSES}
     for name in (CHUNKS, OTHER_ADAPTER):
         if rows_of[name]:
-            batch.cache = _written_again(module, batch, name, rows_of[name])
+            batch.cache = _written_again(module, batch, name, rows_of[name], targets)
     attention: dict[int, Tensor] = {}
     if rows := rows_of[HEAVY_HITTERS]:
         inputs = batch.context_ids[rows], batch.context_mask[rows], batch.intervention.select(rows)
@@ -194,7 +211,9 @@ def apply_changes(module: IntrospectionModule, batch: TrialBatch) -> None:
     batch.cache, batch.cache_mask, batch.next_positions = changed
 
 
-def _written_again(module: IntrospectionModule, batch: TrialBatch, name: str, rows: list[int]) -> Cache:
+def _written_again(
+    module: IntrospectionModule, batch: TrialBatch, name: str, rows: list[int], targets: Sequence[str]
+) -> Cache:
     """The caches of a batch, of which some rows are written again in another way."""
     assert batch.cache is not None, "the prefill has not run"
     index = torch.tensor(rows, device=batch.context_ids.device)
@@ -203,7 +222,7 @@ def _written_again(module: IntrospectionModule, batch: TrialBatch, name: str, ro
         again = chunked_cache(module.model, module.layers, *inputs)
     else:
         like, seed = module.model.get_input_embeddings().weight, 0  # the same adapter in every run
-        with other_adapter(module.layers, seed, like):
+        with other_adapter(module.layers, targets, seed, like):
             again = steered_cache(module.model, module.model, module.layers, *inputs)
     tensors = []
     for part in ("keys", "values"):

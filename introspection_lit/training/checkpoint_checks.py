@@ -15,6 +15,7 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
+from introspection_lit.models.base_identity import BASE_FIELDS, BaseIdentity
 from introspection_lit.models.recorded_settings import RECORD
 from introspection_lit.training.checkpoint_files import is_dense_float, read_with_checksum
 from introspection_lit.utils import schema
@@ -143,21 +144,22 @@ def _exactly(expected: Any) -> Check:
     return single(repr(expected), lambda value: repr(value) == repr(expected))
 
 
-def identity_problems(saved: dict[str, Any] | None, identity: dict[str, Any]) -> list[str]:
+def identity_problems(saved: dict[str, Any] | None, identity: Mapping[str, Any], base: BaseIdentity) -> list[str]:
     """Check that a checkpoint belongs to the configuration it is loaded into.
 
     Args:
         saved: What the checkpoint says it belongs to; None or empty if it says nothing.
         identity: What the configuration says.
+        base: The base model, of which names and hashes are not compared one by one.
     """
     threshold = saved.get("threshold") if isinstance(saved, dict) else None
     if not isinstance(saved, dict) or isinstance(threshold, Tensor) or not is_number(threshold):
         return ["ckpt_path: the file is a checkpoint, but not one of introspection_lit."]
-    return [
+    return base.problems("ckpt_path: the checkpoint", saved) + [
         f"ckpt_path: the checkpoint has {name} {repr(saved.get(name))[:300]}, the configuration {value!r}. Use the "
         "configuration saved beside the checkpoint (config.yaml)."
         for name, value in identity.items()
-        if not _equal(saved.get(name), value)
+        if name not in BASE_FIELDS and not _equal(saved.get(name), value)
     ]
 
 
@@ -169,13 +171,18 @@ def _equal(one: object, other: object) -> bool:
 
 
 def checkpoint_problems(
-    path: str | None, identity: dict[str, Any], function: str = "test", loops: Mapping[str, Mapping[str, Any]] | None = None
+    path: str | None,
+    identity: Mapping[str, Any],
+    base: BaseIdentity,
+    function: str = "test",
+    loops: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[str]:
     """Check that the checkpoint that is to be loaded exists, can be read, fits, and holds what is needed.
 
     Args:
         path: What the command line names; None if nothing.
         identity: What the configuration says the checkpoint must belong to.
+        base: The base model that will be loaded.
         function: What it is loaded for: fit, validate, test or predict.
         loops: The state of the trainer's own loops, by name: that of the checkpoint must be like it. None: of no trainer.
     """
@@ -187,7 +194,7 @@ def checkpoint_problems(
         return error.problems
     except OSError as error:
         return [f"ckpt_path: {str(path)[:200]} cannot be read ({error.strerror})."]
-    if wrong := identity_problems(checkpoint.get("introspection"), identity):
+    if wrong := identity_problems(checkpoint.get("introspection"), identity, base):
         return wrong
     return [] if loops is None else content_problems(checkpoint, function, loops, with_checksum)
 

@@ -49,6 +49,8 @@ def trainer_problems(trainer: Trainer) -> list[str]:
         problems.append("trainer.overfit_batches: trials are drawn anew, there is no set to repeat. Leave it out.")
     if trainer.limit_train_batches == 0:
         problems.append("trainer.limit_train_batches: got 0, so nothing would be trained. Leave it out.")
+    if trainer.state.fn == "fit":
+        problems += half_problems(str(trainer.precision))
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         monitored = [getattr(saver, "monitor", None) for saver in trainer.checkpoint_callbacks]
         unknown = [name for name in monitored if name is not None and name not in MONITORED]
@@ -56,6 +58,21 @@ def trainer_problems(trainer: Trainer) -> list[str]:
         if trainer.limit_val_batches == 0 and any(str(name).startswith("validation") for name in monitored):
             problems.append("trainer.limit_val_batches: got 0, so no threshold and no best checkpoint would be found.")
     return problems
+
+
+def half_problems(precision: str) -> list[str]:
+    """Check that the trainer's precision can train: in float16 AdamW's eps, 1e-8, is 0, and a gradient of 0 gives 0 / 0.
+
+    Args:
+        precision: The trainer's, such as ``bf16-mixed``.
+    """
+    if precision != "16-true":
+        return []
+    return [
+        "trainer.precision: got '16-true', which cannot train: it casts the adapter to float16, where AdamW's eps (1e-8) "
+        "is 0, and the first step divides by 0. Use 16-mixed on a GPU, bf16-true, bf16-mixed, or 32-true with "
+        "model.base.dtype float16: the model then has two bytes for a weight, and the adapter four. 16-true is for tests."
+    ]
 
 
 def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Sequence[str]) -> list[str]:
@@ -120,6 +137,7 @@ def precision_problems(base: BaseModel, precision: str, sharded: bool = False) -
     return [
         f"base.quant_storage: {base.quant_storage!r} with trainer.precision {precision!r} would cast the packed NF4 bytes "
         f"and destroy the weights. Expected trainer.precision {' or '.join(safe)}, or base.quant_storage 'uint8'."
+        + (" (16-true can test, not train.)" if "16-true" in safe else "")
     ]
 
 

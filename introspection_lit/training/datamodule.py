@@ -123,7 +123,7 @@ class IntrospectionDataModule(LightningDataModule):
             {split: count or DEFAULT_VECTORS[split] for split, count in options.vector_counts.items()},
             options.concepts,
             options.seed,
-            {"base_model": run.module.base.name, "revision": run.module.base.revision or ""},
+            run.module.base_identity.as_texts(),
             components="concept_pca" in wanted,
             trained_concepts=options.concepts_to_train,
         )

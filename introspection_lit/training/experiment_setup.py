@@ -20,9 +20,11 @@ from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.architectures import Architecture, examine
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_tokenizer, read_template
+from introspection_lit.models.lora_checks import adapter_shapes_of
 from introspection_lit.steering.bands import resolve_bands
 from introspection_lit.steering.vector_bank import (
     OPTIONAL_SPLITS,
+    REMEDY,
     VectorBank,
     bank_size_problems,
 )
@@ -36,7 +38,8 @@ from introspection_lit.tasks.wording import (
 from introspection_lit.training import checks
 from introspection_lit.training.batch_size import step_problems
 from introspection_lit.training.changed_caches import change_problems_of_model
-from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems
+from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems, tensor_problems
+from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.fsdp import strategy_problems
 from introspection_lit.training.option_checks import option_problems
@@ -188,9 +191,13 @@ def _check_run(run: RunContext, problems: Problems) -> None:
             problems.add(callback.problems())
     problems.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision), trainer.world_size))
     loops = {name: getattr(trainer, name).state_dict() for name in LOOPS.values()} if run.checkpoint else None
-    problems.add(checkpoint_problems(run.checkpoint, module.identity(), trainer.state.fn or "fit", loops))
+    identity, function = module.base_identity, trainer.state.fn or "fit"
+    problems.add(checkpoint_problems(run.checkpoint, module.identity(), identity, function, loops))
+    if run.checkpoint and identity.accepted and run.architecture:
+        shapes = adapter_shapes_of(module.base, module.lora)
+        problems.add(tensor_problems(read_checkpoint(run.checkpoint)["state_dict"], shapes))
     if module.adapter is not None:
-        problems.add(adapter_problems(module.adapter, module.base, run.checkpoint, trainer.state.fn == "fit"))
+        problems.add(adapter_problems(module.adapter, identity, run.checkpoint, function == "fit"))
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         # A job that SLURM has requeued goes on in its folder, from the checkpoint that Lightning finds by itself.
         resuming = run.checkpoint is not None or "SLURM_RESTART_COUNT" in os.environ
@@ -216,9 +223,10 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
     base, layers, reach = run.module.base, run.architecture.layers, run.architecture.reach
     problems.add(lora_problems(run.module.lora, layers))
     problems.add(nf4_on_cpu_problems(base, config, run.trainer.strategy.root_device.type))
-    problems.add(change_problems_of_model(run.options, config, is_sharded(run.trainer)))
+    problems.add(change_problems_of_model(run.options, config, run.architecture.usual, is_sharded(run.trainer)))
     if bank:
-        misfits = bank.misfits(base.name, base.revision or "", config.hidden_size, layers)
+        misfits = bank.misfits(base.name, config.hidden_size, layers)
+        misfits += run.module.base_identity.problems("data.bank: it", bank.metadata, REMEDY.rstrip("."))
         problems.add(misfits or leaks.bank_leak_problems(bank))
         bank = None if misfits else bank  # what does not fit cannot be looked into
     if bank:
@@ -321,8 +329,10 @@ def _use_manifest(run: RunContext, splits: dict[str, Split], bank: VectorBank, p
     manifest = problems.attempt(Manifest, run.options.manifest_path)
     if manifest is None:
         return
-    base, train, seed = run.module.base, splits["train"], run.options.seed
-    differences = setting_problems(manifest.header, manifest_settings(train, bank, base.name, base.revision or "", seed))
+    train, seed = splits["train"], run.options.seed
+    advice = "Use that model, or run scripts/generate_training_data.py again with this one"
+    differences = run.module.base_identity.problems("data.manifest: it", manifest.header, advice)
+    differences += setting_problems(manifest.header, manifest_settings(train, bank, seed))
     problems.add(differences)
     if not differences:
         plan = ManifestPlan(manifest, train, bank, seed)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from introspection_lit.models.adapter_weights import split_weights, weight_mismatches
 from introspection_lit.models.adapters import (
     CONFIG,
     adapter_file_problems,
     base_mismatches,
     read_adapter,
-    weight_mismatches,
 )
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.question_pass import read_answers, read_in_one_pass
@@ -51,9 +51,11 @@ def why_not_compared(run: RunContext, folder: Path) -> str | None:
         adapter = read_adapter(str(folder.absolute()))
     except ConfigurationError as error:
         return " ".join(error.problems)
-    problems = adapter_file_problems(adapter) + base_mismatches(adapter, run.module.base)
+    problems = adapter_file_problems(adapter) + base_mismatches(adapter, run.module.base_identity)
     if problems := problems or weight_mismatches(adapter, run.module.base):
         return " ".join(problems)
+    if split_weights(adapter)[1]:
+        return "its file holds embeddings of its base model, which PEFT would write over those of this one"
     tested, exported = run.trainer.ckpt_path, (adapter.description or {}).get("step")
     if run.module.adapter is None and tested and read_checkpoint(str(tested))["global_step"] != exported:
         return f"{folder} was exported at step {exported}, and another checkpoint is tested"

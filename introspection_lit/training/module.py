@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,15 +15,17 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from introspection_lit.evaluation.metrics import DetectionMetrics, NotFinite, choose_threshold
-from introspection_lit.models.adapters import adapter_settings, load_adapter, read_adapter
+from introspection_lit.models.adapter_weights import load_adapter
+from introspection_lit.models.adapters import adapter_settings, base_mismatches, read_adapter
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.architectures import Architecture
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
 from introspection_lit.steering.question_pass import answer_positions, read_answers, read_positions
 from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.checkpoint_checks import identity_problems, tensor_problems
-from introspection_lit.training.distributed import leave_base_alone, one_loads_for_all
+from introspection_lit.training.distributed import fail_together, leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
 from introspection_lit.training.losses import Scored, batch_loss, detection_rows
 from introspection_lit.trials.batch import TrialBatch
@@ -50,6 +53,8 @@ class IntrospectionModule(LightningModule):
         lora: The adapter.
         adapter: A PEFT adapter, folder or hub id, to validate, test or predict with, instead of a checkpoint; ``lora`` then
             is ignored.
+        adapter_base: ``recorded``: the base model must be the one that the adapter or the checkpoint was made for. ``any``:
+            you say that it matches, such as a quantised copy; names and shapes of the tensors must fit all the same.
         threshold: Decision threshold on the log-odds, for adapters without one of their own. Default: that of validation,
             or 0.
         max_fpr: The share of false alarms that the threshold may have on each kind of validation context, seen or expected;
@@ -68,6 +73,7 @@ class IntrospectionModule(LightningModule):
         base: BaseModel = BaseModel(),
         lora: Lora = Lora(),
         adapter: str | None = None,
+        adapter_base: Literal["recorded", "any"] = "recorded",
         threshold: float | None = None,
         max_fpr: float = 1.0,
         loss: Literal["full", "pairwise"] = "full",
@@ -78,6 +84,7 @@ class IntrospectionModule(LightningModule):
     ) -> None:
         super().__init__()
         self.base, self.lora = base, lora
+        self.base_identity = BaseIdentity(base, adapter_base == "any")
         self.adapter, self.given_threshold = adapter, threshold
         self.max_fpr, self.loss = max_fpr, loss
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
@@ -138,9 +145,11 @@ class IntrospectionModule(LightningModule):
 
     def _load_adapter(self, model: PreTrainedModel) -> PeftModel:
         """Put the adapter ``model.adapter`` on the model, and use its threshold."""
-        assert self.adapter is not None
-        adapter = read_adapter(self.adapter)
-        loaded = load_adapter(model, adapter, self.base)
+        adapter = read_adapter(str(self.adapter))
+        if problems := base_mismatches(adapter, self.base_identity):  # of a hub id whose weights were not there before
+            raise ConfigurationError(problems)
+        load = partial(load_adapter, model, adapter, self.base_identity)
+        loaded = fail_together(load) if one_loads_for_all(self.trainer) else load()
         self.shape = adapter_settings(adapter)
         if adapter.description and self.given_threshold is None:
             self.threshold = adapter.description["threshold"]
@@ -301,8 +310,7 @@ class IntrospectionModule(LightningModule):
     def identity(self) -> dict[str, Any]:
         """Settings that a checkpoint and the configuration it is loaded into must share."""
         return {
-            "base_model": self.base.name,
-            "revision": self.base.revision,
+            **self.base_identity.record(),
             "dtype": self.base.dtype,
             "quantization": self.base.quantization,
             "lora": self.shape,
@@ -314,11 +322,7 @@ class IntrospectionModule(LightningModule):
         expected = sum("lora_" in name for name, _ in self.model.named_parameters())
         assert len(adapter) == expected, f"{len(adapter)} of {expected} adapter tensors would be saved"
         checkpoint["state_dict"] = adapter
-        checkpoint["introspection"] = {
-            "threshold": self.threshold,
-            "validation": self.validated,
-            **self.identity(),
-        }
+        checkpoint["introspection"] = {"threshold": self.threshold, "validation": self.validated, **self.identity()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this model, and use its threshold.
@@ -327,16 +331,12 @@ class IntrospectionModule(LightningModule):
             ConfigurationError: It was made by another program, for another base model or another adapter shape.
         """
         saved = checkpoint.get("introspection")
-        problems = identity_problems(saved, self.identity())
+        problems = identity_problems(saved, self.identity(), self.base_identity)
         if problems or saved is None:
             raise ConfigurationError(problems)
         if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
-            raise ConfigurationError(
-                [
-                    "ckpt_path: the checkpoint holds weights alone, such as those of training that has diverged: training "
-                    "cannot go on from it. Use another one."
-                ]
-            )
+            alone = "ckpt_path: the checkpoint holds weights alone, such as those of training that has diverged: training "
+            raise ConfigurationError([f"{alone}cannot go on from it. Use another one."])
         if problems := tensor_problems(checkpoint.get("state_dict", {}), adapter_shapes(self)):
             raise ConfigurationError(problems)
         self.threshold = saved["threshold"] if self.given_threshold is None else self.given_threshold

@@ -29,7 +29,13 @@ def grid_protocol(run: RunContext) -> dict[str, Any]:
         "strength_unit": run.options.strength_unit,
         "prefill_adapter": run.options.prefill_adapter,
         "bank": run.vector_bank.fingerprint,
+        "other_base": other_base(run),
     }
+
+
+def other_base(run: RunContext) -> str | None:
+    """Differences of the base model that the user accepts (``model.adapter_base any``), in words; None: there are none."""
+    return " ".join(f"{sentence}." for sentence in run.module.base_identity.accepted) or None
 
 
 def protocol(run: RunContext) -> dict[str, Any]:
@@ -52,6 +58,7 @@ def protocol(run: RunContext) -> dict[str, Any]:
         "strength_unit": run.options.strength_unit,
         "prefill_adapter": run.options.prefill_adapter,
         "bank": run.vector_bank.fingerprint,
+        "other_base": other_base(run),
         "vectors": {split: len(rows) for split, rows in run.vector_bank.directions.items()},
         "concepts": run.vector_bank.names["concept"],
         "concept_cosines": [[round(c, 3) for c in row] for row in run.vector_bank.concept_cosines().tolist()],

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from transformers import Cache
 
 from introspection_lit.contexts.context import fingerprint
+from introspection_lit.models.lora_targets import USUAL
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE, DataOptions
 from introspection_lit.trials import leaks
 from introspection_lit.trials.manifest_plan import ManifestPlan
@@ -96,6 +97,11 @@ class RunContext:
     def share_layers(self) -> bool:
         """Whether rows share the layers below the steering: the options and the architecture allow it."""
         return self.options.reuse.layers and (self.architecture is None or self.architecture.share)
+
+    @property
+    def usual_targets(self) -> list[str]:
+        """Names of the modules that get an adapter by default."""
+        return USUAL if self.architecture is None else self.architecture.usual
 
     @property
     def wording(self) -> Wording:

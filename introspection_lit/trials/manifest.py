@@ -134,19 +134,15 @@ def write_manifest(
             raise ConfigurationError(problems)
 
 
-def manifest_settings(split: Split, bank: VectorBank, base_model: str, revision: str, seed: int) -> dict[str, Any]:
-    """The settings that a manifest and a training on it must share; part of the header.
+def manifest_settings(split: Split, bank: VectorBank, seed: int) -> dict[str, Any]:
+    """The settings that a manifest and a training on it must share, beside the base model; part of the header.
 
     Args:
         split: The training split.
         bank: The directions.
-        base_model: Name of the base model.
-        revision: Its revision; empty for the default.
         seed: The experiment's seed.
     """
     return {
-        "base_model": base_model,
-        "revision": revision,
         "seed": seed,
         "training_contexts": fingerprint(*sorted(context.key for context in split.contexts)),
         "questions": list(split.questions),

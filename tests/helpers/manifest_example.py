@@ -31,5 +31,5 @@ def manifest_of(path: Path, split: Split, bank: VectorBank, n: int) -> Path:
         for number, pair in enumerate(distinct_pairs(split.plan, n // 2))
         for steered, trial in enumerate(pair)
     )
-    write_manifest(path, {"n": n, **manifest_settings(split, bank, "m", "", 0)}, rows)
+    write_manifest(path, {"n": n, "base_model": "m", "revision": "", **manifest_settings(split, bank, 0)}, rows)
     return path

@@ -23,7 +23,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from introspection_lit.models.adapter_config import KINDS
-from introspection_lit.models.adapters import CONFIG, DESCRIPTION, WEIGHTS, adapter_problems, read_adapter
+from introspection_lit.models.adapter_weights import WEIGHTS
+from introspection_lit.models.adapters import CONFIG, DESCRIPTION, adapter_problems, read_adapter
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -68,7 +70,7 @@ class Given(NamedTuple):
 
     def problems(self, folder: Path) -> list[str]:
         """What our check says of a folder."""
-        return adapter_problems(str(folder), BaseModel(str(self.model)), None, fitting=False)
+        return adapter_problems(str(folder), BaseIdentity(BaseModel(str(self.model))), None, fitting=False)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ import torch
 from hostile import Bomb, change_json, exceeding
 from safetensors.torch import load_file, save_file
 
-from introspection_lit.models import adapters
-from introspection_lit.models.adapters import DESCRIPTION, adapter_problems, read_adapter, weight_mismatches
+from introspection_lit.models import adapter_weights
+from introspection_lit.models.adapter_weights import weight_mismatches
+from introspection_lit.models.adapters import DESCRIPTION, adapter_problems, read_adapter
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.recorded_settings import resolve_paths, validate_settings
 from introspection_lit.utils.errors import ConfigurationError
@@ -80,7 +82,7 @@ def test_library_that_an_adapter_names_is_not_imported(
     monkeypatch.syspath_prepend(str(marker.parent))
     named = {"base_model_class": "Evil", "parent_library": "evil_package"}
     change_json(adapter / "adapter_config.json", auto_mapping=named, base_model_name_or_path=str(tiny))
-    assert adapter_problems(str(adapter), BaseModel(str(tiny)), None, fitting=False) == []
+    assert adapter_problems(str(adapter), BaseIdentity(BaseModel(str(tiny))), None, fitting=False) == []
     assert read_adapter(str(adapter)).config.auto_mapping is None
     assert not marker.exists()
 
@@ -98,7 +100,7 @@ def test_putting_it_on_a_model_has_limits(
     """Its patterns can take longer than anybody lives, and a few numbers can ask for gigabytes of weights."""
     change_json(adapter / "adapter_config.json", base_model_name_or_path=str(tiny))
     assert weight_mismatches(read_adapter(str(adapter)), BaseModel(str(tiny))) == []
-    monkeypatch.setattr(adapters, "limited", exceeding(error))
+    monkeypatch.setattr(adapter_weights, "limited", exceeding(error))
     assert said in weight_mismatches(read_adapter(str(adapter)), BaseModel(str(tiny)))[0]
 
 
@@ -108,7 +110,7 @@ def test_weights_of_the_base_model_stay(name: str, adapter: Path, tiny: Path) ->
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file(weights | {name: torch.zeros(32)}, adapter / "adapter_model.safetensors")
     change_json(adapter / "adapter_config.json", base_model_name_or_path=str(tiny))
-    problems = adapter_problems(str(adapter), BaseModel(str(tiny)), None, fitting=False)
+    problems = adapter_problems(str(adapter), BaseIdentity(BaseModel(str(tiny))), None, fitting=False)
     assert "1 tensors are missing or too many" in problems[0]
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from introspection_lit.models import file_checks, loading
 from introspection_lit.models.adapters import adapter_problems
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_config, load_model, load_tokenizer
 from introspection_lit.utils.errors import ConfigurationError
@@ -31,7 +32,7 @@ def test_what_lies_beside_is_left_alone(marker: Path, model: Path, adapter: Path
             torch.save({"a": Bomb(marker)}, folder / name)
     assert load_model(BaseModel(str(model))).config.num_hidden_layers == 6
     change_json(adapter / "adapter_config.json", base_model_name_or_path=str(tiny))
-    assert adapter_problems(str(adapter), BaseModel(str(tiny)), None, fitting=False) == []
+    assert adapter_problems(str(adapter), BaseIdentity(BaseModel(str(tiny))), None, fitting=False) == []
     assert not marker.exists()
 
 
@@ -44,7 +45,7 @@ def test_weights_that_are_pickles_are_refused(marker: Path, model: Path, adapter
             load(BaseModel(str(model)))
     torch.save({"a": Bomb(marker)}, adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
-    problems = adapter_problems(str(adapter), BaseModel(str(model)), None, fitting=False)
+    problems = adapter_problems(str(adapter), BaseIdentity(BaseModel(str(model))), None, fitting=False)
     assert "Expected weights as safetensors" in problems[0]
     assert not marker.exists()
 

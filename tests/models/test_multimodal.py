@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, T
 
 from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.architecture import find_decoder_layers
+from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_config, load_model, meta_model
 from introspection_lit.utils.errors import ConfigurationError
@@ -53,7 +54,7 @@ def test_the_text_model_is_used(multimodal: Callable[[str], Path], kind: str, tm
         }
         assert without == set(trained)
     adapted.save_pretrained(str(tmp_path / "adapter"))
-    assert adapter_problems(str(tmp_path / "adapter"), base, None, fitting=False) == []
+    assert adapter_problems(str(tmp_path / "adapter"), BaseIdentity(base), None, fitting=False) == []
 
 
 def test_missing_tensors_of_a_whole_model(multimodal: Callable[[str], Path], tmp_path: Path) -> None:

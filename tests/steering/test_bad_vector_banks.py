@@ -14,12 +14,15 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors, repeated
+from introspection_lit.models.base_identity import BaseIdentity
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.steering.vector_bank import RANDOM_SPLITS, REMEDY, VectorBank, random_unit_vectors, repeated
 from introspection_lit.utils.errors import ConfigurationError
 
 pytestmark = pytest.mark.thorough
 
 LAYERS, HIDDEN = 6, 32
+MODEL = BaseIdentity(BaseModel("m"))
 SPLITS = (*RANDOM_SPLITS, "concept", "imported")
 
 
@@ -74,7 +77,12 @@ def is_sound(bank: VectorBank) -> bool:
 
 def outcome(bank: VectorBank) -> str:
     """What set-up says of a bank: whether it is used or refused."""
-    return "refused" if bank.misfits("m", "", HIDDEN, LAYERS) or bank.leaks() else "used"
+    return "refused" if problems_of(bank) or bank.leaks() else "used"
+
+
+def problems_of(bank: VectorBank) -> list[str]:
+    """Of shape and content, and of the model that it was made for."""
+    return bank.misfits("m", HIDDEN, LAYERS) + MODEL.problems("data.bank: it", bank.metadata, REMEDY)
 
 
 def header_of(bank: VectorBank) -> dict[str, str]:
@@ -140,7 +148,7 @@ def spoilt_banks(draw: st.DrawFn) -> tuple[dict[str, torch.Tensor], dict[str, st
             header["names"] = draw(st.sampled_from(["", "[[[[", "{", json.dumps(names)]))
         elif what == "metadata":
             name = draw(st.sampled_from([*header, "more"]))
-            header[name] = draw(st.sampled_from(["", "other", "x" * 1000, "é\x00"]))
+            header[name] = draw(st.sampled_from(["", "other", "x" * 3000, "é\x00"]))
         elif what == "rename":
             tensors[draw(st.sampled_from(["directions.more", "directions.", "lengths.train", "x"]))] = tensors.pop(key)
         elif what == "across":
@@ -192,16 +200,14 @@ def test_seal_whose_name_is_damaged(tmp_path: Path) -> None:
     content = (tmp_path / "bank").read_bytes()
     broken = content.replace(b'"sha256"', b'"sha25 "', 1)
     (tmp_path / "bank").write_bytes(broken[:-1] + bytes([broken[-1] ^ 1]))
-    assert "fields that are not known: ['sha25 ']" in str(
-        VectorBank.load(tmp_path / "bank").misfits("m", "", HIDDEN, LAYERS)
-    )
+    assert "fields that are not known: ['sha25 ']" in str(VectorBank.load(tmp_path / "bank").misfits("m", HIDDEN, LAYERS))
 
 
 def test_names_without_directions() -> None:
     """A split that is lost while its names are still there, which went through."""
     bank = sound_bank()
     del bank.directions["imported"], bank.lengths["imported"]
-    assert "it has no directions for 'imported'" in str(bank.misfits("m", "", HIDDEN, LAYERS))
+    assert "it has no directions for 'imported'" in str(bank.misfits("m", HIDDEN, LAYERS))
 
 
 def test_sound_banks_are_used(tmp_path: Path) -> None:
@@ -223,7 +229,7 @@ def test_sound_banks_are_used(tmp_path: Path) -> None:
         ("names", ("train-0", "\\u001b[31m"), r"U\+001B, which cannot be printed"),
         ("names", ("train-0", "\\ud800"), r"U\+D800, which cannot be printed"),
         ("names", ("train-0", "x" * 201), "its name has 201 characters"),
-        ("base_model", "x" * 1000, "made for the model 'x{200}'"),
+        ("base_model", "x" * 1000, "made for the model 'x{1000}'"),
     ],
 )
 def test_faults_of_banks_that_were_found(where: str, value: Any, message: str, tmp_path: Path) -> None:
@@ -235,7 +241,7 @@ def test_faults_of_banks_that_were_found(where: str, value: Any, message: str, t
         header[where] = value if isinstance(value, str) else header[where].replace(*value)
     (tmp_path / "bank").write_bytes(save(tensors, header))
     with pytest.raises(ConfigurationError, match=message):
-        raise ConfigurationError(VectorBank.load(tmp_path / "bank").misfits("m", "", HIDDEN, LAYERS))
+        raise ConfigurationError(problems_of(VectorBank.load(tmp_path / "bank")))
 
 
 def test_names_in_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

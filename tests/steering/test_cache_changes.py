@@ -19,10 +19,11 @@ from introspection_lit.contexts.variants import VARIANTS
 from introspection_lit.models.architecture import rotary_frequencies
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
+from introspection_lit.models.lora_targets import USUAL
 from introspection_lit.steering import other_adapter as others
 from introspection_lit.steering.cache_changes import OF_CACHES, Aids, CacheChange, Row, change_caches, dropped, rotated
 from introspection_lit.steering.change_names import BENIGN, CHANGES
-from introspection_lit.steering.other_adapter import SHARE, TARGETS, other_adapter
+from introspection_lit.steering.other_adapter import SHARE, other_adapter
 from introspection_lit.steering.prefill import fill_cache, pad
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.rewritten_caches import received_attention
@@ -357,7 +358,7 @@ def test_other_adapter_has_the_stated_norm_and_rank_and_leaves(small: Model) -> 
         f"{number}.{name}": module
         for number, layer in enumerate(small.layers)
         for name, module in layer.named_modules()
-        if name.rpartition(".")[2] in TARGETS
+        if name.rpartition(".")[2] in USUAL
     }
     assert len(targets) == 4 * len(small.layers)
     like = small.model.get_input_embeddings().weight.float()
@@ -370,9 +371,9 @@ def test_other_adapter_has_the_stated_norm_and_rank_and_leaves(small: Model) -> 
             }
 
     own = matrices()
-    with other_adapter(small.layers, 0, like):
+    with other_adapter(small.layers, USUAL, 0, like):
         inside = matrices()
-    with other_adapter(small.layers, 0, like):
+    with other_adapter(small.layers, USUAL, 0, like):
         again = matrices()
     for name, matrix in own.items():
         added = inside[name] - matrix
@@ -382,5 +383,3 @@ def test_other_adapter_has_the_stated_norm_and_rank_and_leaves(small: Model) -> 
         assert (sizes[others.RANK :] < 1e-3 * sizes[0]).all()
     after = matrices()
     assert all(torch.equal(after[name], matrix) for name, matrix in own.items())
-    with pytest.raises(RunError, match="Leave it out"), other_adapter([torch.nn.Linear(3, 3)], 0, like):
-        pass

@@ -58,7 +58,7 @@ def test_manifest_of_another_model_is_refused(
     script("generate_vectors").main([*shared, "--n-random", "8"])
     with pytest.raises(SystemExit):
         script("finetune").main([*shared, "--manifest", str(steps.folder / "train.jsonl")])
-    assert "data.manifest: made with base_model" in capsys.readouterr().err
+    assert "data.manifest: it was made for the model" in capsys.readouterr().err
 
 
 # Where each script is interrupted: in the middle of what takes long.

@@ -18,6 +18,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 from torch import Tensor
 
+from introspection_lit.models.base_identity import BaseIdentity
+from introspection_lit.models.base_model import BaseModel
 from introspection_lit.training.checkpoint_checks import LOOPS, checkpoint_problems, content_problems, identity_problems
 from introspection_lit.training.checkpoint_files import CheckpointFiles, adapter_tensor_problems
 
@@ -30,6 +32,7 @@ IDENTITY = {
     "quantization": "none",
     "lora": {"r": 2, "alpha": 4, "target_modules": ["q_proj"], "layers": []},
 }
+MODEL = BaseIdentity(BaseModel("m"))
 STEPS = 6
 
 
@@ -130,7 +133,7 @@ def problems(checkpoint: Any, function: str) -> list[str]:
     """What set-up says of a checkpoint that was read."""
     if not isinstance(checkpoint, dict):
         return ["no checkpoint"]
-    wrong = adapter_tensor_problems(checkpoint) or identity_problems(checkpoint.get("introspection"), IDENTITY)
+    wrong = adapter_tensor_problems(checkpoint) or identity_problems(checkpoint.get("introspection"), IDENTITY, MODEL)
     return wrong or content_problems(checkpoint, function, LOOPS_OF_ITS_OWN)
 
 
@@ -205,14 +208,14 @@ def test_testing_checkpoints_with_something_wrong(content: Any, function: str) -
 def test_other_torch_files(content: Any, tmp_path: Path) -> None:
     """Valid files of torch that are no checkpoints."""
     torch.save(content, tmp_path / "file.ckpt")
-    assert "not one of introspection_lit" in str(checkpoint_problems(str(tmp_path / "file.ckpt"), IDENTITY))
+    assert "not one of introspection_lit" in str(checkpoint_problems(str(tmp_path / "file.ckpt"), IDENTITY, MODEL))
 
 
 def test_sound_checkpoints_are_taken(tmp_path: Path) -> None:
     """Written with a checksum and read again; and one of weights alone, which can be tested."""
     CheckpointFiles().save_checkpoint(copy.deepcopy(SOUND), tmp_path / "file.ckpt")
     for function in LOOPS:
-        assert checkpoint_problems(str(tmp_path / "file.ckpt"), IDENTITY, function, LOOPS_OF_ITS_OWN) == []
+        assert checkpoint_problems(str(tmp_path / "file.ckpt"), IDENTITY, MODEL, function, LOOPS_OF_ITS_OWN) == []
     goes_on(SOUND)
     alone = {name: value for name, value in SOUND.items() if name not in ("optimizer_states", "lr_schedulers", "callbacks")}
     assert problems(alone, "test") == []

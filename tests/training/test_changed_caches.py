@@ -19,6 +19,7 @@ from introspection_lit.cli import attach, main
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
+from introspection_lit.models.lora_targets import USUAL
 from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.change_names import CHANGES, DROPS
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
@@ -159,7 +160,7 @@ def test_references_are_those_of_masked_attention(tiny: Path, some_contexts: lis
     context = cast("Any", SimpleNamespace(forward_context=nullcontext))
     trainer = SimpleNamespace(model=model, world_size=1, precision_plugin=context, training=False)
     options = SimpleNamespace(reuse=Reuse(), prefill_adapter=False)
-    parts = SimpleNamespace(options=options, trainer=trainer, module=module, share_layers=True)
+    parts = SimpleNamespace(options=options, trainer=trainer, module=module, share_layers=True, usual_targets=USUAL)
     Prefills(cast("RunContext", parts))(batch)
     assert batch.references is not None
     assert batch.references.log_probabilities is not None
@@ -207,13 +208,14 @@ def test_what_a_model_cannot_do_is_found_in_its_configuration() -> None:
     """Before it is loaded; a test that does not ask for it is no matter."""
     config = random_config("tiny")
     asked = DataOptions(test_trials={"deployed": 40}, test_changes=["shifted", "other_adapter"])
-    assert change_problems_of_model(asked, config, sharded=False) == []
-    assert "FSDP" in change_problems_of_model(asked, config, sharded=True)[0]
+    assert change_problems_of_model(asked, config, USUAL, sharded=False) == []
+    assert "FSDP" in change_problems_of_model(asked, config, USUAL, sharded=True)[0]
+    assert "other_adapter puts matrices where" in change_problems_of_model(asked, config, [], sharded=False)[0]
     config.rope_parameters = {"sliding": {"rope_theta": 1e4}, "full": {"rope_theta": 1e6}}
-    assert "shifted needs rotary positions" in change_problems_of_model(asked, config, sharded=False)[0]
-    assert "shifted needs" in change_problems_of_model(DataOptions(benign=["shifted"]), config, sharded=False)[0]
+    assert "shifted needs rotary positions" in change_problems_of_model(asked, config, USUAL, sharded=False)[0]
+    assert "shifted needs" in change_problems_of_model(DataOptions(benign=["shifted"]), config, USUAL, sharded=False)[0]
     for options in (DataOptions(), DataOptions(test_trials={"deployed": 40}, test_changes=["int8"])):
-        assert change_problems_of_model(options, config, sharded=True) == []
+        assert change_problems_of_model(options, config, USUAL, sharded=True) == []
 
 
 @pytest.mark.parametrize(

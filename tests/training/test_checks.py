@@ -65,9 +65,10 @@ from introspection_lit.training.experiment_setup import prepare
                 "--trainer.precision",
                 "bf16-true",
             ],
-            ["quant_storage", "'bf16-true'", "16-true or 16-mixed"],
+            ["quant_storage", "'bf16-true'", "16-mixed or 16-true", "16-true can test, not train"],
         ),
         (["--model.base.quantization", "nf4"], ["quant_storage", "32-true", "uint8"]),
+        (["--trainer.precision", "16-true"], ["trainer.precision", "cannot train", "model.base.dtype float16"]),
         (["--model.base.quantization", "nf4", "--model.base.quant_storage", "uint8"], ["hidden_size 32", "multiple of 64"]),
     ],
 )
@@ -156,7 +157,7 @@ def test_checkpoints_that_cannot_be_used(refused: Callable[..., str], tmp_path: 
     torch.save({"state_dict": {}, "introspection": identity, "pytorch-lightning_version": "2.6.0"}, tmp_path / "qwen.ckpt")
     (tmp_path / "text.ckpt").write_text("hello")
     assert "text.ckpt cannot be read as a checkpoint" in refused("--ckpt_path", "text.ckpt")
-    assert "has base_model 'Qwen/Qwen2.5-7B-Instruct'" in refused("--ckpt_path", "qwen.ckpt", subcommand="test")
+    assert "was made for the model 'Qwen/Qwen2.5-7B-Instruct'" in refused("--ckpt_path", "qwen.ckpt", subcommand="test")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-true", "16-mixed", "bf16-true", "bf16-mixed"])

@@ -31,7 +31,7 @@ from introspection_lit.utils.errors import ConfigurationError
 QUICK = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 RUN = Path("lightning_logs/default/version_0")
 # Ten times what float16 can hold, at the first steered layer.
-OVERFLOW = ["--trainer.precision", "16-true", "--data.strengths", "[1e5, 2e5]"]
+OVERFLOW = ["--model.base.dtype", "float16", "--data.strengths", "[1e5, 2e5]"]
 
 
 @pytest.fixture

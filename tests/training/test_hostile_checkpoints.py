@@ -11,6 +11,8 @@ import pytest
 import torch
 from hostile import WAYS, Bomb, exceeding
 
+from introspection_lit.models.base_identity import BaseIdentity
+from introspection_lit.models.base_model import BaseModel
 from introspection_lit.steering.vector_files import read_directions
 from introspection_lit.training import checkpoint_files
 from introspection_lit.training.callbacks.best_checkpoint import BestCheckpoint
@@ -39,7 +41,8 @@ def test_checkpoints_and_vectors_are_not_unpickled(way: str, marker: Path, tmp_p
     """Whatever the archive looks like."""
     for name, content in (("best.ckpt", {"state_dict": {}, "introspection": Bomb(marker)}), ("v.pt", {"a": Bomb(marker)})):
         WAYS[way](content, tmp_path / name)
-    assert "cannot be read as a checkpoint" in checkpoint_problems(str(tmp_path / "best.ckpt"), {})[0]
+    problems = checkpoint_problems(str(tmp_path / "best.ckpt"), {}, BaseIdentity(BaseModel()))
+    assert "cannot be read as a checkpoint" in problems[0]
     with pytest.raises(ConfigurationError, match=r"v\.pt"):
         read_directions(tmp_path / "v.pt", 6, 32)
     assert not marker.exists()

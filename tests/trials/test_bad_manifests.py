@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from manifest_example import BANDS, CONTEXTS, QUESTIONS, manifest_of, training_split
 from transformers import PreTrainedTokenizerFast
 
+from introspection_lit.models.base_identity import BaseIdentity
+from introspection_lit.models.base_model import BaseModel
 from introspection_lit.trials import manifest_plan
 from introspection_lit.trials.manifest import manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import STRIDE, Manifest, ManifestPlan
@@ -27,6 +29,7 @@ DECIDING = ("band", "strength", "context", "vector", "question")
 
 
 BANK = random_bank(6)
+MODEL = BaseIdentity(BaseModel("m"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,8 @@ def take(path: Path, split: Split) -> ManifestPlan:
         ConfigurationError: It is refused.
     """
     manifest = Manifest(path)
-    wrong = setting_problems(manifest.header, manifest_settings(split, BANK, "m", "", 0))
+    wrong = MODEL.problems("data.manifest: it", manifest.header, "Make it again")
+    wrong += setting_problems(manifest.header, manifest_settings(split, BANK, 0))
     plan = ManifestPlan(manifest, split, BANK, 0)
     if problems := wrong or plan.problems():
         raise ConfigurationError(problems)

@@ -135,7 +135,7 @@ def test_other_files_are_refused(first: str, tmp_path: Path) -> None:
 def test_other_settings_are_refused(train: Split, bank: VectorBank, tmp_path: Path) -> None:
     """Everything that decides what the trials mean must agree, and each difference is named."""
     manifest = Manifest(manifest_of(tmp_path / "m", train, bank, 8))
-    expected = manifest_settings(train, bank, "m", "", 0)
+    expected = manifest_settings(train, bank, 0)
     assert setting_problems(manifest.header, expected) == []
     for name in expected:
         found = setting_problems(manifest.header, expected | {name: "other"})

@@ -15,8 +15,9 @@ from manifest_example import manifest_of, training_split
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
+from introspection_lit.models.adapter_weights import WEIGHTS
 from introspection_lit.models.adapters import CONFIG as PEFT_CONFIG
-from introspection_lit.models.adapters import DESCRIPTION, WEIGHTS, changed_files, copy_adapter
+from introspection_lit.models.adapters import DESCRIPTION, changed_files, copy_adapter
 from introspection_lit.report.command import load_run
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan

@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.splits import evenly_spaced
-from introspection_lit.models.adapters import CONFIG, DESCRIPTION, TEMPLATE, WEIGHTS, check_replaceable
+from introspection_lit.models.adapter_weights import WEIGHTS
+from introspection_lit.models.adapters import CONFIG, DESCRIPTION, TEMPLATE, check_replaceable
 from introspection_lit.tasks.invocation import holds, invocation_tokens
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.distributed import is_sharded

@@ -47,7 +47,8 @@ class ReadBack(Callback):
 
 def _check(path: Path, module: IntrospectionModule, shapes: Mapping[str, torch.Size]) -> None:
     loops = {name: getattr(module.trainer, name).state_dict() for name in LOOPS.values()}
-    problems, content = checkpoint_problems(str(path), module.identity(), "fit"), read_checkpoint(path)
+    problems = checkpoint_problems(str(path), module.identity(), module.base_identity, "fit")
+    content = read_checkpoint(path)
     # Nothing has been scored, so callbacks have no score to keep: their state is left out, as where there is a checksum.
     problems = problems or content_problems(content, "fit", loops, with_checksum=True)
     if problems := problems or tensor_problems(content["state_dict"], shapes):

@@ -113,6 +113,8 @@ class ResultsWriter(Callback):
         told = (answer_sentences, exported_sentences, length_sentences, deployed_sentences)
         for sentence in (sentence for part in told for sentence in part(results)):
             console.print(sentence, markup=False)
+        if results["other_base"]:
+            console.print(results["other_base"], markup=False, soft_wrap=True)
         console.print(
             f"clean: distinct clean inputs, {results['n_clean_distinct_total']} in all. Details: {folder}/results.json",
             soft_wrap=True,
