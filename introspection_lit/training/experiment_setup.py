@@ -153,6 +153,11 @@ def _deal_contexts(
     tests = problems.attempt(load, options.test_contexts) if options.test_contexts is not None else None
     if not contexts or options.seed < 0:
         return None
+    kinds, tested = ({context.kind for context in group} for group in (contexts, tests or ()))
+    run.options, left_out = options.for_own_contexts(kinds, tested)
+    options = run.options
+    for note in left_out:
+        rank_zero_warn(f"left out: {note}")
     dealt = problems.attempt(split_contexts, contexts, options.seed, *options.held_out_kinds)
     if dealt and tests:
         dealt |= dict.fromkeys(("seen", "heldout", "concept", "newkinds"), tests)
