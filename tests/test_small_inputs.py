@@ -16,7 +16,18 @@ from introspection_lit.cli import main
 from introspection_lit.steering.vector_bank import VectorBank
 
 LAYERS, HIDDEN = 6, 32  # of the tiny model
-PLACES = "the harbour,a meadow,the attic,our kitchen,the old mill,a tunnel,the bakery,a glacier,the market,a canyon".split(",")
+PLACES = [
+    "the harbour",
+    "a meadow",
+    "the attic",
+    "our kitchen",
+    "the old mill",
+    "a tunnel",
+    "the bakery",
+    "a glacier",
+    "the market",
+    "a canyon",
+]
 PAIRS = [(f"Have you been to {place}?", f"Only in stories about {place}, sadly.") for place in PLACES]
 
 
@@ -71,7 +82,12 @@ ANSWERS = {
     [*((form, "none") for form in ROWS), ("developer", "last reply"), ("developer", "prompt opens")],
 )
 def test_rows_and_templates(
-    form: str, template: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    form: str,
+    template: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The text that a trial has: every word of the row is steered, and the answer starts where one starts."""
     monkeypatch.chdir(tmp_path)

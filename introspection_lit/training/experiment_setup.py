@@ -43,6 +43,7 @@ from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.training.run_context import Experiment, RunContext
 from introspection_lit.training.split_builder import BandSets, SplitBuilder, concept_names, vector_counts
+from introspection_lit.training.window_checks import check_windows
 from introspection_lit.trials import leaks
 from introspection_lit.trials.manifest import manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
@@ -101,6 +102,7 @@ def _prepare(run: RunContext) -> Experiment:
         if _runs_grid(run)
         else _splits(run, builder, bank)
     )
+    check_windows(run, config, splits, bands, _runs_grid(run))
     replayed = [] if options.replayed is None else chosen_trials(options.replayed, splits)
     clean = evenly_spaced(usable.get("train") or usable["all"], NORM_CONTEXTS)
     question = wording.questions["train"][0]

@@ -143,7 +143,15 @@ def test_one_conversation_is_enough_for_the_baseline(form: str, tiny: Path, tmp_
             content["messages"][number][mark] = True
     one = write(tmp_path / "one.json", content)
     script("baseline_benchmark").main(
-        [*options(tiny, tmp_path), *GRID[:2], "--conversations", one, "--data.concepts", '["bread","cats","ice"]', *EXPERIMENT]
+        [
+            *options(tiny, tmp_path),
+            *GRID[:2],
+            "--conversations",
+            one,
+            "--data.concepts",
+            '["bread","cats","ice"]',
+            *EXPERIMENT,
+        ]
     )
     rows = [json.loads(line) for line in (tmp_path / "baseline-one.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"placeholder" if form == "in full" else "river"}

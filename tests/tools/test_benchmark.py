@@ -391,7 +391,7 @@ def test_two_builds_are_measured_in_turn(
         (None, [], 2, "has no scripts/benchmark.py. Expected the folder of another checkout"),
     ],
 )
-def test_builds_that_cannot_be_compared(  # noqa: PLR0913 - fixtures
+def test_builds_that_cannot_be_compared(
     ending: str | None,
     words: list[str],
     status: int,

@@ -29,7 +29,9 @@ def checkout(folder: Path) -> Path:
         ConfigurationError: It holds no checkout of the project.
     """
     folder = folder.expanduser().resolve()
-    if missing := [str(part) for part in (SCRIPT, Path("introspection_lit", "__init__.py")) if not (folder / part).is_file()]:
+    if missing := [
+        str(part) for part in (SCRIPT, Path("introspection_lit", "__init__.py")) if not (folder / part).is_file()
+    ]:
         raise ConfigurationError(
             [
                 f"--against: {folder} has no {missing[0]}. Expected the folder of another checkout, as made by "
@@ -59,7 +61,9 @@ def run_once(folder: Path, words: Sequence[str]) -> Run:
         if done.returncode or not file.is_file():
             said = f"{folder} ended with exit status {done.returncode}:\n{done.stderr.strip()[-KEPT:]}"
             if done.returncode == 2:
-                raise ConfigurationError([f"--against: {said}\nBoth builds get the same options: give those that both know."])
+                raise ConfigurationError(
+                    [f"--against: {said}\nBoth builds get the same options: give those that both know."]
+                )
             raise RunError([f"--against: {said}"])
         measured: Run = json.loads(file.read_text(encoding="utf-8"))
         return measured
@@ -118,9 +122,7 @@ def rows(pairs: Sequence[tuple[Run, Run]]) -> list[dict[str, Any]]:
         logs = [math.log(first[key] / second[key]) for first, second in rates]
         ratio = math.exp(statistics.fmean(logs))
         error = ratio * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else None
-        sides = {
-            name: statistics.median(pair[side][key] for pair in rates) for side, name in enumerate(("this", "other"))
-        }
+        sides = {name: statistics.median(pair[side][key] for pair in rates) for side, name in enumerate(("this", "other"))}
         spread = {"standard_error": error, "lowest": math.exp(min(logs)), "highest": math.exp(max(logs))}
         table.append({"path": key[0], "batch": key[1], **sides, "ratio": ratio, **spread})
     return table
