@@ -106,7 +106,7 @@ def decoder_shape(config: PretrainedConfig) -> Shape:
 
     text = config.get_text_config(decoder=True)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        # In bfloat16, so that what a cache keeps in float32 shows; eager attention looks at no values, of which there are none.
+        # In bfloat16, so that what a cache keeps in float32 shows; eager attention looks at no values: there are none.
         model = auto_class(config).from_config(config, dtype=torch.bfloat16, attn_implementation="eager").eval()
     model.tie_weights()  # transformers 5.0 leaves them untied on this device
     layers, matrices = find_decoder_layers(model), []

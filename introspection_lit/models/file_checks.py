@@ -7,7 +7,7 @@ rest is refused here, before a weight is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,20 @@ def file_problems(source: Mapping[str, Any]) -> list[str]:
 def model_config(source: Mapping[str, Any]) -> dict[str, Any] | None:
     """The fields of a model's ``config.json``; None if it is not there or cannot be read."""
     return _read(_find(source, "config.json"))
+
+
+def weight_files(source: Mapping[str, Any]) -> list[Path]:
+    """All safetensors files of a model, fetched if need be; none if one is missing, or it is not clear which they are.
+
+    Args:
+        source: Where the model is; its small files have been checked.
+    """
+    named = (model_config(source) or {}).get("transformers_weights")
+    names: Iterable[str] = [str(named)] if named is not None else [WEIGHTS]
+    if named is None and _find(source, WEIGHTS) is None:
+        names = dict.fromkeys(((_read(_find(source, INDEX)) or {}).get("weight_map") or {}).values())
+    files = [_find(source, name) for name in names]
+    return [file for file in files if file] if all(files) else []
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[str]:

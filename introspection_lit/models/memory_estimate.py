@@ -1,8 +1,8 @@
 """Estimates the memory of a training run by part, from the dimensions of the model.
 
-Pure functions: no model is loaded and no device is queried. Weights and caches are those of the architecture. The formulas of
-activations are for decoders like Llama's and Qwen2's (RMS norms, gated MLP, rotary positions, scaled dot-product attention)
-with LoRA; for other families they are approximate.
+Pure functions: no model is loaded and no device is queried. Weights and caches are those of the architecture. The formulas
+of activations are for decoders like Llama's and Qwen2's (RMS norms, gated MLP, rotary positions, scaled dot-product
+attention) with LoRA; for other families they are approximate.
 Not counted: memory of the driver and of the device's libraries, and fragmentation of the allocator.
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from project_paths import ROOT
+from project_paths import ROOT, listed_models
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -20,7 +20,7 @@ from introspection_lit.tools.architectures.recipes import model_types, tiny_conf
 from introspection_lit.tools.architectures.table import case_of, decide, measure, page, wrong
 
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-LISTED = [line.split("`")[1] for line in PAGE.partition(" are refused")[0].splitlines() if line.startswith("| `")]
+LISTED = listed_models()
 SAMPLE = ["llama", "gpt2", "lfm2", "mpt"]
 SAME_RELEASE = pytest.mark.skipif(
     f"transformers {transformers.__version__}" not in PAGE, reason="docs/models.md is of another release of transformers"
