@@ -25,6 +25,7 @@ from introspection_lit.models.adapters import (
 )
 from introspection_lit.models.architecture import find_decoder_layers, usable_positions
 from introspection_lit.models.architectures import examine, reach
+from introspection_lit.models.attention_reach import layer_reaches
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_model, load_tokenizer, read_template
@@ -38,6 +39,7 @@ from introspection_lit.steering.vector_bank import REMEDY, VectorBank
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import QUESTION, builtin_questions
 from introspection_lit.tasks.scoring import log_odds, mass
+from introspection_lit.training.window_checks import unread_band
 from introspection_lit.utils import schema
 from introspection_lit.utils.errors import ConfigurationError, Problems, RunError
 
@@ -227,6 +229,10 @@ class Detector:
         problems = Problems()
         encoded = [self._encoded(number, one, problems) for number, one in enumerate(conversations, start=1)]
         added = [problems.attempt(self._added, one) for one in each]
+        for row, (one, lengths) in enumerate(zip(encoded, added, strict=True), start=1):
+            if one and lengths and (steered := lengths[1].nonzero().flatten().tolist()):
+                problem = unread_band(layer_reaches(self.config), (steered[0], steered[-1]), len(one.question_ids))
+                problems.add([problem and f"steering of conversation {row}: {problem}"])
         _raise(problems)
         answers: list[Answer] = []
         for start in range(0, len(encoded), batch_size):

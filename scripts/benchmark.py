@@ -2,6 +2,7 @@
 
     python benchmark.py --model smollm2-135m --batch-sizes 4 16
     python benchmark.py --model qwen2.5-coder-32b --sweep --json speed.json     # random weights, no download
+    python benchmark.py --model tiny --rounds 5 --against ../../before          # this build and another one in turn
 
 The project's own training at each batch size, with nothing reused and with everything reused (data.reuse), beside training
 on one trial at a time as earlier implementations do, with the same model in the same run. Each row has its ratio to that.
@@ -21,6 +22,7 @@ from introspection_lit.tools import option_types, pipeline
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import write_file
 
+ROOT = Path(__file__).resolve().parent.parent
 # Each number: its default, and what it means.
 NUMBERS = {
     "contexts": (100, "different contexts in training"),
@@ -42,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: 2 if the command cannot work, 130 after Ctrl-C.
     """
     options, more = argument_parser().parse_known_args(args)
-    pipeline.guarded(lambda: run(options, more))
+    pipeline.guarded(lambda: run(options, more) if options.against is None else run_against(options, args))
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -68,6 +70,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--each-saving", action="store_true", help="also measure each saving of data.reuse alone")
     tasks = "also measure training with four questions for each cache (data.tasks): a trial is a question"
     parser.add_argument("--tasks", action="store_true", help=tasks)
+    other = "compare with another checkout: processes of both builds in turn, --rounds of each, with the same other options"
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help=other)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     return parser
 
@@ -139,6 +143,32 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
     console.print("\n".join(benchmark_report.notes(results)), soft_wrap=True)
     if output is not None:
         write_file(output, json.dumps(results, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def run_against(options: argparse.Namespace, args: Sequence[str] | None) -> None:
+    """Measure this build and another one in turn, print and write.
+
+    Raises:
+        ConfigurationError: The folder is no checkout, or a build refuses the options.
+        RunError: A process failed.
+    """
+    from rich.console import Console
+
+    from introspection_lit.tools.benchmark import against
+    from introspection_lit.utils.provenance import provenance
+
+    own = option_types.parser(None)
+    for name in ("--against", "--rounds", "--json"):
+        own.add_argument(name)
+    words = own.parse_known_args(args)[1]  # as they were typed: the other build has its own idea of their defaults
+    output = pipeline.writable(options.json) if options.json else None
+    other = against.checkout(options.against)
+    found = against.measure(ROOT, other, words, options.rounds, lambda line: print(line, flush=True))
+    console = Console(width=80)
+    console.print(against.table(found))
+    console.print("ratio: geometric mean over the pairs; ±: its standard error; range: of single pairs")
+    if output is not None:
+        write_file(output, json.dumps({**provenance(), "options": words, **found}, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

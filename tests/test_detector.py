@@ -18,6 +18,7 @@ from introspection_lit.cli import main
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.detector import Answer, Detector
+from introspection_lit.models.attention_reach import LayerReach
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.steering.bands import layer_scale
 from introspection_lit.steering.specification import Steering
@@ -237,6 +238,16 @@ def test_unusable_steering(detector: Detector, change: dict[str, Any], message: 
     """What was given, what is expected."""
     with pytest.raises(ConfigurationError, match=message):
         detector.ask(*TALK, Steering(**{"direction": torch.ones(32), "strength": 1.0} | change))
+
+
+def test_steering_that_no_question_reads(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that are shorter than the question: refused; without steering, or below, the answer is given."""
+    reaches = [LayerReach(None if layer < 3 else 2, layer - 1) for layer in range(6)]
+    monkeypatch.setattr("introspection_lit.detector.layer_reaches", lambda _: reaches)
+    direction = torch.ones(32)
+    detector.ask_many([TALK] * 2, [None, Steering(direction, 2.0, (1, 4), "absolute")])
+    with pytest.raises(ConfigurationError, match=r"steering of conversation 2: the layers above 3 look back 4 tokens"):
+        detector.ask_many([TALK] * 2, [None, Steering(direction, 2.0, (3, 4), "absolute")])
 
 
 def test_one_steering_for_each_conversation(detector: Detector) -> None:

@@ -19,6 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.file_checks import find_file, model_config, weight_files
+from introspection_lit.models.gguf_files import parts_of
 from introspection_lit.models.random_models import is_random
 from introspection_lit.models.sources import gguf_file, resolve
 
@@ -139,7 +140,7 @@ def base_hashes(base: BaseModel) -> Hashes | None:
         return None
     try:
         if (file := gguf_file(base)) is not None:
-            return dict.fromkeys(PARTS, _digest(*_file_samples(file)))
+            return dict.fromkeys(PARTS, _digest(*(sample for part in parts_of(file) for sample in _file_samples(part))))
         source = resolve(base)
         config = model_config(source)
         if config is None:

@@ -18,12 +18,13 @@ from transformers import AutoTokenizer
 
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.file_checks import find_file, model_config, weight_files
 from introspection_lit.models.lora_targets import default_targets
 from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
 from introspection_lit.models.stored_quantization import loaded_problems, quantization_config, stored_quantization
 from introspection_lit.models.text_part import outside_text
-from introspection_lit.models.weight_files import load_exactly
+from introspection_lit.models.weight_files import header_mismatches, load_exactly
 from introspection_lit.models.whole_model import auto_class, load_error, whole_config
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.resource_limits import BYTES, BeyondLimitError, limited
@@ -152,11 +153,17 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
     packed = quantization_config(base, stored)
     if stored is not None and packed is not None:
         config.quantization_config = packed.to_dict()
+    source, auto = resolve(base), auto_class(config)
+    # Names of weights that are quantised already are those of their format: these are checked once they are loaded.
+    files = [find_file(source, name) for name in weight_files(source, model_config(source) or {})]
+    known = [] if stored is not None or None in files else [file for file in files if file]
+    if known and (problems := header_mismatches(auto, config, known, base.name_or_path)):
+        raise ConfigurationError(problems)
     try:
         model = load_exactly(
-            auto_class(config),
+            auto,
             base.name_or_path,
-            **resolve(base),
+            **source,
             config=config,
             dtype=getattr(torch, base.dtype),
             attn_implementation=base.attention,

@@ -1,7 +1,8 @@
 """Estimates the memory of a training run by part, from the dimensions of the model.
 
-Pure functions: no model is loaded and no device is queried. The formulas are for decoders like Llama's and Qwen2's (RMS
-norms, gated MLP, rotary positions, scaled dot-product attention) with LoRA; for other families they are approximate.
+Pure functions: no model is loaded and no device is queried. Weights and caches are those of the architecture. The formulas
+of activations are for decoders like Llama's and Qwen2's (RMS norms, gated MLP, rotary positions, scaled dot-product
+attention) with LoRA; for other families they are approximate.
 Not counted: memory of the driver and of the device's libraries, and fragmentation of the allocator.
 """
 
@@ -57,7 +58,7 @@ class Memory:
     adapter: int  # LoRA's matrices
     gradients: int  # of the adapter; under DDP twice, for the communication buckets
     optimizer: int  # the two moments of AdamW
-    cache: int  # keys and values of the contexts
+    cache: int  # keys, values and states of the contexts
     activations: int  # tensors that the question pass saves for its backward pass
     appended: int  # caches extended by the keys and values of the question, until the end of the question pass
     logits: int  # at the answer positions, with the temporary tensors of the loss
@@ -110,8 +111,9 @@ def adapter_weights(shape: Shape, lora: Lora) -> int:
 
 
 def cache_bytes(shape: Shape, base: BaseModel, tokens: int) -> int:
-    """Keys and values of one trial, ``(2, layers, keys, tokens)`` at the base model's dtype."""
-    return 2 * shape.layers * shape.keys * tokens * DTYPE_BYTES[base.dtype]
+    """What the cache of one trial keeps of each token, and its states, in the base model's dtype or float32."""
+    numbers = sum(layer.each * tokens + layer.state for layer in shape.kept)
+    return numbers * DTYPE_BYTES[base.dtype] + 4 * sum(layer.wide for layer in shape.kept)
 
 
 def activation_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> int:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from transformers.models.auto.auto_factory import _get_model_class
 
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from introspection_lit.utils.lazy_types import PreTrainedModel
+    from introspection_lit.utils.lazy_types import PretrainedConfig, PreTrainedModel
 
 
 # Names of tensors of each kind in a message.
@@ -38,6 +44,45 @@ def load_exactly(model_class: Any, name: str, **arguments: Any) -> PreTrainedMod
         raise ConfigurationError(problems)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def header_mismatches(auto: Any, config: PretrainedConfig, files: Collection[Path], name: str) -> list[str]:
+    """Check a model's safetensors files against its class by their headers, before weights are read; at most one problem.
+
+    ``transformers`` loads tensors without values, of the names and shapes in the headers, into a model without weights: so
+    names are mapped and fused as they will be, and tied or ignored ones may be absent.
+
+    Args:
+        auto: The class that maps configurations to classes of models.
+        config: Of the whole model; its weights are not quantised.
+        files: All files of weights.
+        name: The model, for messages.
+
+    Returns:
+        A problem; none also where this cannot be done, which loading then says.
+    """
+    try:
+        kind: Any = _get_model_class(config, auto._model_mapping)
+        tensors = {each: tensor for file in files for each, tensor in _without_values(file)}
+        with _without_report(), torch.random.fork_rng(devices=[]):
+            _, found = kind.from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=tensors,
+                dtype=torch.float32,
+                device_map={"": torch.device("meta")},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception:  # a damaged file, or what this release of transformers does not do with a model without weights
+        return []
+    return tensor_mismatches(found, kind.__name__, name)
+
+
+def _without_values(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(file, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - no dictionary
+            yield name, torch.empty(tensors.get_slice(name).get_shape(), device="meta")
 
 
 def tensor_mismatches(found: Mapping[str, Collection[Any]], kind: str, name: str) -> list[str]:

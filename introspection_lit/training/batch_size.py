@@ -15,8 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from introspection_lit.models.decoder_shape import decoder_shape
-from introspection_lit.models.loading import load_config
 from introspection_lit.models.memory_estimate import USABLE, Load, Strategy, estimate, largest_batch
+from introspection_lit.models.whole_model import whole_config
 from introspection_lit.steering.clean_caches import GIB
 from introspection_lit.tasks.scoring import answer_loss
 from introspection_lit.training.cache_reuse import batch_cache
@@ -188,7 +188,7 @@ def step_load(run: RunContext, size: int) -> tuple[Shape, Load]:
         kept_layers=len(set(split.plan.bands)),
         device="cuda" if trainer.strategy.root_device.type == "cuda" else "cpu",
     )
-    return decoder_shape(load_config(module.base)), load
+    return decoder_shape(whole_config(module.base)), load
 
 
 def _largest_by_estimate(run: RunContext) -> int:

@@ -46,6 +46,7 @@ from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.training.run_context import Experiment, RunContext
 from introspection_lit.training.split_builder import BandSets, SplitBuilder, concept_names, vector_counts
+from introspection_lit.training.window_checks import check_windows
 from introspection_lit.trials import leaks
 from introspection_lit.trials.manifest import manifest_settings, setting_problems
 from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
@@ -104,6 +105,7 @@ def _prepare(run: RunContext) -> Experiment:
         if _runs_grid(run)
         else _splits(run, builder, bank)
     )
+    check_windows(run, config, splits, bands, _runs_grid(run))
     replayed = [] if options.replayed is None else chosen_trials(options.replayed, splits)
     clean = evenly_spaced(usable.get("train") or usable["all"], NORM_CONTEXTS)
     question = wording.questions["train"][0]
@@ -156,6 +158,11 @@ def _deal_contexts(
     tests = problems.attempt(load, options.test_contexts) if options.test_contexts is not None else None
     if not contexts or options.seed < 0:
         return None
+    kinds, tested = ({context.kind for context in group} for group in (contexts, tests or ()))
+    run.options, left_out = options.for_own_contexts(kinds, tested)
+    options = run.options
+    for note in left_out:
+        rank_zero_warn(f"left out: {note}")
     dealt = problems.attempt(split_contexts, contexts, options.seed, *options.held_out_kinds)
     if dealt and tests:
         dealt |= dict.fromkeys(("seen", "heldout", "concept", "newkinds"), tests)

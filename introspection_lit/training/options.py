@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
 from introspection_lit.training.long_options import LongOptions
 from introspection_lit.trials.grid import Grid
-from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, LONG_SETS
+from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, LONG_SETS, OF_NEW_KINDS
 from introspection_lit.utils.paths import parse_path
 
 # Trials in a training batch of one process, if neither data.batch_size nor data.effective_batch says otherwise.
@@ -31,6 +32,7 @@ VALIDATION_KINDS = ("csv", "dutch", "java", "reviews")
 TEST_KINDS = ("capitals", "italian", "japanese", "latex", "logs", "rust", "turkish", "typos")
 # Defaults of data.validation_kinds and data.test_kinds, by data.contexts; none for contexts of the user's own.
 HELD_OUT_KINDS = {BUILTIN: (VALIDATION_KINDS, TEST_KINDS), LARGE: (VALIDATION_KINDS, (*TEST_KINDS, *NEW))}
+PACKAGED_KINDS = {*VALIDATION_KINDS, *TEST_KINDS, *NEW}
 # Doubling from far below to well inside what a detector can notice.
 DOSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 
@@ -260,6 +262,32 @@ class DataOptions:
             list(validation if self.validation_kinds is None else self.validation_kinds),
             list(test if self.test_kinds is None else self.test_kinds),
         )
+
+    def for_own_contexts(self, kinds: Collection[str], tested: Collection[str] = ()) -> tuple[DataOptions, list[str]]:
+        """The options for contexts of the user's own, and what was left out, a sentence each.
+
+        Kinds of the packaged contexts that an experiment's configuration holds out are dropped if there are none; and test
+        sets of unseen kinds, if there are no others to be tested.
+
+        Args:
+            kinds: The kinds of ``contexts``.
+            tested: The kinds of ``test_contexts``.
+        """
+        if self.contexts in HELD_OUT_KINDS:
+            return self, []
+        options, notes, source, named = self, list[str](), Path(self.contexts).name, self.held_out_kinds
+        if dropped := [kind for group in named for kind in group if kind in PACKAGED_KINDS and kind not in kinds]:
+            kept = [[kind for kind in group if kind not in dropped] for group in named]
+            options = replace(self, validation_kinds=kept[0], test_kinds=kept[1])
+            examples = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
+            notes.append(f"held-out kinds of the built-in contexts that {source} does not have: {examples}")
+        asked = self.test_kinds is not None and not named[1]
+        if not (asked or options.held_out_kinds[1] or set(tested) - set(kinds) or self.grid):
+            trials = {name: n for name, n in self.test_trials.items() if name not in OF_NEW_KINDS}
+            if without := [name for name in self.test_trials if name not in trials] if trials else []:
+                options = replace(options, test_trials=trials)
+                notes.append(f"the test sets {', '.join(without)}: no kind is held out of {source} (data.test_kinds)")
+        return options, notes
 
     @property
     def vector_counts(self) -> dict[str, int | None]:

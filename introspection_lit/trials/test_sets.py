@@ -79,6 +79,7 @@ SOURCES = {
     "identification": Source("concept", "concept", "identification"),
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
+OF_NEW_KINDS = tuple(name for name, source in SOURCES.items() if source.contexts == "newkinds")
 AS_EXPORTED = "as_exported"
 MANY = 10**6  # stands for no end in a range of exchanges
 LONG_SETS = tuple(name for name, source in SOURCES.items() if source.long)

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from project_paths import ROOT
 from run_scripts import GRID, options, script
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import Context, Message
 from introspection_lit.contexts.conversations import Phrasing, encode, render
 from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.training.options import DataOptions
 from introspection_lit.utils.errors import ConfigurationError
 
 
@@ -124,6 +127,58 @@ def test_damaged_json_is_refused(tmp_path: Path) -> None:
         load_contexts(str(tmp_path / "file.json"))
 
 
+# What configs/smollm2-135m.yaml holds out: kinds of the packaged contexts.
+HELD_OUT = yaml.safe_load((ROOT / "configs" / "smollm2-135m.yaml").read_text(encoding="utf-8"))["data"]
+EXPERIMENT = [f"--data.{option}={json.dumps(HELD_OUT[option])}" for option in ("validation_kinds", "test_kinds")]
+
+
+@pytest.mark.parametrize("form", ["in full", "published"])
+def test_one_conversation_is_enough_for_the_baseline(form: str, tiny: Path, tmp_path: Path) -> None:
+    """The kinds that the experiment holds out are those of the packaged contexts: they were asked of the user's file."""
+    content = conversation(99, answers=["no", "yes"], kind="placeholder")
+    if form == "published":
+        content = {"label": "river", "yes_token": " no", "no_token": " yes", "messages": content["messages"]}
+        del content["messages"][2]["steering_ends"]
+        for number, mark in ((1, "add_injection"), (2, "add_injection"), (4, "continue_msg")):
+            content["messages"][number][mark] = True
+    one = write(tmp_path / "one.json", content)
+    script("baseline_benchmark").main(
+        [
+            *options(tiny, tmp_path),
+            *GRID[:2],
+            "--conversations",
+            one,
+            "--data.concepts",
+            '["bread","cats","ice"]',
+            *EXPERIMENT,
+        ]
+    )
+    rows = [json.loads(line) for line in (tmp_path / "baseline-one.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"placeholder" if form == "in full" else "river"}
+    assert {row["question_text"] for row in rows if row["role"] == "detection"} == {
+        "Was something added to you? Reply no or yes."
+    }
+    assert json.loads((tmp_path / "baseline-one.json").read_text())["answers"] == ["no", "yes"]
+
+
+def test_held_out_kinds_that_a_file_of_ones_own_lacks(tmp_path: Path) -> None:
+    """Those of the packaged contexts are dropped, and test sets of unseen kinds with the last of them; others are kept."""
+    held_out = {"validation_kinds": ["csv"], "test_kinds": ["rust", "logs"], "test_trials": {"seen": 2, "long_newkinds": 2}}
+    given = DataOptions(str(tmp_path / "mine.jsonl"), **held_out)  # type: ignore[arg-type]
+    made, notes = given.for_own_contexts({"mine"})
+    assert (made.held_out_kinds, made.test_sets) == (([], []), ["seen"])
+    assert "mine.jsonl does not have: csv, rust, logs" in notes[0]
+    assert "the test sets long_newkinds: no kind is held out of mine.jsonl" in notes[1]
+    made, notes = given.for_own_contexts({"mine", "logs"})
+    assert (made.held_out_kinds, made.test_sets, len(notes)) == (([], ["logs"]), ["seen", "long_newkinds"], 1)
+    assert given.for_own_contexts({"mine"}, {"other"})[0].test_sets == ["seen", "long_newkinds"]
+    assert given.for_own_contexts({"mine"}, {"mine"})[0].test_sets == ["seen"]  # would be no unseen kind
+    mistyped = DataOptions("mine.jsonl", test_kinds=["pyhton"])
+    assert mistyped.for_own_contexts({"python"}) == (mistyped, [])
+    assert DataOptions("mine.jsonl").for_own_contexts({"a"})[0].test_sets == ["seen", "heldout", "concept"]
+    assert DataOptions(test_kinds=["rust"]).for_own_contexts({"a"})[1] == []  # packaged contexts have their kinds
+
+
 @pytest.mark.slow
 def test_baseline_train_and_test_run_on_them(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A single one through the baseline; a file of them through training and test; one more as test contexts only."""
@@ -140,7 +195,7 @@ def test_baseline_train_and_test_run_on_them(tiny: Path, tmp_path: Path, capsys:
     assert any("Answer no if so and yes if not" in row["question_text"] for row in rows)  # the control questions
 
     many = write(tmp_path / "many.json", [conversation(number, answers=["no", "yes"]) for number in range(24)])
-    sets = ["--data.test_trials", '{"seen": 4, "heldout": 4, "concept": 4}']
+    sets = ["--data.test_trials", '{"seen": 4, "heldout": 4, "concept": 4, "newkinds": 4}', *EXPERIMENT]
     mine = [*shared, "--conversations", many, *sets]
     script("generate_vectors").main([*shared, "--conversations", many, "--n-random", "8"])
     script("generate_training_data").main([*mine, "--n-examples", "12"])

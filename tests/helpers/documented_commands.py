@@ -62,7 +62,9 @@ def of_document(path: Path) -> Iterator[Command]:
 
 def of_header(path: Path) -> Iterator[Command]:
     """Of the comments of a configuration or a batch script; options may go on in the next comment."""
-    lines = [line.lstrip("# ").removeprefix("Command:").strip() for line in path.read_text().splitlines() if line[:1] == "#"]
+    lines = [
+        line.lstrip("# ").removeprefix("Command:").strip() for line in path.read_text().splitlines() if line[:1] == "#"
+    ]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if re.match(STARTS, line):
             whole = f"{line} {following}" if following.startswith("--") else line
@@ -77,12 +79,17 @@ def of_help(path: Path) -> Iterator[Command]:
 
 
 def documented_commands() -> list[Command]:
-    """All of them, each once: the first place where it stands counts. Not those that say how a result of the past was made."""
+    """All of them, each once: the first place where it stands counts.
+
+    Those of docs/results are not among them: they say how a result was made, with the code of that time.
+    """
     found: dict[tuple[str, str], Command] = {}
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
     headers = [*sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "docs").rglob("*.yaml"))]
     headers += sorted((ROOT / "scripts").rglob("*.sbatch"))
-    modules = [path for folder in ("scripts", "examples", "introspection_lit") for path in sorted((ROOT / folder).rglob("*.py"))]
+    modules = [
+        path for folder in ("scripts", "examples", "introspection_lit") for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
     for command in (
         *(command for path in pages for command in of_document(path)),
         *(command for path in headers for command in of_header(path)),

@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
 }
 # And the decoder layers of each: of the second, layers 21 to 42 are steered.
 ON_HUB = {"Qwen/Qwen2.5-7B-Instruct": 6, "Qwen/Qwen2.5-Coder-32B-Instruct": 44}
-# Sizes that stand in the source: models of random weights, what a benchmark measures by default, the larger set of contexts.
+# Sizes in the source: models of random weights, the larger set of contexts, what a benchmark measures by default.
 IN_SOURCE = {
     "introspection_lit/models/random_models.py": {rf'"{name}": \d+': f'"{name}": {size}' for name, size in SIZES.items()},
     "introspection_lit/contexts/generation/build.py": {r"PER_KIND, SEED = \d+": "PER_KIND, SEED = 24"},
@@ -78,7 +78,12 @@ def shrink(config: Path) -> None:
     data, trainer = options.get("data", {}), options.get("trainer", {})
     tasks = "tasks" in data
     if layers := options.get("model", {}).get("lora", {}).get("layers"):
-        options["model"]["lora"]["layers"] = [layer for layer in layers if layer < SIZES["num_hidden_layers"]] or [2, 3, 4, 5]
+        options["model"]["lora"]["layers"] = [layer for layer in layers if layer < SIZES["num_hidden_layers"]] or [
+            2,
+            3,
+            4,
+            5,
+        ]
     for name, few in (FEW_TASKS if tasks else FEW).items():
         data.update({name: few} if name in data else {})
     if "test_trials" in data:

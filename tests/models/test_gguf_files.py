@@ -1,4 +1,4 @@
-"""GGUF files: whole, or refused."""
+"""GGUF files: whole, in parts that are all there, or refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gguf_example import Arrays, write_gguf
 from tiny_models import SIZES
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig
 
+from introspection_lit.models.base_identity import base_hashes
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.gguf_files import unpack_gguf
 from introspection_lit.models.loading import load_model, load_tokenizer
@@ -82,17 +83,66 @@ def test_experts_of_which_one_half_is_there(tokenizer: PreTrainedTokenizerFast, 
         unpack_gguf(half)
 
 
-def test_a_part_is_refused_before_a_tensor_is_read(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says which part it is, and how to join them."""
-    first = write_gguf(
-        tmp_path / "model-00001-of-00002.gguf",
-        model,
-        lambda tensors: {name: each for name, each in tensors.items() if name < "blk.3"},
-        part=(0, 2),
-    )
+def split(model: Path, folder: Path, count: int = 3) -> list[Path]:
+    """A model in parts, as llama.cpp splits them: the first has the header, the others tensors alone."""
+    files = [folder / f"model-{number + 1:05d}-of-{count:05d}.gguf" for number in range(count)]
+    weights: Arrays = {}
+
+    def keep(tensors: Arrays) -> Arrays:
+        weights.update(tensors)
+        return {name: tensors[name] for name in sorted(tensors)[::count]}
+
+    write_gguf(files[0], model, keep, part=(0, count))
+    for number in range(1, count):
+        writer = gguf.GGUFWriter(files[number], "qwen2")
+        writer.kv_data[0].clear()
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        for name in sorted(weights)[number::count]:
+            writer.add_tensor(name, weights[name])
+        for write in (
+            writer.write_header_to_file,
+            writer.write_kv_data_to_file,
+            writer.write_tensors_to_file,
+            writer.close,
+        ):
+            write()
+    return files
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_parts_are_read_as_one_model(given: int, model: Path, tmp_path: Path, cache: Path) -> None:
+    """By the name of any of them: weights and tokens are those of the whole, and one folder is kept."""
+    files = split(model, tmp_path)
+    joined, whole = BaseModel(str(files[given])), BaseModel(str(write_gguf(tmp_path / "whole.gguf", model)))
+    models = [load_model(base).state_dict() for base in (joined, whole)]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[1])
+    tokenizers = [load_tokenizer(base) for base in (joined, whole)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    assert tokenizers[0].chat_template == tokenizers[1].chat_template
+    assert not list(cache.rglob("*.gguf"))
+    assert unpack_gguf(files[1]) == unpack_gguf(files[0])
+    assert base_hashes(BaseModel(str(files[1]))) == base_hashes(BaseModel(str(files[0])))
+
+
+def test_parts_that_are_no_whole_are_refused_before_a_tensor_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is missing, by its name; one with another's name; one of another model; one without its name."""
     monkeypatch.setattr("gguf.dequantize", lambda *_: pytest.fail("a tensor was read"))
-    with pytest.raises(ConfigurationError, match=r"part 1 of a model in 2 GGUF files.*--merge"):
-        unpack_gguf(first)
+    monkeypatch.setattr("introspection_lit.models.gguf_files._join", lambda *_: pytest.fail("a tensor was read"))
+    files = split(model, tmp_path)
+    second = files[1].read_bytes()
+    files[1].unlink()
+    with pytest.raises(ConfigurationError, match=r"3 GGUF files, of which 1 are not beside it: model-00002-of-00003\.gguf"):
+        unpack_gguf(files[0])
+    files[1].write_bytes(files[2].read_bytes())
+    with pytest.raises(ConfigurationError, match=r"model-00002-of-00003\.gguf says that it is part 3"):
+        unpack_gguf(files[0])
+    (tmp_path / "renamed.gguf").write_bytes(second)
+    with pytest.raises(ConfigurationError, match=r"renamed\.gguf says that it is part 2 of a model in 3"):
+        unpack_gguf(tmp_path / "renamed.gguf")
 
 
 def test_a_part_without_a_header(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,10 @@ from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.loading import add_lora, load_config, load_model, meta_model
+from introspection_lit.models.memory_estimate import adapter_weights, cache_bytes, weight_bytes
+from introspection_lit.models.whole_model import whole_config
 from introspection_lit.utils.errors import ConfigurationError
 
 
@@ -82,3 +85,23 @@ def test_models_that_continue_no_text(config: dict[str, object], model: Path, re
     assert len(lines) == 1
     assert str(config["model_type"]) in lines[0]
     assert len(lines[0]) < 500
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_sizes_are_those_of_the_text_model(
+    multimodal: Callable[[str], Path], kind: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Of a nested configuration: layers, widths and vocabulary of the text, the weights of all that is loaded."""
+    base = BaseModel(str(multimodal(kind)))
+    shape = decoder_shape(whole_config(base))
+    sizes = (shape.layers, shape.hidden, shape.heads, shape.queries, shape.keys, shape.intermediate)
+    assert sizes == (6, 32, 4, 32, 16, 64)
+    assert shape.vocabulary == len(tokenizer) + 8
+    assert {matrix.layer for matrix in shape.matrices} == set(range(6))
+    assert {(m.rows, m.columns) for m in shape.matrices if m.name in ("q_proj", "o_proj")} == {(32, 32)}
+    model = load_model(base)
+    assert weight_bytes(shape, base) == sum(weight.nbytes for weight in model.parameters())
+    assert cache_bytes(shape, base, 10) == 2 * 6 * 16 * 10 * 4
+    lora = Lora(r=4, target_modules=["q_proj"])
+    adapted = add_lora(model, lora)
+    assert adapter_weights(shape, lora) == sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from project_paths import listed_models
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
+from introspection_lit.models.weight_files import header_mismatches, load_exactly
+from introspection_lit.tools.architectures.recipes import tiny_config
 from introspection_lit.utils.errors import ConfigurationError
 
 Tensors = dict[str, Tensor]
@@ -49,11 +52,63 @@ def change(model: Path, edit: Callable[[Tensors], Tensors]) -> None:
         ),
     ],
 )
-def test_tensors_that_are_not_the_models(edit: Callable[[Tensors], Tensors], said: str, model: Path) -> None:
-    """The error names some of them, and says how many."""
+@pytest.mark.parametrize("found", ["by the headers", "after loading"])
+def test_tensors_that_are_not_the_models(
+    edit: Callable[[Tensors], Tensors], said: str, found: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names some of them, and says how many: before weights are read, and where that cannot be done, after it."""
     change(model, edit)
+    if found == "after loading":
+        monkeypatch.setattr("introspection_lit.models.loading.header_mismatches", lambda *_: [])
+    else:
+        monkeypatch.setattr(
+            "introspection_lit.models.loading.load_exactly", lambda *_, **__: pytest.fail("weights are read")
+        )
     with pytest.raises(ConfigurationError, match=said):
         load_model(BaseModel(str(model)))
+
+
+def test_all_parts_of_a_model_are_looked_at(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several files: intact ones are the same model, and what a part lacks is named before weights are read."""
+    whole = load_model(BaseModel(str(model)))
+    (model / "model.safetensors").unlink()
+    whole.save_pretrained(model, max_shard_size="20KB")
+    assert len(list(model.glob("model-*.safetensors"))) > 2
+    again = load_model(BaseModel(str(model)))
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
+    index = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
+    part = model / index["model.layers.4.mlp.up_proj.weight"]
+    tensors = load_file(part)
+    tensors.pop("model.layers.4.mlp.up_proj.weight")
+    save_file(tensors, part, {"format": "pt"})
+    monkeypatch.setattr("introspection_lit.models.loading.load_exactly", lambda *_, **__: pytest.fail("weights are read"))
+    with pytest.raises(ConfigurationError, match=r"1 missing \(model\.layers\.4\.mlp\.up_proj\.weight\)"):
+        load_model(BaseModel(str(model)))
+
+
+USUAL = ("llama", "mixtral", "gemma2")  # one whose experts are fused while they are loaded, one with a tied head
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.thorough) for kind in listed_models()]
+)
+def test_headers_say_what_loading_says(kind: str, tmp_path: Path) -> None:
+    """For every architecture that works: intact, without a tensor, with one more, and with names that belong to nothing."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config(kind)).save_pretrained(tmp_path)
+    config, file = AutoConfig.from_pretrained(tmp_path), tmp_path / "model.safetensors"
+    assert header_mismatches(AutoModelForCausalLM, config, [file], "it") == []
+    tensors = load_file(file)
+    middle = sorted(tensors)[len(tensors) // 2]
+    for made in (
+        {name: each for name, each in tensors.items() if name != middle},
+        tensors | {"model.layers.99.no_such.weight": torch.ones(2)},
+        {f"_orig_mod.{name}": each for name, each in tensors.items()},
+    ):
+        save_file(made, file, {"format": "pt"})
+        with pytest.raises(ConfigurationError) as refusal:
+            load_exactly(AutoModelForCausalLM, "it", pretrained_model_name_or_path=str(tmp_path), dtype=torch.float32)
+        assert header_mismatches(AutoModelForCausalLM, config, [file], "it") == refusal.value.problems
 
 
 def test_tied_weights_and_computed_buffers_may_be_absent(model: Path, tmp_path: Path) -> None:

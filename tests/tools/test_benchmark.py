@@ -336,6 +336,82 @@ def test_bad_options(words: list[str], message: str, capsys: pytest.CaptureFixtu
     assert message in capsys.readouterr().err
 
 
+def fake_checkout(folder: Path, rates: str, ending: str = "") -> Path:
+    """A checkout whose benchmark writes rates, and itself into a diary; ``rates`` is a list of Python."""
+    (folder / "scripts").mkdir(parents=True)
+    (folder / "introspection_lit").mkdir()
+    (folder / "introspection_lit" / "__init__.py").write_text(f"NAME = {folder.name!r}\n")
+    (folder / "scripts" / "benchmark.py").write_text(
+        "import argparse, json, pathlib, sys, introspection_lit\n"
+        f"diary = pathlib.Path({str(folder.parent / 'diary')!r})\n"
+        "done = diary.read_text().split() if diary.exists() else []\n"
+        "diary.write_text(' '.join([*done, introspection_lit.NAME]))\n"
+        f"{ending}\n"
+        "parser = argparse.ArgumentParser()\n"
+        "for name in ('--model', '--rounds', '--json'):\n    parser.add_argument(name, required=True)\n"
+        "given = parser.parse_args()\n"
+        f"rate = {rates}[done.count(introspection_lit.NAME)]\n"
+        "rows = [{'path': 'batched', 'batch': 8, 'trials_per_second': rate},\n"
+        "        {'path': 'batched', 'batch': 512, 'trials_per_second': None}]\n"
+        "assert (given.model, given.rounds) == ('tiny', '1')\n"
+        "pathlib.Path(given.json).write_text(json.dumps({'commit': introspection_lit.NAME, 'rows': rows}))\n"
+    )
+    return folder
+
+
+def test_two_builds_are_measured_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each first in its turn, each with its own package and the same options; the ratio is that of the pairs."""
+    new, old = fake_checkout(tmp_path / "new", "[30.0, 60.0, 10.0]"), fake_checkout(tmp_path / "old", "[20.0, 50.0, 10.0]")
+    benchmarking = script("benchmark")
+    monkeypatch.setattr(benchmarking, "ROOT", new)
+    words = ["--model", "tiny", "--rounds", "3", "--json", str(tmp_path / "a.json"), "--against", str(old)]
+    benchmarking.main(words)
+    assert (tmp_path / "diary").read_text() == "new old old new new old"
+    found = json.loads((tmp_path / "a.json").read_text())
+    (row,) = found["rows"]
+    ratios = [1.5, 1.2, 1.0]
+    logs = torch.tensor(ratios, dtype=torch.float64).log()
+    assert (row["this"], row["other"]) == (30, 20)
+    assert (row["lowest"], row["highest"]) == pytest.approx((1.0, 1.5))
+    assert row["ratio"] == pytest.approx(float(logs.mean().exp()))
+    assert row["standard_error"] == pytest.approx(row["ratio"] * float(logs.std()) / 3**0.5)
+    assert (found["this"]["commit"], found["other"]["commit"], found["options"]) == ("new", "old", ["--model", "tiny"])
+    printed = capsys.readouterr().out
+    assert "pair 2 of 3, other build: 50 trials/s" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("ending", "words", "status", "message"),
+    [
+        ("", ["--tasks"], 2, "unrecognized arguments: --tasks\nBoth builds get the same options"),
+        ("sys.exit('out of luck')", [], 1, "old ended with exit status 1:\nout of luck"),
+        (None, [], 2, "has no scripts/benchmark.py. Expected the folder of another checkout"),
+    ],
+)
+def test_builds_that_cannot_be_compared(
+    ending: str | None,
+    words: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An option that the other one does not know, a process that fails, a folder without a checkout."""
+    old = tmp_path / "old"
+    if ending is not None:
+        fake_checkout(old, "[1.0]", ending)
+    benchmarking = script("benchmark")
+    monkeypatch.setattr(benchmarking, "ROOT", old)
+    with pytest.raises(SystemExit) as stopped:
+        benchmarking.main(["--model", "tiny", "--against", str(old), *words])
+    assert stopped.value.code == status
+    assert message in capsys.readouterr().err
+
+
 def test_manifests_are_refused(measured: SimpleNamespace) -> None:
     """The benchmark draws its own trials."""
     data = SimpleNamespace(splits={"train": SimpleNamespace(plan=None)})

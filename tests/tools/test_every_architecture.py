@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from project_paths import ROOT
+from project_paths import ROOT, listed_models
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.models.decoder_shape import decoder_shape
+from introspection_lit.models.memory_estimate import cache_bytes, weight_bytes
+from introspection_lit.steering.caches import row_tensors
 from introspection_lit.tools.architectures.measure import RIGHT, measured
-from introspection_lit.tools.architectures.recipes import model_types
+from introspection_lit.tools.architectures.recipes import model_types, tiny_config
 from introspection_lit.tools.architectures.table import case_of, decide, measure, page, wrong
 
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-LISTED = [line.split("`")[1] for line in PAGE.partition(" are refused")[0].splitlines() if line.startswith("| `")]
+LISTED = listed_models()
 SAMPLE = ["llama", "gpt2", "lfm2", "mpt"]
 SAME_RELEASE = pytest.mark.skipif(
     f"transformers {transformers.__version__}" not in PAGE, reason="docs/models.md is of another release of transformers"
@@ -45,6 +50,27 @@ def test_some_of_the_list_is_up_to_date() -> None:
 def test_what_is_listed_is_right(kind: str, tmp_path: Path) -> None:
     """Rows of a mixed batch, asked twice, shared and kept caches, gradients with the layers run once and twice."""
     assert wrong(measure(kind, tmp_path)) == {}
+
+
+@SAME_RELEASE
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("llama", "deepseek_v3") else pytest.param(kind, marks=pytest.mark.thorough) for kind in LISTED],
+)
+def test_memory_is_that_of_the_weights_and_the_cache(kind: str) -> None:
+    """The estimate for a tiny model, and the bytes that are there: experts, fused or not, latents, states."""
+    config = tiny_config(kind)
+    model = AutoModelForCausalLM.from_config(config)
+    base, shape = BaseModel(), decoder_shape(config)
+    assert weight_bytes(shape, base) == sum(weight.nbytes for weight in model.parameters())
+    for tokens in (9, 40):  # within a sliding window, and beyond it
+        ids = torch.arange(tokens)[None] + 5
+        cache = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
+        tensors = [tensor for layer in cache.layers for tensor in row_tensors(layer).values()]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        assert cache_bytes(shape, base, tokens) == pytest.approx(sum(storages.values()), rel=0.02), tokens
 
 
 def test_most_of_those_that_cache_are_right() -> None:

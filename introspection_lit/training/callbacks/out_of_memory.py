@@ -17,8 +17,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from introspection_lit.models.decoder_shape import decoder_shape
-from introspection_lit.models.loading import load_config
 from introspection_lit.models.memory_estimate import PARTS, Load, estimate
+from introspection_lit.models.whole_model import whole_config
 from introspection_lit.steering.clean_caches import GIB
 from introspection_lit.training.batch_size import AUTO, free_memory, step_load
 from introspection_lit.training.callbacks.memory_advice import Stage, changes, situation
@@ -149,7 +149,7 @@ def estimated(trainer: Trainer, batch: TrialBatch | None) -> list[str]:
     fitting = trainer.state.fn == "fit"
     step = fitting and trainer.training
     if run.bank is None:  # the model is being loaded or measured
-        shape, strategy = decoder_shape(load_config(module.base)), "fsdp" if is_sharded(trainer) else "one"
+        shape, strategy = decoder_shape(whole_config(module.base)), "fsdp" if is_sharded(trainer) else "one"
         load = Load(0, 0, 0, str(trainer.precision), strategy, trainer.world_size)  # type: ignore[arg-type]
         sizes = {"weights": estimate(shape, module.base, module.lora, load).weights}
     else:
