@@ -129,6 +129,25 @@ def empty_options(group: str, options: object, target: type) -> list[str]:
     return empty
 
 
+def class_problem(error: Exception, options: Mapping[str, Any]) -> str | None:
+    """Why a class that an option names cannot be made, in a line; None if the error has no such cause.
+
+    Args:
+        error: What jsonargparse raises; its cause is what the class has raised.
+        options: Those of the group, such as ``trainer``.
+    """
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    trace, made = cause.__traceback__, None
+    while trace is not None and made is None:
+        if trace.tb_frame.f_code.co_name == "__init__":
+            made = type(trace.tb_frame.f_locals.get("self")).__name__
+        trace = trace.tb_next
+    option = next((name for name, value in vars(options).items() if made and f"{made}'" in str(value)), None)
+    return None if option is None else f"trainer.{option}: {made} cannot be used. {' '.join(str(cause).split())}"
+
+
 def seed_problems(seed: object) -> list[str]:
     """Check the seed of dropout and weights, which NumPy bounds."""
     if seed is None or isinstance(seed, bool) or (isinstance(seed, int) and 0 <= seed < 2**32):

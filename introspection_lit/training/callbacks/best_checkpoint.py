@@ -59,6 +59,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder of the run, and of the run that it resumes."""
+        self.dirpath = self.dirpath or os.path.join(run_of(trainer).folder, "checkpoints")
         super().setup(trainer, pl_module, stage)
         path = run_of(trainer).checkpoint
         self.resumed_from = Path(path).parent if path and stage == "fit" else None
