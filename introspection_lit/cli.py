@@ -136,14 +136,13 @@ class IntrospectionCLI(LightningCLI):
         Raises:
             ConfigurationError: It cannot be made as configured; Lightning says why.
         """
-        if self._get(self.config, "trainer.plugins") is None and (problems := slurm.task_problems()):
-            raise ConfigurationError(problems)
-        try:
-            return super().instantiate_trainer(**options)
-        except (ValueError, TypeError) as error:
-            if isinstance(error, ConfigurationError):
+        with slurm.explained_tasks(self._get(self.config, "trainer.plugins") is None):
+            try:
+                return super().instantiate_trainer(**options)
+            except ConfigurationError:
                 raise
-            raise ConfigurationError([f"trainer: {error}"]) from error
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError([f"trainer: {error}"]) from error
 
     def instantiate_classes(self) -> None:
         """Make trainer, module and data module.

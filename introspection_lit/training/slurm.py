@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
+
+from introspection_lit.utils.errors import ConfigurationError
 
 # Jobs of these names are shells for Lightning, which then starts processes itself.
 SHELLS = ("bash", "interactive")
@@ -39,6 +43,29 @@ def task_problems() -> list[str]:
             f"instead of --ntasks={tasks} into the sbatch file. {NO_JOB}"
         ]
     return []
+
+
+@contextmanager
+def explained_tasks(checked: bool = True) -> Iterator[None]:
+    """Say what is wrong with the tasks of a job while a trainer is made of them.
+
+    Args:
+        checked: Check them first; False: a plugin decides about the processes.
+
+    Raises:
+        ConfigurationError: They cannot be those of a trainer, or were not started by srun.
+    """
+    if checked and (problems := task_problems()):
+        raise ConfigurationError(problems)
+    try:
+        yield
+    except KeyError as error:
+        name = str(error.args[0])
+        if not name.startswith("SLURM_"):
+            raise
+        raise ConfigurationError(
+            [f"{name}: not set, so srun has not started this process. Start it with srun. {NO_JOB}"]
+        ) from error
 
 
 def process_problems(trainer: Trainer) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -130,22 +131,20 @@ def empty_options(group: str, options: object, target: type) -> list[str]:
 
 
 def class_problem(error: Exception, options: Mapping[str, Any]) -> str | None:
-    """Why a class that an option names cannot be made, in a line; None if the error has no such cause.
+    """Why a class that an option names cannot be made, in a line; None if the error is of another kind.
 
     Args:
-        error: What jsonargparse raises; its cause is what the class has raised.
-        options: Those of the group, such as ``trainer``.
+        error: What jsonargparse raises: a list of what each type says that the value may have, and the value.
+        options: Those of the trainer.
     """
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    trace, made = cause.__traceback__, None
-    while trace is not None and made is None:
-        if trace.tb_frame.f_code.co_name == "__init__":
-            made = type(trace.tb_frame.f_locals.get("self")).__name__
-        trace = trace.tb_next
-    option = next((name for name, value in vars(options).items() if made and f"{made}'" in str(value)), None)
-    return None if option is None else f"trainer.{option}: {made} cannot be used. {' '.join(str(cause).split())}"
+    text = str(error)
+    listed = text.partition("\nErrors:\n")[2].partition("\nGiven value")[0]
+    reasons = [" ".join(reason.split()) for reason in re.split(r"^  - ", listed, flags=re.MULTILINE)]
+    told = [reason for reason in reasons if reason and not reason.startswith(("Expected a ", "Not a valid subclass"))]
+    if not told:
+        return None
+    option = next((f".{name}" for name, value in vars(options).items() if value and text.endswith(str(value))), "")
+    return f"trainer{option}: {' '.join(told)}"
 
 
 def seed_problems(seed: object) -> list[str]:

@@ -99,6 +99,10 @@ class BestCheckpoint(ModelCheckpoint):
         if not self._should_skip_saving_checkpoint(trainer):  # as it does where one of this step is there
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning 2.6 asks everywhere but at the end
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Remove the file later: a process killed before the last checkpoint is written still needs it."""
         self.outdated.append(filepath)
