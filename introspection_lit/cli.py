@@ -16,7 +16,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from introspection_lit.quiet import quieten
 from introspection_lit.subcommands import answer
 from introspection_lit.training import slurm
 from introspection_lit.training.callbacks.adapter_export import AdapterExport
@@ -37,6 +36,7 @@ from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import DataOptions
+from introspection_lit.training.quiet import quieten
 from introspection_lit.training.run_folders import place_problems, take_folder
 from introspection_lit.trials.replay import chosen_trials, first_steered
 from introspection_lit.trials.shown import print_trial
