@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -19,6 +20,9 @@ from introspection_lit.utils.paths import parse_path
 CURVES = "events.out.tfevents.*"
 RESULTS = ("results*.json", "predictions*.jsonl", "trials.jsonl", "report.html")
 FILES = ("config.yaml", "vectors.safetensors", "checkpoints/*.ckpt", "adapter", *RESULTS, "metrics.csv", CURVES)
+
+# What one trainer does is one run, also if it tests several data modules.
+_taken: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()
 
 
 def numbering_loggers(trainer: Trainer) -> list[TensorBoardLogger | CSVLogger]:
@@ -45,7 +49,9 @@ def taken_problems(run: RunContext) -> list[str]:
     A run may go on in a folder from a checkpoint that lies in it, and a job that SLURM has requeued in a folder whose name
     holds the job's number.
     """
-    trainer, problems = run.trainer, []
+    trainer, problems = run.trainer, list[str]()
+    if trainer in _taken:
+        return problems
     for logger in numbering_loggers(trainer):
         if logger._version is None:
             continue
@@ -88,6 +94,8 @@ def take_folder(run: RunContext) -> Path:
         ConfigurationError: The folder that was asked for holds another run's files, or a logger cannot be opened.
     """
     trainer, numbering = run.trainer, numbering_loggers(run.trainer)
+    if trainer in _taken:
+        return _taken[trainer]
     if problems := taken_problems(run):
         raise ConfigurationError(problems)
     for each in numbering:
@@ -121,6 +129,7 @@ def take_folder(run: RunContext) -> Path:
     for other in trainer.loggers:
         if other not in numbering:  # its page says where the run's files are
             other.log_hyperparams({"folder": str(folder.resolve())})
+    _taken[trainer] = folder
     return folder
 
 
