@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-import transformers
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from introspection_lit.subcommands import answer
+from introspection_lit.training import slurm
 from introspection_lit.training.callbacks.adapter_export import AdapterExport
 from introspection_lit.training.callbacks.best_checkpoint import BestCheckpoint
 from introspection_lit.training.callbacks.evidence import Evidence
 from introspection_lit.training.callbacks.finite_numbers import FiniteNumbers
+from introspection_lit.training.callbacks.given_settings import GivenSettings
 from introspection_lit.training.callbacks.interruption import Interruption
 from introspection_lit.training.callbacks.monitors import LearningRate, LogOddsFigure, TrialsPerSecond
 from introspection_lit.training.callbacks.out_of_memory import OutOfMemory, explained_memory
@@ -36,17 +36,19 @@ from introspection_lit.training.datamodule import IntrospectionDataModule
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.module import IntrospectionModule
 from introspection_lit.training.options import DataOptions
+from introspection_lit.training.quiet import quieten
+from introspection_lit.training.run_folders import place_problems, take_folder
 from introspection_lit.trials.replay import chosen_trials, first_steered
 from introspection_lit.trials.shown import print_trial
 from introspection_lit.utils.config_files import (
     checkpoint_name_problems,
+    class_problem,
     empty_options,
     refuse_ambiguous_yaml,
     seed_problems,
 )
 from introspection_lit.utils.errors import ConfigurationError, RunError
 from introspection_lit.utils.files import explain_write_errors, folder_problems
-from introspection_lit.utils.paths import parse_path
 
 
 class IntrospectionCLI(LightningCLI):
@@ -134,12 +136,27 @@ class IntrospectionCLI(LightningCLI):
         Raises:
             ConfigurationError: It cannot be made as configured; Lightning says why.
         """
-        try:
-            return super().instantiate_trainer(**options)
-        except (ValueError, TypeError) as error:
-            if isinstance(error, ConfigurationError):
+        with slurm.explained_tasks(self._get(self.config, "trainer.plugins") is None):
+            try:
+                return super().instantiate_trainer(**options)
+            except ConfigurationError:
                 raise
-            raise ConfigurationError([f"trainer: {error}"]) from error
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError([f"trainer: {error}"]) from error
+
+    def instantiate_classes(self) -> None:
+        """Make trainer, module and data module.
+
+        Raises:
+            ConfigurationError: A class that an option names cannot be made, for example because a package is missing.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, ImportError) as error:
+            problem = class_problem(error, self._get(self.config, "trainer"))
+            if problem is None or isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError([problem]) from error
 
     def before_instantiate_classes(self) -> None:
         """Remove the progress bar if it is switched off."""
@@ -153,25 +170,40 @@ class IntrospectionCLI(LightningCLI):
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default: the user named no other
             strategy.checkpoint_io = CheckpointFiles()
-        self._check_folders()
+        slurm.never_requeue(self.trainer)
+        if self._get(self.config, "trainer.logger") is True:  # Lightning's, which all runs of a SLURM job would share
+            self.trainer.logger._version = None  # type: ignore[union-attr]
+        if self.subcommand is not None:
+            self._check_place()
 
-    def _check_folders(self) -> None:
-        """Check that the run's folders are writable, before Lightning's logger writes.
+    def _check_place(self) -> None:
+        """Check that the run's folders are writable, and that each task of a SLURM job is a process of the trainer.
 
         Raises:
             ConfigurationError: They are not.
         """
-        trainer = self.trainer
-        if self.subcommand is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        where = getattr(trainer.logger, "save_dir", None) or trainer.default_root_dir
-        parse_path("trainer.logger" if trainer.logger else "trainer.default_root_dir", str(where))
-        run = getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir
-        problems = folder_problems(Path(run), "trainer.logger" if trainer.logger else "trainer.default_root_dir")
-        if checkpoints := self._get(self.config, "checkpoint.dirpath"):
-            problems += folder_problems(Path(checkpoints), "checkpoint.dirpath")
+        trainer, problems = self.trainer, slurm.process_problems(self.trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            problems += place_problems(trainer)
+            if checkpoints := self._get(self.config, "checkpoint.dirpath"):
+                problems += folder_problems(Path(checkpoints), "checkpoint.dirpath")
         if problems:
             raise ConfigurationError(problems)
+
+    def before_fit(self) -> None:
+        """Check everything, then take the run's folder: before a logger is opened, or another process is started.
+
+        Raises:
+            ConfigurationError: Anything is wrong.
+        """
+        _connect(self)
+        self.trainer.state.fn = TrainerFn(self.subcommand)
+        run = self.datamodule.run
+        run.experiment = prepare(run)
+        if self.trainer.is_global_zero:
+            run.folder = take_folder(run)
+
+    before_validate = before_predict = before_fit
 
     def after_fit(self) -> None:
         """Test the best checkpoint if ``--test_after_fit``."""
@@ -185,28 +217,9 @@ class IntrospectionCLI(LightningCLI):
             rank_zero_warn("test_after_fit: nothing was tested, since no validation has saved a checkpoint.")
 
     def before_test(self) -> None:
-        """Switch Lightning's table off: it repeats every metric for every loader, and ResultsWriter prints one."""
+        """As for every run; and switch Lightning's table off: ResultsWriter prints one."""
         self.config_init["test"]["verbose"] = False
-
-
-def _is_not_advertisement(record: logging.LogRecord) -> bool:
-    """False of Lightning's advertisement for another package."""
-    return "litlogger" not in record.getMessage()
-
-
-def quieten() -> None:
-    """Silence warnings of other packages that come at every start and that users cannot act on."""
-    for message in (
-        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning 2.6 with torch 2.13
-        ".*is_gradient_checkpointing.*",  # peft 0.21 with transformers 5.23
-        ".*does not have many workers.*",  # batches are made from tokens in memory: workers would be slower
-        ".*LightningCLI's args parameter is intended.*",  # the scripts have a command line of their own
-        ".*It is recommended to use `self.log.*sync_dist=True.*",  # our metrics are already gathered over processes
-    ):
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_advertisement)
-    # transformers' bars for loading weights write over the trainer's.
-    transformers.utils.logging.disable_progress_bar()
+        self.before_fit()
 
 
 def main(args: list[str] | dict[str, Any] | None = None) -> IntrospectionCLI:
@@ -286,9 +299,13 @@ def attach(args: list[str]) -> IntrospectionCLI:
         cli = _cli(args, run=False)
     except MisconfigurationException as error:
         raise ConfigurationError([str(error)]) from error
+    _connect(cli)
+    return cli
+
+
+def _connect(cli: IntrospectionCLI) -> None:
     cli.trainer.strategy.connect(cli.model)
     cli.model.trainer = cli.datamodule.trainer = cli.trainer
-    return cli
 
 
 def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI:
@@ -302,6 +319,7 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
             "gradient_clip_val": 1.0,
             "callbacks": [
                 RichProgressBar(),
+                GivenSettings(),
                 LearningRate(),
                 TrialsPerSecond(),
                 FiniteNumbers(),

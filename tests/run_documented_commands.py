@@ -3,9 +3,9 @@
     python tests/run_documented_commands.py                  # all: half an hour of CPU time
     python tests/run_documented_commands.py docs/tasks.md    # those of one file, or with one of some texts in them
 
-Models and sizes are small (tests/helpers/small_checkout.py); the commands are not changed. Some would run for hours, or need
-what is not there: WHILE says what they must print before they are stopped, NOT_RUN why they are not run. The exit status
-is 1 if one of them failed.
+Models and sizes are small (tests/helpers/small_checkout.py); the commands are not changed. Some would run for hours, or
+need what is not there: WHILE says what they must print before they are stopped, NOT_RUN why they are not run. The exit
+status is 1 if one of them failed.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -149,3 +150,15 @@ def test_weights_are_fetched_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "*.safetensors" in options["allow_patterns"]
     model.fetch(BaseModel())
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "usage: "), (["--help"], "usage: "), (["./no-such-model"], "error: base.name_or_path: got")]
+)
+def test_a_model_that_cannot_be_fetched_is_said_in_a_line(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No traceback, and an exit status that ends a batch script."""
+    monkeypatch.setattr("sys.argv", ["model.py", *words])
+    with pytest.raises(SystemExit, match=f"^{said}"):
+        runpy.run_module("introspection_lit.model", run_name="__main__")

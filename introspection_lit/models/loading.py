@@ -7,7 +7,6 @@ decoder layers (:mod:`~introspection_lit.models.architecture`).
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -254,7 +253,3 @@ def fetch(base: BaseModel) -> str:
 
         snapshot_download(source["pretrained_model_name_or_path"], revision=source["revision"], allow_patterns=HUB_FILES)
     return f"{kind} {source['pretrained_model_name_or_path']}"
-
-
-if __name__ == "__main__":  # python -m introspection_lit.models.loading NAME: fetch or unpack a model ahead of time
-    print(fetch(BaseModel(sys.argv[1])))

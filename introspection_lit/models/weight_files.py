@@ -38,7 +38,7 @@ def load_exactly(model_class: Any, name: str, **arguments: Any) -> PreTrainedMod
     Raises:
         ConfigurationError: Tensors are missing, unexpected, or of another shape; with some of their names.
     """
-    with _without_report():
+    with _without_report(), _named_after_fusing(name):
         model, found = model_class.from_pretrained(**arguments, ignore_mismatched_sizes=True, output_loading_info=True)
     if problems := tensor_mismatches(found, type(model).__name__, name):
         raise ConfigurationError(problems)
@@ -64,7 +64,7 @@ def header_mismatches(auto: Any, config: PretrainedConfig, files: Collection[Pat
     try:
         kind: Any = _get_model_class(config, auto._model_mapping)
         tensors = {each: tensor for file in files for each, tensor in _without_values(file)}
-        with _without_report(), torch.random.fork_rng(devices=[]):
+        with _without_report(), _named_after_fusing(name), torch.random.fork_rng(devices=[]):
             _, found = kind.from_pretrained(
                 None,
                 config=copy.deepcopy(config),
@@ -74,9 +74,27 @@ def header_mismatches(auto: Any, config: PretrainedConfig, files: Collection[Pat
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+    except ConfigurationError as error:
+        return error.problems
     except Exception:  # a damaged file, or what this release of transformers does not do with a model without weights
         return []
     return tensor_mismatches(found, kind.__name__, name)
+
+
+@contextmanager
+def _named_after_fusing(name: str) -> Iterator[None]:
+    """An error of ours in place of that of ``transformers`` where tensors that it fuses, such as experts, do not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise ConfigurationError(
+            [
+                f"base.name_or_path: {name}: tensors that are put together while they are loaded, such as the experts of a "
+                "mixture, do not go together: some are missing, or have another shape. Get the model again."
+            ]
+        ) from error
 
 
 def _without_values(file: Path) -> Iterator[tuple[str, torch.Tensor]]:

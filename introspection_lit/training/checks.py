@@ -1,9 +1,8 @@
-"""Checks of Trainer options, counts, the run's folder and the precision, before a model is loaded."""
+"""Checks of Trainer options, counts and the precision, before a model is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from introspection_lit.models.base_model import MAX_COUNT, SAFE_PRECISIONS, BaseModel
@@ -102,21 +101,6 @@ def count_problems(counts: dict[str, int], sizes: dict[str, int], test_sets: Seq
         if name not in TEST_SETS
     ]
     return problems
-
-
-def run_folder_problems(folder: str | None, resuming: bool) -> list[str]:
-    """Check that a new run does not write into the folder of an older one, whose results would pass for its own.
-
-    Args:
-        folder: The run's folder; None: the run writes no files.
-        resuming: The run resumes from a checkpoint.
-    """
-    if folder is None or resuming or not list(Path(folder).glob("checkpoints/*.ckpt")):
-        return []
-    return [
-        f"trainer.logger: {folder} holds the checkpoints of another run. Leave the logger's version out, name another "
-        "folder, or resume with ckpt_path."
-    ]
 
 
 def precision_problems(base: BaseModel, precision: str, sharded: bool = False) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -18,7 +17,8 @@ from introspection_lit.training.cache_reuse import Prefills
 from introspection_lit.training.distributed import one_loads_for_all
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
-from introspection_lit.training.run_context import RunContext, run_folder
+from introspection_lit.training.run_context import RunContext
+from introspection_lit.training.run_folders import share_folder
 from introspection_lit.trials import leaks
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.loaders import EpochSampler, SplitBatches, TrainingLoader
@@ -89,7 +89,8 @@ class IntrospectionDataModule(LightningDataModule):
 
     def _set_up(self) -> None:
         run = self.run
-        run.experiment = prepare(run)
+        if run.experiment is None:
+            run.experiment = prepare(run)
         run.splits = run.experiment.splits
         adapter, bank = run.module.adapter, run.experiment.bank
         if adapter is not None and bank is not None:  # else once the bank has been made
@@ -104,10 +105,11 @@ class IntrospectionDataModule(LightningDataModule):
         if problems:
             raise ConfigurationError(problems)
         run.bank = bank
-        run.folder = run_folder(run.trainer)
-        log_dir = run.trainer.log_dir  # read on every rank: it is broadcast
-        if run.trainer.logger is not None and log_dir is not None and run.trainer.is_global_zero:
-            bank.save(Path(log_dir) / "vectors.safetensors")
+        if run.trainer.state.fn is None:  # attached without a run
+            return
+        run.folder = share_folder(run)
+        if run.trainer.is_global_zero and not run.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            bank.save(run.folder / "vectors.safetensors")
 
     def make_bank(self) -> VectorBank:
         """Measure a vector bank on the model, which must be loaded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -45,6 +44,8 @@ from introspection_lit.training.fsdp import strategy_problems
 from introspection_lit.training.option_checks import option_problems
 from introspection_lit.training.options import DataOptions
 from introspection_lit.training.run_context import Experiment, RunContext
+from introspection_lit.training.run_folders import taken_problems
+from introspection_lit.training.slurm import unnamed_checkpoints
 from introspection_lit.training.split_builder import BandSets, SplitBuilder, concept_names, vector_counts
 from introspection_lit.training.window_checks import check_windows
 from introspection_lit.trials import leaks
@@ -205,10 +206,9 @@ def _check_run(run: RunContext, problems: Problems) -> None:
         problems.add(tensor_problems(read_checkpoint(run.checkpoint)["state_dict"], shapes))
     if module.adapter is not None:
         problems.add(adapter_problems(module.adapter, identity, run.checkpoint, function == "fit"))
-    if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        # A job that SLURM has requeued goes on in its folder, from the checkpoint that Lightning finds by itself.
-        resuming = run.checkpoint is not None or "SLURM_RESTART_COUNT" in os.environ
-        problems.add(checks.run_folder_problems(trainer.log_dir, resuming))
+    problems.add(unnamed_checkpoints(trainer, run.checkpoint))
+    if trainer.state.fn is not None and trainer.is_global_zero:  # the others may come when it has written there
+        problems.add(taken_problems(run))
 
 
 def _examine(run: RunContext, config: PretrainedConfig, problems: Problems) -> Architecture | None:

@@ -58,7 +58,7 @@ class RunContext:
         architecture: What was decided about the model; None before the set-up.
         splits: By name; empty before the set-up.
         bank: The vector bank; None before the set-up.
-        folder: The run's folder, once it is set up.
+        folder: The run's folder, the same in every process (:mod:`~introspection_lit.training.run_folders`); ``.`` before.
         exported: The folder of the adapter that this run has exported; None before.
         prefill: Makes the steered caches of a batch.
         clean_caches: Clean caches that are kept in host memory while training; None: none are.
@@ -159,5 +159,5 @@ def module_of(pl_module: LightningModule) -> IntrospectionModule:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where the files of a run go. Collective: every rank must call it (the first rank's answer is broadcast)."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Where the files of a run go; known after the set-up."""
+    return run_of(trainer).folder

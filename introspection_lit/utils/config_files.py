@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -127,6 +128,23 @@ def empty_options(group: str, options: object, target: type) -> list[str]:
         elif options[name] is None:
             empty.append(f"{group}.{name}: got nothing (null). Give it a value, or leave it out for the default.")
     return empty
+
+
+def class_problem(error: Exception, options: Mapping[str, Any]) -> str | None:
+    """Why a class that an option names cannot be made, in a line; None if the error is of another kind.
+
+    Args:
+        error: What jsonargparse raises: a list of what each type says that the value may have, and the value.
+        options: Those of the trainer.
+    """
+    text = str(error)
+    listed = text.partition("\nErrors:\n")[2].partition("\nGiven value")[0]
+    reasons = [" ".join(reason.split()) for reason in re.split(r"^  - ", listed, flags=re.MULTILINE)]
+    told = [reason for reason in reasons if reason and not reason.startswith(("Expected a ", "Not a valid subclass"))]
+    if not told:
+        return None
+    option = next((f".{name}" for name, value in vars(options).items() if value and text.endswith(str(value))), "")
+    return f"trainer{option}: {' '.join(told)}"
 
 
 def seed_problems(seed: object) -> list[str]:

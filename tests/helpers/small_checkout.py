@@ -172,6 +172,7 @@ class SmallCheckout:
         run = self.root / "lightning_logs" / "quickstart" / "version_0"
         shutil.copyfile(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "diverged.ckpt")
         shutil.copytree(run, self.root / "lightning_logs" / "default" / "version_0")
+        (self.root / "NAME").symlink_to(next(self.cache.iterdir()))
         for name in ("RUN", "RUN_1", "RUN_2"):
             (self.root / name).symlink_to(run)
             (self.root / "scripts" / name).symlink_to(run)

@@ -114,19 +114,6 @@ def test_hub_model_without_a_hub(refused: Callable[..., str]) -> None:
     assert "'nobody/nothing' could not be loaded as a model" in refused(base="nobody/nothing")
 
 
-def test_folder_of_another_run(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its results and its last.ckpt would pass for those of the new run; a job that SLURM requeued may go on in it."""
-    folder = tmp_path / "lightning_logs" / "default" / "version_0" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "last.ckpt").write_text("somebody's")
-    assert "holds the checkpoints of another run" in refused("--trainer.logger.init_args.version", "0")
-    assert (folder / "last.ckpt").read_text() == "somebody's"
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    printed = refused("--trainer.logger.init_args.version", "0", "--data.seed", "-1")
-    assert "another run" not in printed
-    assert "1 problem:" in printed
-
-
 def test_tokenizer_without_chat_template(refused: Callable[..., str], tiny: Path, tmp_path: Path) -> None:
     """A base model, not an instruct model."""
     shutil.copytree(tiny, tmp_path / "base")

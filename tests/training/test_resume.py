@@ -249,6 +249,20 @@ def test_what_cannot_be_exact_is_refused(
     assert advice in capsys.readouterr().err
 
 
+def test_the_signal_of_slurm_leaves_a_checkpoint_that_is_exact(
+    fit: Callable[..., IntrospectionCLI], whole: Callable[[list[str]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would save in the middle of the step, into the working folder, where the next run of any kind finds it."""
+    for name, value in {"JOB_ID": "7", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with monkeypatch.context() as patched:
+        signal_at(patched, "training_step", 3, signal.SIGUSR1)
+        path, reached = stopped(fit, STEPS, 138)
+    assert reached == 2
+    assert not list(Path().glob("*.ckpt"))
+    assert_same(end(fit(*STEPS, "--ckpt_path", str(path))), whole(STEPS))
+
+
 def test_a_second_signal_does_not_wait(fit: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:
     """No checkpoint is left; who sends two is in a hurry."""
     signal_at(monkeypatch, "training_step", 2, signal.SIGINT, signal.SIGINT)
@@ -294,3 +308,54 @@ def test_the_folder_that_is_resumed_from_stays_as_it_was(fit: Callable[..., Intr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     own = Path(second.trainer.checkpoint_callback.dirpath)
     assert sorted(path.name for path in own.iterdir()) == ["best-step12.ckpt", "last.ckpt"]
+
+
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, float]]:
+    """Will hold the step, the learning rate and the weight decay of each training batch."""
+    original, seen = IntrospectionModule.training_step, list[tuple[int, float, float]]()
+
+    def noted(self: IntrospectionModule, *args: Any) -> torch.Tensor:
+        (group,) = self.trainer.optimizers[0].param_groups
+        seen.append((self.trainer.global_step, group["lr"], group["weight_decay"]))
+        return original(self, *args)
+
+    monkeypatch.setattr(IntrospectionModule, "training_step", noted)
+    return seen
+
+
+CHANGES = {
+    "learning rate": (["--model.learning_rate", "0.003"], "learning_rate 0.003 (in the checkpoint 0.01)"),
+    "weight decay": (["--model.weight_decay", "0.5"], "weight_decay 0.5 (in the checkpoint 0)"),
+    "warm-up": (["--model.warmup", "0.7"], "rate of the next step"),
+    "length": (["--trainer.max_epochs", "3"], "rate of the next step"),
+    "nothing": ([], ""),
+}
+
+
+@pytest.mark.parametrize(("options", "told"), [pytest.param(*case, id=name) for name, case in CHANGES.items()])
+def test_the_command_line_wins_over_the_optimiser(
+    fit: Callable[..., IntrospectionCLI],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    options: list[str],
+    told: str,
+) -> None:
+    """A resumed run has the rates of a run that has had these options from the start, from the first step on."""
+    with monkeypatch.context() as patched:
+        wanted = rates(patched)
+        fit(*STEPS, *options)
+    first = fit(*STEPS, "--checkpoint.save_top_k", "-1").trainer.checkpoint_callback
+    (path,) = (path for path in first.best_k_models if path.endswith("step4.ckpt"))
+    caplog.clear()
+    with monkeypatch.context() as patched:
+        seen = rates(patched)
+        resumed = fit(*STEPS, *options, "--ckpt_path", path)
+    assert seen == [each for each in wanted if each[0] >= 4]
+    assert len(seen) >= 8
+    notes = [record.getMessage() for record in caplog.records if "going on with" in record.getMessage()]
+    assert told in "".join(notes)
+    assert bool(notes) == bool(options)
+    saved = torch.load(resumed.trainer.checkpoint_callback.last_model_path, weights_only=True)
+    (group,) = saved["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["weight_decay"]) == (resumed.model.learning_rate, resumed.model.weight_decay)
+    assert saved["lr_schedulers"][0]["base_lrs"] == [resumed.model.learning_rate]

@@ -59,6 +59,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder of the run, and of the run that it resumes."""
+        self.dirpath = self.dirpath or os.path.join(run_of(trainer).folder, "checkpoints")
         super().setup(trainer, pl_module, stage)
         path = run_of(trainer).checkpoint
         self.resumed_from = Path(path).parent if path and stage == "fit" else None
@@ -97,6 +98,10 @@ class BestCheckpoint(ModelCheckpoint):
     def _keep_last(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):  # as it does where one of this step is there
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning 2.6 asks everywhere but at the end
+            super()._save_last_checkpoint(trainer, monitor_candidates)
 
     def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Remove the file later: a process killed before the last checkpoint is written still needs it."""

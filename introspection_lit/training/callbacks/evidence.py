@@ -205,7 +205,7 @@ class Evidence(Callback):
             self.scores |= scores
             self.given |= given
             self.lens |= lens
-        folder, run_folder = training_folder(trainer, module), Path(trainer.log_dir or trainer.default_root_dir)
+        folder, run_folder = training_folder(run, module), run.folder
         if not trainer.is_global_zero:
             return
         rank_zero_info("evidence: intervals by bootstrap")
@@ -225,7 +225,7 @@ class Evidence(Callback):
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": trials.distinct_clean()},
-            "training": learning_curves(folder) if folder else None,
+            "training": learning_curves(folder),
             "probe_trials": self.observers.trials if self.observers else None,
         }
 
@@ -325,11 +325,8 @@ def trained_kinds(run: RunContext) -> set[str]:
     return {context.kind for name in ("train", "validation") for context in run.splits[name].contexts}
 
 
-def training_folder(trainer: Trainer, module: IntrospectionModule) -> Path | None:
-    """The folder of the run that trained the tested weights. Collective: every rank must call it."""
-    own = trainer.log_dir
-    if trainer.ckpt_path:
-        return Path(trainer.ckpt_path).parent.parent
-    if module.adapter is not None:
-        return Path(module.adapter).expanduser().parent
-    return Path(own) if own else None
+def training_folder(run: RunContext, module: IntrospectionModule) -> Path:
+    """The folder of the run that trained the tested weights."""
+    if run.trainer.ckpt_path:
+        return Path(run.trainer.ckpt_path).parent.parent
+    return run.folder if module.adapter is None else Path(module.adapter).expanduser().parent

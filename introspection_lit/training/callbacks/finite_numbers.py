@@ -271,8 +271,8 @@ def replay_command(run: RunContext, trial: Trial, checkpoint: Path | str | None)
     words = ["python", "-m", "introspection_lit", "predict", "--config", str(config)]
     words += ["--ckpt_path", str(checkpoint)] if checkpoint is not None else []
     words += ["--data.bank", str(bank)] if run.options.bank_path is None and bank.is_file() else []
-    if _fixed_version(config):  # else it would write into this run's folder, over its configuration
-        words += ["--trainer.logger.init_args.version", "replay"]
+    if _fixed_version(config):  # a folder of its own
+        words += ["--trainer.logger.init_args.version", "null"]
     return shlex.join([*words, "--data.replay", f"{trial.split}:{trial.number}"])
 
 

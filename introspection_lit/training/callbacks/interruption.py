@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a fit finishes its step, writes a checkpoint that resumes exactly, and exits.
+"""SIGTERM, Ctrl-C and SLURM's SIGUSR1: a fit finishes its step, writes a checkpoint that resumes exactly, and exits.
 
 Lightning's own handlers lose the epoch: after Ctrl-C nothing is saved, and ``test`` and ``predict`` ignore SIGTERM. With
 several processes its SIGTERM handler waits for the other ranks in the middle of whatever they are doing (docs/clusters.md).
@@ -6,6 +6,7 @@ several processes its SIGTERM handler waits for the other ranks in the middle of
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -21,11 +22,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+def stopping_signals() -> tuple[signal.Signals, ...]:
+    """The signals that end a run; SIGUSR1 is how SLURM is usually asked to say that the time is nearly up."""
+    asked = "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1")
+    return (*SIGNALS, signal.SIGUSR1) if asked else SIGNALS
+
+
 class Interruption(Callback):
     """Stops a run at SIGTERM and Ctrl-C, in all processes after the same step, with a checkpoint that resumes exactly.
 
-    The exit status is 128 and the number of the signal: 143 for SIGTERM, 130 for Ctrl-C. A second signal ends the run at
-    once, without a checkpoint; so does the first one where there is no training to be saved.
+    The exit status is 128 and the number of the signal: 143 for SIGTERM, 130 for Ctrl-C, 138 for SIGUSR1. A second
+    signal ends the run at once, without a checkpoint; so does the first one where there is no training to be saved.
 
     Attributes:
         received: The signal that has come; 0: none.
@@ -61,7 +68,7 @@ class Interruption(Callback):
 
     def _install(self, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in stopping_signals():
                 signal.signal(number, handler)
 
     def _finish_step(self, number: int, frame: FrameType | None) -> None:
