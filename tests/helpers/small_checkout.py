@@ -91,7 +91,7 @@ def shrink(config: Path) -> None:
             name: 44 for name in data["test_trials"] if name.startswith("deployed")
         }
     if "max_epochs" in trainer:
-        trainer["max_epochs"] = 1
+        trainer |= {"max_epochs": 1, "limit_train_batches": 2}
         data["concepts"] = list(CONCEPTS[:10] if tasks else CONCEPTS[:3])
         if tasks:
             data["trained_concepts"] = list(TRAINED_CONCEPTS[:10])
