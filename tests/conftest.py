@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network; read when the hub's package is imported
 
+import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -179,3 +180,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRuns:
 def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """LightningCLI warns when the test runner's own command line is there beside the arguments it is given."""
     monkeypatch.setattr("sys.argv", ["pytest"])
+
+
+@pytest.fixture(autouse=True)
+def messages_are_seen() -> Iterator[None]:
+    """Lightning's messages reach ``caplog``, and code that quietens them for its process does so for one test."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = True
+    yield
+    logger.setLevel(before[0])
+    logger.propagate = before[1]

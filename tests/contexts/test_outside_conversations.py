@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from project_paths import ROOT
 from run_scripts import GRID, options, script
 from transformers import PreTrainedTokenizerFast
 
-from introspection_lit.contexts.context import Context, Message
+from introspection_lit.contexts.context import LARGE, Context, Message
 from introspection_lit.contexts.conversations import Phrasing, encode, render
 from introspection_lit.contexts.loading import load_contexts
-from introspection_lit.training.options import DataOptions
+from introspection_lit.training.options import HELD_OUT_KINDS, DataOptions
 from introspection_lit.utils.errors import ConfigurationError
 
 
@@ -127,9 +125,11 @@ def test_damaged_json_is_refused(tmp_path: Path) -> None:
         load_contexts(str(tmp_path / "file.json"))
 
 
-# What configs/smollm2-135m.yaml holds out: kinds of the packaged contexts.
-HELD_OUT = yaml.safe_load((ROOT / "configs" / "smollm2-135m.yaml").read_text(encoding="utf-8"))["data"]
-EXPERIMENT = [f"--data.{option}={json.dumps(HELD_OUT[option])}" for option in ("validation_kinds", "test_kinds")]
+# As a configuration for the packaged contexts may name them.
+EXPERIMENT = [
+    f"--data.{option}={json.dumps(kinds)}"
+    for option, kinds in zip(("validation_kinds", "test_kinds"), HELD_OUT_KINDS[LARGE], strict=True)
+]
 
 
 @pytest.mark.parametrize("form", ["in full", "published"])
