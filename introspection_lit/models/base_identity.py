@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from introspection_lit.models.base_model import BaseModel
-from introspection_lit.models.file_checks import find_file, model_config, weight_files
+from introspection_lit.models.file_checks import find_file, model_config, present_file, weight_files
 from introspection_lit.models.gguf_files import parts_of
 from introspection_lit.models.random_models import is_random
 from introspection_lit.models.sources import gguf_file, resolve
@@ -29,7 +28,7 @@ PARTS = {"config": "another config.json", "tokenizer": "another tokenizer", "wei
 NOT_HASHED = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
 # The first of these that a model has, or else all others.
 TOKENIZER, OLDER_TOKENIZERS = "tokenizer.json", ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
-# Tensors, evenly spaced in the order of their names, from whose middle so many bytes are read.
+# Tensors, chosen by a hash of their names so that every kind of matrix is among them, from whose middle bytes are read.
 MAX_SAMPLES, SAMPLE_BYTES = 1024, 1024
 MAX_HEADER_BYTES = 100_000_000  # as in the library
 UNREADABLE = (OSError, ValueError, RecursionError, TypeError, LookupError, AttributeError, ArithmeticError)
@@ -84,9 +83,14 @@ class BaseIdentity:
         known, own = _as_hashes(recorded.get("base_hashes")), self.hashes
         if known and own:
             parts = [text for part, text in PARTS.items() if known[part] and own[part] and known[part] != own[part]]
+            model = f"the model {made_for!r}" if made_for else "another model"
+            if not parts and known["weights"] and not own["weights"] and _name_of(made_for or "") != self.base.name:
+                return (
+                    f"was made for {model}, and the weights of {self.base.name!r} are not here yet to be compared: fetch "
+                    f"them first (python -m introspection_lit.model {self.base.name})"
+                )
             if not parts:
                 return None
-            model = f"the model {made_for!r}" if made_for else "another model"
             return f"was made for {model}; {self.base.name!r} has {' and '.join(parts)}"
         if not made_for:
             return f"does not say for which model it was made; here it is {self.base.name!r}"
@@ -168,7 +172,7 @@ def _essential(config: Any) -> Any:
 
 def _weights_hash(source: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """The hash of all names, dtypes and shapes and of samples of the weights; None: they are not there yet."""
-    paths = [_in_cache(source, name) for name in weight_files(source, config)]
+    paths = [present_file(source, name) for name in weight_files(source, config)]
     if not paths or None in paths:
         return None
     tensors: dict[str, tuple[Any, Path, int, int]] = {}
@@ -185,7 +189,7 @@ def _weights_hash(source: Mapping[str, Any], config: Mapping[str, Any]) -> str |
                 middle = 8 + length + first + max(0, last - first - SAMPLE_BYTES) // 2
                 tensors[name] = [tensor["dtype"], tensor["shape"]], path, middle, min(last - first, SAMPLE_BYTES)
     names = sorted(tensors)
-    chosen = names[:: -(-len(names) // MAX_SAMPLES)] if names else []
+    chosen = sorted(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:MAX_SAMPLES])
     samples = {}
     for path in dict.fromkeys(tensors[name][1] for name in chosen):
         with path.open("rb") as file:
@@ -193,15 +197,6 @@ def _weights_hash(source: Mapping[str, Any], config: Mapping[str, Any]) -> str |
                 file.seek(tensors[name][2])
                 samples[name] = file.read(tensors[name][3])
     return _digest(json.dumps([(name, tensors[name][0]) for name in names]).encode(), *(samples[name] for name in chosen))
-
-
-def _in_cache(source: Mapping[str, Any], name: str) -> Path | None:
-    """A file of a model folder, or of the hub's cache; None if it is not there."""
-    folder = Path(source["pretrained_model_name_or_path"])
-    if folder.is_dir():
-        return folder / name
-    path = try_to_load_from_cache(str(folder), name, revision=source.get("revision"))
-    return Path(path) if isinstance(path, str) else None
 
 
 def _file_samples(path: Path) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils.hub import cached_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -130,3 +131,12 @@ def find_file(source: Mapping[str, Any], file: str) -> Path | None:
     except OSError:  # no such repository: loading the configuration says so
         return None
     return Path(path) if path else None
+
+
+def present_file(source: Mapping[str, Any], file: str) -> Path | None:
+    """A file of a model folder, or of the hub's cache; None if it is not there. Nothing is fetched."""
+    folder = Path(source["pretrained_model_name_or_path"])
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    path = try_to_load_from_cache(str(folder), file, revision=source.get("revision"))
+    return Path(path) if isinstance(path, str) else None

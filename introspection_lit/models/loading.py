@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import BaseModel, Lora
-from introspection_lit.models.file_checks import find_file, model_config, weight_files
+from introspection_lit.models.file_checks import model_config, present_file, weight_files
 from introspection_lit.models.lora_targets import default_targets
 from introspection_lit.models.random_models import is_random, random_config, random_model
 from introspection_lit.models.sources import resolve
@@ -154,7 +154,8 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
         config.quantization_config = packed.to_dict()
     source, auto = resolve(base), auto_class(config)
     # Names of weights that are quantised already are those of their format: these are checked once they are loaded.
-    files = [find_file(source, name) for name in weight_files(source, model_config(source) or {})]
+    # Those of a hub id that are not in the cache are fetched, and checked, by loading.
+    files = [present_file(source, name) for name in weight_files(source, model_config(source) or {})]
     known = [] if stored is not None or None in files else [file for file in files if file]
     if known and (problems := header_mismatches(auto, config, known, base.name_or_path)):
         raise ConfigurationError(problems)

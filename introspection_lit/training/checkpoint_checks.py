@@ -155,12 +155,16 @@ def identity_problems(saved: dict[str, Any] | None, identity: Mapping[str, Any],
     threshold = saved.get("threshold") if isinstance(saved, dict) else None
     if not isinstance(saved, dict) or isinstance(threshold, Tensor) or not is_number(threshold):
         return ["ckpt_path: the file is a checkpoint, but not one of introspection_lit."]
-    return base.problems("ckpt_path: the checkpoint", saved) + [
-        f"ckpt_path: the checkpoint has {name} {repr(saved.get(name))[:300]}, the configuration {value!r}. Use the "
-        "configuration saved beside the checkpoint (config.yaml)."
-        for name, value in identity.items()
-        if name not in BASE_FIELDS and not _equal(saved.get(name), value)
-    ]
+    problems = base.problems("ckpt_path: the checkpoint", saved)
+    for name, value in identity.items():
+        if name in BASE_FIELDS or _equal(saved.get(name), value):
+            continue
+        differs = f"ckpt_path: the checkpoint has {name} {repr(saved.get(name))[:300]}, the configuration {value!r}"
+        of_base = base.accepts_any and name in ("dtype", "quantization")
+        problems += base.differs(
+            differs, "" if of_base else "Use the configuration saved beside the checkpoint (config.yaml)"
+        )
+    return problems
 
 
 def _equal(one: object, other: object) -> bool:

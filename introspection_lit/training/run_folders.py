@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from introspection_lit.training.run_context import RunContext
 from introspection_lit.utils.errors import ConfigurationError
@@ -23,6 +24,8 @@ FILES = ("config.yaml", "vectors.safetensors", "checkpoints/*.ckpt", "adapter", 
 
 # What one trainer does is one run, also if it tests several data modules.
 _taken: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()
+# Loggers whose version was chosen here: another trainer may test with them what the first one has trained.
+_numbered_here: WeakSet[TensorBoardLogger | CSVLogger] = WeakSet()
 
 
 def numbering_loggers(trainer: Trainer) -> list[TensorBoardLogger | CSVLogger]:
@@ -53,7 +56,7 @@ def taken_problems(run: RunContext) -> list[str]:
     if trainer in _taken:
         return problems
     for logger in numbering_loggers(trainer):
-        if logger._version is None:
+        if logger._version is None or (logger in _numbered_here and trainer.state.fn != "fit"):
             continue
         folder, opened = Path(logger.log_dir), logger._experiment is not None  # then there are curves of its own
         held = [path for pattern in FILES if pattern != CURVES or not opened for path in sorted(folder.glob(pattern))]
@@ -65,18 +68,27 @@ def taken_problems(run: RunContext) -> list[str]:
                 "may requeue before its first checkpoint: a version with the job's number, such as job-$SLURM_JOB_ID."
             )
     given = getattr(trainer.checkpoint_callback, "dirpath", None) if trainer.state.fn == "fit" else None
-    resumed = run.checkpoint is not None and given and Path(run.checkpoint).resolve().parent == Path(given).resolve()
-    if given and not resumed and not _requeued() and any(Path(given).glob("*.ckpt")):
+    if given and not _lies_in(_resumed(run), given) and not _requeued() and any(Path(given).glob("*.ckpt")):
         problems.append(f"checkpoint.dirpath: {given} holds the checkpoints of another run. Name another folder.")
     return problems
 
 
 def _goes_on(run: RunContext, folder: Path) -> bool:
-    job = re.escape(os.environ.get("SLURM_JOB_ID", ""))
-    if job and _requeued() and re.search(rf"(?<!\d){job}(?!\d)", folder.name):
+    array = "_".join(os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK"))
+    jobs = [re.escape(job) for job in (os.environ.get("SLURM_JOB_ID", ""), array) if job.strip("_")]
+    if jobs and _requeued() and re.search(rf"(?<!\d)({'|'.join(jobs)})(?!\d)", folder.name):
         return True
-    resumed = run.checkpoint if run.trainer.state.fn == "fit" else None
-    return resumed is not None and Path(resumed).resolve().parent.parent == folder.resolve()
+    given = getattr(run.trainer.checkpoint_callback, "dirpath", None)
+    return any(_lies_in(_resumed(run), place) for place in (folder / "checkpoints", given) if place)
+
+
+def _resumed(run: RunContext) -> str | Path | None:
+    """The checkpoint from which training goes on."""
+    return (run.checkpoint or run.trainer.ckpt_path) if run.trainer.state.fn == "fit" else None
+
+
+def _lies_in(file: str | Path | None, folder: str | Path) -> bool:
+    return file is not None and Path(file).resolve().parent == Path(folder).resolve()
 
 
 def _requeued() -> bool:
@@ -101,9 +113,11 @@ def take_folder(run: RunContext) -> Path:
     for each in numbering:
         if each._version is not None:
             Path(each.log_dir).mkdir(parents=True, exist_ok=True)
+            _keep_metrics(each)
         elif Path(each.root_dir) == Path(numbering[0].root_dir) and each is not numbering[0]:
             each._version = numbering[0].version
         else:
+            _numbered_here.add(each)
             each._version = int(each.version)
             while not _made(Path(each.log_dir)):  # by another run, in this moment
                 each._version += 1
@@ -128,9 +142,20 @@ def take_folder(run: RunContext) -> Path:
             folder = folder if _made(folder) or _goes_on(run, folder) else _numbered(folder)
     for other in trainer.loggers:
         if other not in numbering:  # its page says where the run's files are
-            other.log_hyperparams({"folder": str(folder.resolve())})
+            try:
+                other.log_hyperparams({"folder": str(folder.resolve())})
+            except Exception as error:  # a page that goes on keeps the folder of before
+                rank_zero_warn(f"{type(other).__name__} has not noted the run's folder, {folder}: {error}")
     _taken[trainer] = folder
     return folder
+
+
+def _keep_metrics(logger: TensorBoardLogger | CSVLogger) -> None:
+    """Move the table of a run that goes on aside: Lightning's CSVLogger would begin it anew, over what is there."""
+    file = Path(logger.log_dir, "metrics.csv")
+    if isinstance(logger, CSVLogger) and logger._experiment is None and file.exists():
+        number = len(list(file.parent.glob("metrics-before-*.csv"))) + 1
+        file.rename(file.with_name(f"metrics-before-{number}.csv"))
 
 
 def _made(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from introspection_lit.models.random_models import SHAPES, random_config, weight
 from introspection_lit.models.sources import resolve
 from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.tasks.scoring import answer_loss, log_odds
-from introspection_lit.tools.benchmark import benchmark
+from introspection_lit.tools.benchmark import against, benchmark
 from introspection_lit.tools.benchmark.hardware import TokensRun, matrix_weights, nominal_operations
 from introspection_lit.tools.benchmark.measurement import (
     CLEAN,
@@ -369,6 +369,12 @@ def test_two_builds_are_measured_in_turn(
     words = ["--model", "tiny", "--rounds", "3", "--json", str(tmp_path / "a.json"), "--against", str(old)]
     benchmarking.main(words)
     assert (tmp_path / "diary").read_text() == "new old old new new old"
+    rates = iter([30.0, 20.0, 30.0, 20.0])
+    row = {"path": "batched", "batch": 4}
+    monkeypatch.setattr(against, "run_once", lambda *_: {"commit": "x", "rows": [row | {"trials_per_second": next(rates)}]})
+    (noise,) = against.measure(new, new, [], 2, lambda _: None)["rows"]  # a build with itself: the spread is the machine's
+    assert (noise["lowest"], noise["highest"]) == pytest.approx((20 / 30, 30 / 20))
+    monkeypatch.undo()
     found = json.loads((tmp_path / "a.json").read_text())
     (row,) = found["rows"]
     ratios = [1.5, 1.2, 1.0]

@@ -18,6 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from introspection_lit import Detector
 from introspection_lit.cli import IntrospectionCLI, main
+from introspection_lit.models.base_identity import BaseIdentity
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.training.checkpoint_checks import identity_problems
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.utils.checksums import CHECKSUM
 
@@ -156,6 +159,18 @@ def test_the_user_can_say_that_the_models_match(
         results = results_of(command("test", other, *moved.contexts, *given))
     assert "has another config.json" in results["other_base"]
     assert f"'{other}'" in results["other_base"]
+
+
+def test_a_quantised_copy_is_loaded_as_it_is_stored(moved: SimpleNamespace) -> None:
+    """Its quantisation and dtype cannot be those that the checkpoint names; what the user accepts is recorded."""
+    saved = torch.load(moved.folder / "checkpoints" / "last.ckpt", weights_only=True)["introspection"]
+    loaded = saved | {"quantization": "nf4", "dtype": "bfloat16"}
+    recorded, any_base = (BaseIdentity(BaseModel(str(moved.new)), accepts) for accepts in (False, True))
+    assert len(identity_problems(saved, loaded, recorded)) == 2
+    with pytest.warns(UserWarning, match="You say that they match"):
+        assert identity_problems(saved, loaded, any_base) == []
+    assert [sentence.split()[4] for sentence in any_base.accepted] == ["dtype", "quantization"]
+    assert len(identity_problems(saved, loaded | {"lora": {}}, any_base)) == 1
 
 
 @pytest.mark.parametrize("given", ["--ckpt_path", "--model.adapter"])

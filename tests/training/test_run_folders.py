@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from lightning.fabric.utilities.imports import RequirementCache
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from loggers import Shared
 from project_paths import CONFIG
 from two_processes import run_together
 
 from introspection_lit.cli import IntrospectionCLI, main
+from introspection_lit.training.run_folders import take_folder, taken_problems
 
 SHORT = ["--trainer.max_epochs", "1", "--data.test_trials", "{heldout: 8}"]
 VERSION = "--trainer.logger.init_args.version"
@@ -115,6 +118,69 @@ def test_only_the_run_that_is_resumed_goes_on_in_its_folder(
         assert "of another run" in capsys.readouterr().err
     longer = ["--ckpt_path", last, "--trainer.max_epochs", "2"]
     assert run("fit", *longer, VERSION, "first").datamodule.run.folder == first
+
+
+def test_checkpoints_may_lie_elsewhere(run: Callable[..., IntrospectionCLI], tmp_path: Path) -> None:
+    """In a folder of their own, or on another disk behind a link: the run goes on in its folder, and CSV keeps its rows."""
+    csv, place = ["--trainer.logger", "CSVLogger", VERSION, "mine"], ["--checkpoint.dirpath", str(tmp_path / "scratch")]
+    first = run("fit", *csv, *place).datamodule.run.folder
+    rows = (first / "metrics.csv").read_text()
+    longer = ["--ckpt_path", str(tmp_path / "scratch" / "last.ckpt"), "--trainer.max_epochs", "2"]
+    assert run("fit", *csv, *place, *longer).datamodule.run.folder == first
+    assert (first / "metrics-before-1.csv").read_text() == rows
+    second = run("fit", VERSION, "linked").datamodule.run.folder
+    (second / "checkpoints").rename(tmp_path / "disk")
+    (second / "checkpoints").symlink_to(tmp_path / "disk")
+    longer[1] = str(second / "checkpoints" / "last.ckpt")
+    assert run("fit", VERSION, "linked", *longer).datamodule.run.folder == second
+
+
+@pytest.mark.parametrize("logger", [TensorBoardLogger, CSVLogger])
+def test_another_trainer_with_the_same_logger(
+    logger: type[TensorBoardLogger | CSVLogger], run: Callable[..., IntrospectionCLI], tmp_path: Path
+) -> None:
+    """As Lightning's guides do: what one trains, another one tests, in the same folder; a second training is refused."""
+    cli = run("validate", "--trainer.logger", "false")
+    mine = logger(tmp_path, name="mine")
+    module, data = cli.model, cli.datamodule
+
+    def problems(function: str) -> list[str]:
+        trainer = Trainer(logger=mine, accelerator="cpu", enable_progress_bar=False)
+        trainer.state.fn = TrainerFn(function)
+        module.trainer = data.trainer = trainer
+        return taken_problems(data.run)
+
+    assert module is not None
+    assert problems("fit") == []
+    folder = take_folder(data.run)
+    (folder / "config.yaml").touch()
+    assert problems("test") == []
+    assert take_folder(data.run) == folder
+    assert "holds files of another run" in problems("fit")[0]
+
+
+def test_jobs_of_an_array_go_on_in_their_folder(
+    run: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM gives each task a number of its own, but its files are called by the array's and the task's."""
+    folder = run("validate", VERSION, "job-100_3").datamodule.run.folder
+    for name, value in {"RESTART_COUNT": "1", "JOB_ID": "104", "ARRAY_JOB_ID": "100", "ARRAY_TASK_ID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert run("validate", VERSION, "job-100_3").datamodule.run.folder == folder
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    with pytest.raises(SystemExit):
+        run("validate", VERSION, "job-100_3")
+
+
+def test_a_page_that_notes_nothing_more(run: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some services refuse to change what is noted: the run goes on, and says so."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("params cannot be changed")
+
+    monkeypatch.setattr(Shared, "log_hyperparams", refuse)
+    with pytest.warns(UserWarning, match=r"Shared has not noted the run's folder, .*: params cannot be changed"):
+        run("validate", *LOGGERS["shared folder"])
 
 
 def test_two_runs_that_start_at_once(run: Callable[..., IntrospectionCLI], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def run_once(folder: Path, words: Sequence[str]) -> Run:
 
 
 def measure(this: Path, other: Path, words: Sequence[str], pairs: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """Measure two builds in turn, each time the other one first.
+    """Measure two builds in turn, each time another one first.
 
     Args:
         this: A checkout.
@@ -86,15 +86,15 @@ def measure(this: Path, other: Path, words: Sequence[str], pairs: int, report: C
         ConfigurationError: A build refuses the options.
         RunError: A process failed.
     """
-    done: list[dict[Path, Run]] = [{} for _ in range(pairs)]
+    folders = {"this": this, "other": other}  # which may be the same: the spread of the machine
+    done: list[dict[str, Run]] = [{} for _ in range(pairs)]
     for number, pair in enumerate(done):
-        for folder in (this, other) if number % 2 == 0 else (other, this):
-            pair[folder] = run_once(folder, words)
-            rates = ", ".join(f"{rate:.4g}" for rate in _rates(pair[folder]).values())
-            report(f"pair {number + 1} of {pairs}, {'this' if folder == this else 'other'} build: {rates} trials/s")
-    names = {"this": this, "other": other}
-    builds = {name: {"folder": str(folder), "commit": done[0][folder]["commit"]} for name, folder in names.items()}
-    return {**builds, "pairs": pairs, "rows": rows([(pair[this], pair[other]) for pair in done])}
+        for build in folders if number % 2 == 0 else reversed(folders):
+            pair[build] = run_once(folders[build], words)
+            rates = ", ".join(f"{rate:.4g}" for rate in _rates(pair[build]).values())
+            report(f"pair {number + 1} of {pairs}, {build} build: {rates} trials/s")
+    builds = {name: {"folder": str(folder), "commit": done[0][name]["commit"]} for name, folder in folders.items()}
+    return {**builds, "pairs": pairs, "rows": rows([(pair["this"], pair["other"]) for pair in done])}
 
 
 def _rates(run: Run) -> dict[tuple[str, int], float]:

@@ -20,7 +20,7 @@ class GivenSettings(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Overwrite what was restored, and say what has changed."""
         module = module_of(pl_module)
-        if run_of(trainer).checkpoint is None:
+        if run_of(trainer).checkpoint is None and trainer.ckpt_path is None:
             return
         changed: dict[str, tuple[float, float]] = {}
         for optimizer, config in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
