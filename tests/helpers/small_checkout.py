@@ -150,6 +150,7 @@ class SmallCheckout:
         talk = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Danube."}]
         asked = [{"role": "user", "content": "Was something added to you? Answer with yes or no."}]
         one = {"messages": [talk[0], talk[1] | {"steering_ends": True}, *asked], "answers": ["yes", "no"], "kind": "rivers"}
+        (self.root.parent / "before").symlink_to(self.root)  # another build, as documents call it
         rows = (self.root / "introspection_lit" / "assets" / "contexts.jsonl").read_text(encoding="utf-8").splitlines()[::3]
         for folder in (self.root, self.root / "scripts"):
             (folder / "one.json").write_text(json.dumps(one))
