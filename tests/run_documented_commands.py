@@ -29,7 +29,7 @@ WHILE = {
     r"tensorboard --logdir": r"TensorBoard [\d.]+ at http",
     r"chaos\.py": r"^ *1/\d+ ",
     r"soak\.py": r"trials/s$",
-    r"ablations\.py": r"seed 1: ",
+    r"ablations\.py": r"^all/seed-1: ",
 }
 NOT_RUN = {
     r"^make (install|lint|test|test-all)$|^pip install|^python -m venv": "CI runs it, or `make install`",
@@ -52,9 +52,8 @@ def run(command: Command, checkout: SmallCheckout) -> tuple[bool, str]:
     until = match(WHILE, command)
     status, printed = checkout.run(command.text, command.folder, command.state, until=until)
     worked = re.search(until, printed, re.MULTILINE) is not None if until else status == 0
-    if "Traceback (most recent call last)" in printed and not until:
-        worked = False
-    return worked, printed
+    failures = "failed with exit status" if until else "Traceback (most recent call last)"
+    return worked and failures not in printed, printed
 
 
 def main(*wanted: str) -> int:
