@@ -1,7 +1,7 @@
 """What each task buys: train a configuration with several tasks again, each time without one of them, in one table.
 
     python ablations.py --config ../configs/tasks.yaml --seeds 3
-    python ablations.py --config ../configs/tasks.yaml --leave-out factual reading --trainer.max_epochs 2
+    python ablations.py --config ../configs/tasks.yaml --leave-out factual reading --trainer.max_epochs 2 --folder short
 
 Each training lands in FOLDER/without-TASK/seed-N, that with all tasks in FOLDER/all/seed-N; pairs of caches in a step and
 in an epoch stay the same. What is there already is not run again, so the same command goes on after Ctrl-C. Writes
