@@ -23,8 +23,10 @@ from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
 
 # Options that the script sets for each run.
-RESERVED = ("--seed_everything", "--data.seed", "--test_after_fit", "--trainer.logger", "--ckpt_path")
-RESERVED += ("--checkpoint.dirpath",)  # one folder would hold the checkpoints of all
+RESERVED = (
+    *("--seed_everything", "--data.seed", "--test_after_fit", "--trainer.logger", "--ckpt_path"),
+    "--checkpoint.dirpath",  # one folder would hold the checkpoints of all
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -31,6 +31,8 @@ WHILE = {
     r"soak\.py": r"trials/s$",
     r"ablations\.py": r"^all/seed-1: ",
 }
+# The steps of the pipeline need what those before them have left: they are run one after the other, in this order.
+PIPELINE = r"(generate_vectors|baseline_benchmark|generate_training_data|finetune|evaluate)\.py"
 NOT_RUN = {
     r"^make (install|lint|test|test-all)$|^pip install|^python -m venv": "CI runs it, or `make install`",
     r"^python -m introspection_lit( show)?$": "the name of a program, without what it is asked to do",
@@ -65,7 +67,7 @@ def main(*wanted: str) -> int:
         if why := match(NOT_RUN, command):
             print(f"not run   {command.source}: {command.text}\n          {why}", flush=True)
         else:
-            groups.setdefault(command.source, []).append(command)
+            groups.setdefault("pipeline" if re.search(PIPELINE, command.text) else command.source, []).append(command)
     waiting: SimpleQueue[list[Command]] = SimpleQueue()
     for group in sorted(groups.values(), key=len, reverse=True):
         waiting.put(group)

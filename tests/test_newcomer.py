@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from small_checkout import copy_of_the_project
 
 from introspection_lit.models.adapters import DESCRIPTION
 from introspection_lit.models.base_model import BaseModel
@@ -53,14 +54,7 @@ print(repr(tokenizer.decode(continued[0, asked["input_ids"].shape[1]:])))
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project as a newcomer has it: what is in git, as it is now, and nothing that was ever made with it."""
-    made = tmp_path_factory.mktemp("clone") / "introspection_lit"
-    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, made / name)
-    return made
+    return copy_of_the_project(tmp_path_factory.mktemp("clone") / "introspection_lit")
 
 
 @pytest.fixture(scope="module")

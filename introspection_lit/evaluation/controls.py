@@ -81,7 +81,8 @@ def control_rows(sets: Mapping[str, Row], trials: TrialTable) -> list[Row]:
         trials: All trials of the test.
 
     Returns:
-        A row for each control: ``name``, ``what``, ``expected``, ``auroc``, ``tpr`` and ``fpr`` at the stored threshold,
+        A row for each control that has clean and steered trials to compare: ``name``, ``what``, ``expected``, ``auroc``,
+        ``tpr`` and ``fpr`` at the stored threshold,
         ``recalibrated`` (balanced accuracy at a threshold set on other contexts of the control), ``held`` and ``run``
         (None: this run).
     """
@@ -94,7 +95,10 @@ def control_rows(sets: Mapping[str, Row], trials: TrialTable) -> list[Row]:
         numbers = {key: sets[name][key] for key in ("auroc", "tpr", "fpr")}
         recalibrated = recalibrated_accuracy(scores, subset.steered, subset.contexts)
         if name == "factual":  # the answers differ by question: one AUROC for each, and no common threshold
-            numbers, recalibrated = {"auroc": float(np.mean(_aurocs_by_question(subset))), "tpr": None, "fpr": None}, np.nan
+            areas = [area for area in _aurocs_by_question(subset) if not np.isnan(area)]  # a few trials: some of one class
+            numbers, recalibrated = {"auroc": float(np.mean(areas)) if areas else None, "tpr": None, "fpr": None}, np.nan
+        if numbers[CONTROLS[name].key] is None:
+            continue
         rows.append(control_row(name, numbers, None if np.isnan(recalibrated) else recalibrated))
     return rows
 

@@ -349,3 +349,13 @@ def test_factual_is_judged_within_each_role(push: float, held: bool) -> None:
     (found,) = control_rows({"factual": {"auroc": 0.5, "tpr": 0.5, "fpr": 0.5}}, trials)
     assert found["held"] is held
     assert found["auroc"] == pytest.approx(0.5 if not push else float(push > 0), abs=0.1)
+
+
+def test_factual_questions_that_were_asked_of_one_class_alone_are_left_out() -> None:
+    """As in tests of a few trials, each on a context of its own: their AUROC is NaN, which results files cannot hold."""
+    steered = np.array([False, True, False, True, False])
+    roles = ["clear yes", "clear yes", "clear no", "unsure", "unsure"]
+    summary = {"factual": {"auroc": 0.5, "tpr": 0.5, "fpr": 0.5}}
+    (found,) = control_rows(summary, table("factual", np.array([1.0, 2.0, 3.0, 4.0, 5.0]), steered, roles))
+    assert found["auroc"] == pytest.approx((1 + 0) / 2)
+    assert control_rows(summary, table("factual", np.array([1.0, 2.0]), steered[:2], ["clear yes", "clear no"])) == []

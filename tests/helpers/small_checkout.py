@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from project_paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.sources import resolve
 from introspection_lit.steering.extraction import CONCEPTS
+from introspection_lit.steering.vector_files import write_direction
 from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
 
 # Wide enough for NF4 on the CPU.
@@ -130,10 +132,19 @@ class SmallCheckout:
         embedded = Path(resolve(BaseModel())["pretrained_model_name_or_path"]).name
         tiny_model(self.cache / embedded, LlamaConfig)
         for name, layers in ON_HUB.items():
-            repository = self.hub / "hub" / f"models--{name.replace('/', '--')}"
-            tiny_model(repository / "snapshots" / ("0" * 40), Qwen2Config, layers)
-            (repository / "refs").mkdir()
-            (repository / "refs" / "main").write_text("0" * 40)
+            tiny_model(self._snapshot(name), Qwen2Config, layers)
+        adapter = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(self._snapshot(name)), LoraConfig(task_type="CAUSAL_LM")
+        )
+        adapter.peft_config["default"].base_model_name_or_path = name
+        adapter.save_pretrained(self._snapshot("someone/their-adapter"))
+
+    def _snapshot(self, name: str) -> Path:
+        """The folder of a repository in the hub's cache."""
+        repository = self.hub / "hub" / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        return repository / "snapshots" / ("0" * 40)
 
     def _make_small(self) -> None:
         for config in [*(self.root / "configs").rglob("*.yaml"), *(self.root / "docs").rglob("*.yaml")]:
@@ -150,6 +161,10 @@ class SmallCheckout:
         talk = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Danube."}]
         asked = [{"role": "user", "content": "Was something added to you? Answer with yes or no."}]
         one = {"messages": [talk[0], talk[1] | {"steering_ends": True}, *asked], "answers": ["yes", "no"], "kind": "rivers"}
+        directions = torch.randn(
+            SIZES["num_hidden_layers"], SIZES["hidden_size"], generator=torch.Generator().manual_seed(0)
+        )
+        write_direction(self.root / "scripts" / "their_vectors.gguf", directions, "llama")
         (self.root.parent / "before").symlink_to(self.root)  # another build, as documents call it
         rows = (self.root / "introspection_lit" / "assets" / "contexts.jsonl").read_text(encoding="utf-8").splitlines()[::3]
         for folder in (self.root, self.root / "scripts"):
