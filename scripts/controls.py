@@ -169,8 +169,9 @@ def untrusted_parts(config: object) -> list[str]:
 def training_of(run: Path, name: str, shared: Sequence[str]) -> Training:
     """The training of a control."""
     slug = name.replace(" ", "-")
-    overlay = os.path.relpath(ROOT / "configs" / "controls" / f"{slug}.yaml")
-    return Training(run / "controls" / slug, [*shared[:2], "--config", overlay, *shared[2:]])
+    overlay = ROOT / "configs" / "controls" / f"{slug}.yaml"
+    given = str(overlay) if run.is_absolute() else os.path.relpath(overlay)  # as the run: the command can be compared later
+    return Training(run / "controls" / slug, [*shared[:2], "--config", given, *shared[2:]])
 
 
 def untrained_auroc(run: Path) -> float | None:

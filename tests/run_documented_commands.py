@@ -34,7 +34,7 @@ WHILE = {
 # The steps of the pipeline need what those before them have left: they are run one after the other, in this order.
 PIPELINE = r"(generate_vectors|baseline_benchmark|generate_training_data|finetune|evaluate)\.py"
 NOT_RUN = {
-    r"^make (install|lint|test|test-all)$|^pip install|^python -m venv": "CI runs it, or `make install`",
+    r"^make (install|lint|test|test-all|commands)$|^pip install|^python -m venv": "CI runs it, or `make install`",
     r"^python -m introspection_lit( show)?$": "the name of a program, without what it is asked to do",
     r"^make (oldest|newest|short)$": "installs gigabytes; .ci/nightly runs it",
     r"-m pytest": "runs tests of this project; `make test` and `make test-all` run them",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -54,7 +55,7 @@ class Training(NamedTuple):
         if not self.results.exists():
             return False
         recorded = read_results(self.results).get("command")
-        if recorded != self.command:
+        if not same_command(str(recorded), self.command):
             raise ConfigurationError(
                 [
                     f"{self.results}: made by another command ({recorded}). Expected none yet, or one made by: "
@@ -77,6 +78,35 @@ class Training(NamedTuple):
         except BaseException:
             end_process(process)
             raise
+
+
+def same_command(one: str, other: str) -> bool:
+    """Whether two commands are the same training, each as typed in its own working directory.
+
+    Paths are compared by the way to them from the command's own logger folder: ``configs/a.yaml`` beside ``logs`` is
+    ``../configs/a.yaml`` beside ``../logs``.
+    """
+    try:
+        first, second = shlex.split(one), shlex.split(other)
+    except ValueError:  # a quotation mark that is not closed: not a command
+        return one == other
+    ways = (_ways_from_logs(first), _ways_from_logs(second))
+    return (
+        len(first) == len(second)
+        and all(
+            way == way_now or (typed == typed_now and before != "--config")  # as typed: a model's name is no path
+            for before, typed, typed_now, way, way_now in zip(["", *first[:-1]], first, second, *ways, strict=True)
+        )
+    )
+
+
+def _ways_from_logs(words: Sequence[str]) -> list[str]:
+    """The words of a command, with what may be a path, alone or after an option's ``=``, relative to its logger folder."""
+    logs = next((word.split("=", 1)[1] for word in words if word.startswith(f"{LOGGER}.save_dir=")), ".")
+    parts = [word.rpartition("=") if word.startswith("--") else ("", "", word) for word in words]
+    return [
+        option + (os.path.relpath(value, logs) if value and value[0] not in "{[-" else value) for option, _, value in parts
+    ]
 
 
 def unfinished_folder(folder: Path) -> Path:

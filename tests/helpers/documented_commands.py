@@ -65,7 +65,7 @@ def of_header(path: Path) -> Iterator[Command]:
     lines = [
         line.lstrip("# ").removeprefix("Command:").strip() for line in path.read_text().splitlines() if line[:1] == "#"
     ]
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
         if re.match(STARTS, line):
             whole = f"{line} {following}" if following.startswith("--") else line
             yield Command(str(path.relative_to(ROOT)), without_comment(whole))

@@ -324,6 +324,27 @@ def test_bad_commands(
     assert not Path("lightning_logs").exists()
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("fit --config a.yaml --x.logs=logs/v", "fit --config ../a.yaml --x.logs=../logs/v", True),
+        ("fit --config logs/v/a.yaml --b=logs/w --x.logs=logs/v", "fit --config a.yaml --b=../w --x.logs=.", True),
+        ("fit --data '{\"n\": 4}' --rate 0.5 --x.logs=logs", "fit --data '{\"n\": 4}' --rate 0.5 --x.logs=../logs", True),
+        ("fit --model a/b --x.logs=logs", "fit --model a/b --x.logs=../logs", True),
+        ("fit --config a.yaml --x.logs=logs", "fit --config a.yaml --x.logs=../logs", False),
+        ("fit --config a.yaml --x.logs=logs", "fit --config ../b.yaml --x.logs=../logs", False),
+        ("fit --rate 0.5 --x.logs=logs", "fit --rate 0.7 --x.logs=logs", False),
+        ("fit --rate=0.5 --x.logs=logs", "fit --seed=0.5 --x.logs=logs", False),
+        ("fit --rate 0.5 --x.logs=logs", "fit --x.logs=logs", False),
+        ("it's", "fit --x.logs=logs", False),
+    ],
+)
+def test_a_command_is_the_same_wherever_it_is_typed(one: str, other: str, same: bool) -> None:
+    """A run's controls are trained once, whether by a command in the project's folder or in scripts."""
+    one, other = (text.replace("--x.logs", f"{fit_runs.LOGGER}.save_dir") for text in (one, other))
+    assert fit_runs.same_command(one, other) is fit_runs.same_command(other, one) is same
+
+
 def test_a_results_file_that_is_none(tmp_path: Path) -> None:
     """Cut off, or something else: it is named."""
     made = fit_runs.Training(tmp_path / "seed-0", [])
