@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from introspection_lit.report.comparison import comparison_page
-from introspection_lit.report.drawing import to_png
 from introspection_lit.report.page import Run, build_page, render_html, with_safe_names
+from introspection_lit.report.pictures import data_url, to_picture, to_png
 from introspection_lit.report.result_files import RESULTS, WRITER, read_results
 from introspection_lit.utils.errors import ConfigurationError, IntrospectionError, visible
 from introspection_lit.utils.files import write_file
@@ -103,7 +103,7 @@ def _write_page(runs: Sequence[Run], out: Path) -> Path:
         shown = shown._replace(
             sections=[section._replace(figures=with_safe_names(section.figures)) for section in shown.sections]
         )
-        pictures = {name: to_png(drawing.figure) for name, drawing in shown.figures.items()}
+        pictures = {name: to_picture(drawing.figure) for name, drawing in shown.figures.items()}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         files = ", ".join(str(run.path) for run in runs)
         reason = f"{type(error).__name__}: {str(error)[:200]}"
@@ -112,8 +112,8 @@ def _write_page(runs: Sequence[Run], out: Path) -> Path:
     if not inside_folder([folder], out.parent):
         raise ConfigurationError([f"{folder}: a link to a folder elsewhere. Remove it, or name another place with --out."])
     for name, picture in pictures.items():
-        write_file(folder / f"{name}.png", picture)
-    write_file(out, render_html(shown, pictures))
+        write_file(folder / f"{name}.png", to_png(picture))
+    write_file(out, render_html(shown, {name: data_url(picture) for name, picture in pictures.items()}))
     return out
 
 

@@ -5,8 +5,6 @@ Figures are 5 x 3.4 inches with letters of at least about 10 points, readable on
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -59,15 +57,6 @@ def new_figure(height: float = HEIGHT) -> tuple[Figure, Any]:
     """A figure with one panel; ``height`` in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as PNG, 1,000 pixels wide."""
-    stream = io.BytesIO()
-    with warnings.catch_warnings(), mpl.rc_context(STYLE):
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as boxes
-        figure.savefig(stream, dpi=RESOLUTION, format="png", facecolor="white", metadata={"Software": None})
-    return stream.getvalue()
 
 
 def line_style(name: str, place: int) -> tuple[str, Any, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,12 +137,12 @@ def with_safe_names(figures: Mapping[str, ReportFigure]) -> dict[str, ReportFigu
     return renamed
 
 
-def render_html(page: Page, pictures: Mapping[str, bytes]) -> str:
+def render_html(page: Page, pictures: Mapping[str, str]) -> str:
     """Render a page with the template ``report.html.j2``.
 
     Args:
         page: The page; all of its texts are escaped.
-        pictures: A PNG for each of its figures, by name.
+        pictures: A data URL for each of its figures, by name.
     """
     environment = Environment(
         loader=PackageLoader("introspection_lit", "assets"),
@@ -152,5 +151,4 @@ def render_html(page: Page, pictures: Mapping[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    encoded = {name: base64.b64encode(picture).decode() for name, picture in pictures.items()}
-    return environment.get_template("report.html.j2").render(page=page, pictures=encoded)
+    return environment.get_template("report.html.j2").render(page=page, pictures=pictures)

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+INSIDE = ("data:image/webp;base64,", "data:image/png;base64,")
+
 
 class Read(HTMLParser):
     """Tags with their attributes, text, headings and tables of a page.
@@ -107,10 +109,7 @@ def needs_nothing(page: Read) -> None:
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         for name in ("src", "srcset", "data", "action", "poster", "background"):
-            assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png;base64,"), (
-                tag,
-                attributes,
-            )
+            assert (attributes.get(name) or INSIDE[0]).startswith(INSIDE), (tag, attributes)
         assert (attributes.get("href") or "#").startswith("#"), attributes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import Read, ends, is_sound, needs_nothing, save, three
+from PIL import Image
 from project_paths import ROOT
 from results_example import LOCATIONS, STRENGTHS, example, example_seeds
 
@@ -173,15 +175,20 @@ def test_how_to_repeat(page: Read, results: dict[str, Any]) -> None:
 
 
 def test_pictures_are_the_files(folder: Path, page: Read, results: dict[str, Any]) -> None:
-    """The same PNG files inside and beside, 1,000 pixels wide, one for each figure."""
-    inlined = {base64.b64decode((picture["src"] or "").partition(",")[2]) for picture in page.all("img")}
+    """The same pixels inside and in the files beside, 1,000 of them wide, a picture for each figure."""
+    inlined = {pixels(base64.b64decode((picture["src"] or "").partition(",")[2])) for picture in page.all("img")}
     files = {path.stem: path.read_bytes() for path in (folder / "figures").iterdir()}
-    assert set(files.values()) == inlined
+    assert {pixels(file) for file in files.values()} == inlined
     assert list(files.keys()) != []
     assert set(files) == set(report.draw_figures(results))
-    for picture in inlined:
-        assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-        assert struct.unpack(">I", picture[16:20]) == (1000,)
+    for file in files.values():
+        assert file[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">I", file[16:20]) == (1000,)
+
+
+def pixels(file: bytes) -> bytes:
+    """Of a picture, in RGB."""
+    return Image.open(io.BytesIO(file)).convert("RGB").tobytes()
 
 
 def test_a_page_is_the_same_twice(tmp_path: Path) -> None:
