@@ -235,10 +235,8 @@ def roc_curves(trials: TrialTable, points: int = 100) -> dict[str, list[list[flo
             continue
         scores = subset.scores[observer]
         thresholds = np.unique(scores)[::-1]
-        false, true = (
-            np.array([0.0, *((scores[subset.steered == steered][None] >= thresholds[:, None]).mean(1))])
-            for steered in (False, True)
-        )
+        classes = (np.sort(scores[subset.steered == steered]) for steered in (False, True))
+        false, true = (np.append(0.0, (len(own) - np.searchsorted(own, thresholds)) / len(own)) for own in classes)
         # Corners only: points on a straight line between their neighbours are redundant.
         corner = np.ones(len(false), bool)
         right, up = np.diff(false), np.diff(true)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from itertools import product
 from typing import Any
 
@@ -220,6 +221,18 @@ def test_area_under_the_thinned_roc_is_the_auroc(contexts: int, digits: int) -> 
         assert (np.diff(false) >= 0).all()
         assert (np.diff(true) >= 0).all()
         assert area_under(curve) == pytest.approx(roc_auc_score(trials.steered, trials.scores[observer]), abs=0.005)
+
+
+def test_memory_of_roc_curves_grows_as_the_trials_do() -> None:
+    """Four times the trials, about four times the memory; with a row for each threshold it would be sixteen times."""
+    peaks = []
+    for contexts in (500, 2000):
+        trials = table(rows_of("heldout", contexts))
+        tracemalloc.start()
+        analysis.roc_curves(trials)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 6 * peaks[0]
 
 
 def test_references_share_is_of_the_probes_information(rows: Rows) -> None:

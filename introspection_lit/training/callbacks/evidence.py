@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +12,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from introspection_lit.evaluation import analysis, controls
-from introspection_lit.evaluation.as_exported import EXPORTED, compare_exported
-from introspection_lit.evaluation.choice_results import choice_rows
-from introspection_lit.evaluation.deployment import deployed_rows
+from introspection_lit.evaluation import analysis
+from introspection_lit.evaluation.as_exported import EXPORTED
 from introspection_lit.evaluation.learning_curves import learning_curves
-from introspection_lit.evaluation.length_results import long_results
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer, summarise_lens
 from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
+from introspection_lit.evaluation.scored_trials import analyse_rows, write_trials
 from introspection_lit.evaluation.side_effects import side_effects
-from introspection_lit.evaluation.task_results import task_rows
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.steering.prefill import pad
 from introspection_lit.tasks.questions import info_text, load_facts
@@ -38,7 +34,6 @@ from introspection_lit.trials.loaders import SplitBatches
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import AS_EXPORTED, CHOICES, TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.files import write_file
 
 if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
@@ -210,18 +205,19 @@ class Evidence(Callback):
             return
         rank_zero_info("evidence: intervals by bootstrap")
         rows, trained = trial_rows(run, self.scores, self.given), trained_kinds(run)
-        write_file(run_folder / "trials.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        trials = TrialTable.from_rows(rows, trained)
-        found = analysis.analyse(trials, module.threshold, run.options.strengths[0])
+        write_trials(run_folder / "trials.jsonl", rows)
+        trials, classes = TrialTable.from_rows(rows, trained), run.options.long_options.classes()
+        found = analyse_rows(
+            rows,
+            trials,
+            trained,
+            module.threshold,
+            run.options.strengths[0],
+            module.summaries,
+            classes,
+            run.options.longest_trained,
+        )
         self.found = found | {
-            "controls": controls.control_rows(module.summaries, trials),
-            "tasks": task_rows(trials),
-            "choices": choice_rows(rows, trained),
-            "as_exported": compare_exported(trials, module.threshold),
-            "long": long_results(
-                rows, trained, module.threshold, run.options.long_options.classes(), run.options.longest_trained
-            ),
-            "deployed": deployed_rows(rows, module.threshold),
             "lens": summarise_lens(self.lens),
             "side_effects": effects,
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": trials.distinct_clean()},

@@ -1,0 +1,61 @@
+"""What a test's scored trials say: every analysis of them in one place, and the file that lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from introspection_lit.evaluation import analysis, controls
+from introspection_lit.evaluation.as_exported import compare_exported
+from introspection_lit.evaluation.choice_results import choice_rows
+from introspection_lit.evaluation.deployment import deployed_rows
+from introspection_lit.evaluation.length_results import long_results
+from introspection_lit.evaluation.task_results import task_rows
+from introspection_lit.evaluation.trial_table import TrialTable
+from introspection_lit.utils.files import atomic_file
+
+Row = Mapping[str, Any]
+
+
+def analyse_rows(
+    rows: Sequence[Row],
+    trials: TrialTable,
+    trained: Collection[str],
+    threshold: float,
+    weakest: float,
+    summaries: Mapping[str, Mapping[str, Any]],
+    classes: Sequence[tuple[int, int]] = (),
+    longest_trained: int = 0,
+) -> dict[str, Any]:
+    """Run every analysis that needs nothing but the scored trials.
+
+    Args:
+        rows: The trials, as in ``trials.jsonl``.
+        trials: The same as a table.
+        trained: Kinds of context of training and validation.
+        threshold: The stored threshold, in nats.
+        weakest: The lowest strength used in training.
+        summaries: The metrics of each test set.
+        classes: Of the lengths of conversations.
+        longest_trained: Tokens of the longest conversation in training.
+
+    Returns:
+        The part of ``evidence`` in ``results.json`` that follows from them.
+    """
+    return {
+        **analysis.analyse(trials, threshold, weakest),
+        "controls": controls.control_rows(summaries, trials),
+        "tasks": task_rows(trials),
+        "choices": choice_rows(rows, trained),
+        "as_exported": compare_exported(trials, threshold),
+        "long": long_results(rows, trained, threshold, classes, longest_trained),
+        "deployed": deployed_rows(rows, threshold),
+    }
+
+
+def write_trials(path: Path, rows: Sequence[Row]) -> None:
+    """Write the trials, a JSON line each, atomically and as a stream: a copy of them all as text is never in memory."""
+    with atomic_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
