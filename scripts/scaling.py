@@ -1,187 +1,123 @@
-"""Formulas for the cost of a training step, a fit of them to measurements, and the price of a run (docs/scaling.md).
+"""Measures how time, memory and files grow with the work, and writes docs/scaling.md.
 
-Not a command: to be imported from this folder. An operation is a multiplication or an addition; rates are per second.
+    python scaling.py --model tiny --axes context --sizes 32 64 --docs ../measured
+
+Without options it measures everything, on SmolLM2-135M, in about ten minutes on two cores.
+
+Axes: length of contexts, questions of a cache, trials of a batch, contexts whose caches are kept, trials of a manifest, and
+trials of a test (its results and report; their scores are made up). Each is measured in a process of its own. Every size is
+written to docs/results/scaling.json as soon as it has been measured, and an interrupted run goes on with the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from introspection_lit.tools import option_types, pipeline
+from introspection_lit.tools.scaling import axes
+from introspection_lit.utils.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from introspection_lit.models.decoder_shape import Shape
-    from introspection_lit.steering.bands import Bands
-
-
-# Operations of a backward pass over those of its forward pass. The weights are frozen, so matrix products have gradients of
-# activations only; in attention, queries, keys and values all have gradients, and the scores are computed again.
-BACKWARD, ATTENTION_BACKWARD = 1.0, 2.5
-# Passes over all weights in a training step: prefill, question pass, backward.
-PASSES = 3
-
-
-class Operations(NamedTuple):
-    """Operations of one training trial.
-
-    Attributes:
-        prefill: Matrix products over the context.
-        detection: Matrix products over the question, forward and backward.
-        attention: Scores and their products with the values, in both.
-    """
-
-    prefill: float
-    detection: float
-    attention: float
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.prefill + self.detection + self.attention
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("results", "scaling.json")
 
 
-def trial_operations(shape: Shape, context: int, question: int, prefill_share: float = 1.0) -> Operations:
-    """Count a trial's operations.
-
-    With N weights in the matrices of the decoder layers, c context and q question tokens, L layers and queries of width w:
-    prefill 2·N·c, detection 2·N·q forward and as many backward (weights are frozen, so no gradient of theirs is computed);
-    attention 4·L·w·c² in the prefill and 4·L·w·q·(c + q) · (1 + 2.5) in the question pass. Embeddings, the head at one
-    position, norms and the adapter are left out: below 3 % together in the models of the configs.
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the script.
 
     Args:
-        shape: The model's.
-        context: Tokens of the context, padding included.
-        question: Tokens of the question, padding included.
-        prefill_share: Share of the prefill that is computed (see :func:`prefill_share`).
+        args: The command line, without the program's name; default: ``sys.argv``.
     """
-    weights = sum(matrix.weights for matrix in shape.matrices)
-    scores = 4.0 * shape.layers * shape.queries
-    read = question * (context + question) * (1 + ATTENTION_BACKWARD)
-    return Operations(
-        prefill=2.0 * weights * context * prefill_share,
-        detection=2.0 * weights * question * (1 + BACKWARD),
-        attention=scores * (context**2 * prefill_share + read),
-    )
+    parser = option_types.parser(__doc__, "Any other option is one of `python -m introspection_lit`.")
+    parser.add_argument("--model", default="smollm2-135m", help="as in benchmark.py (default: %(default)s)")
+    parser.add_argument("--axes", nargs="+", choices=list(axes.AXES), default=list(axes.AXES), help="default: all")
+    parser.add_argument("--sizes", nargs="+", type=option_types.positive, help="of a single axis, instead of its own")
+    parser.add_argument("--docs", type=Path, help="folder of the page, its figure and results/scaling.json (default: docs)")
+    words = list(sys.argv[1:] if args is None else args)
+    options, more = parser.parse_known_args(words)
+    pipeline.guarded(lambda: run(options, words, more))
 
 
-def prefill_share(bands: Bands, layers: int, share_layers: bool, kept: float) -> float:
-    """Share of the prefill that is computed when work is reused, averaged over trials, half of which are steered.
-
-    A clean context whose cache is kept costs nothing. A steered row runs from the layer after its first steered one: the
-    layers below come from the clean row of its pair, or from the kept cache.
-
-    Args:
-        bands: First and last steered layer of each band; they are drawn equally often.
-        layers: Decoder layers.
-        share_layers: ``data.reuse.layers``.
-        kept: Share of the trials whose clean cache is kept (``data.reuse.clean``), in [0, 1].
-
-    Returns:
-        In [0, 1]; 1: nothing is saved.
-    """
-    above = sum(layers - 1 - first for first, _ in bands) / (len(bands) * layers)
-    steered = above if share_layers else 1.0
-    return (1 - kept + steered) / 2
-
-
-class Speed(NamedTuple):
-    """The speed of a machine, as fitted.
-
-    Attributes:
-        rate: Operations a second in the long run.
-        overhead: Seconds of a step that do not depend on the batch: starting kernels, dequantising, the optimiser.
-        worst: The largest relative error of the fit, in [0, inf); 0 if nothing was fitted.
-    """
-
-    rate: float
-    overhead: float = 0.0
-    worst: float = 0.0
-
-    def seconds(self, operations: float) -> float:
-        """Predict a step."""
-        return self.overhead + operations / self.rate
-
-
-def fit(operations: Sequence[float], seconds: Sequence[float]) -> Speed:
-    """Fit rate and overhead: seconds = overhead + operations / rate, by least squares of the relative errors.
-
-    Args:
-        operations: Of each measured step.
-        seconds: That each took.
+def run(options: argparse.Namespace, words: Sequence[str], more: Sequence[str]) -> None:
+    """Measure what is missing, print, and write the page.
 
     Raises:
-        ValueError: Fewer than two different steps, or a step with more work took less time.
+        ConfigurationError: Sizes of several axes, or odd ones where half of the trials is steered.
     """
-    work, times = np.asarray(operations, dtype=float), np.asarray(seconds, dtype=float)
-    if len(work) != len(times) or len(set(work)) < 2 or (times <= 0).any():
-        raise ValueError(
-            f"scaling: got {len(work)} steps, {len(set(work))} of them different, and {len(times)} times. Expected at "
-            "least two steps of different work, each with a time above 0: measure several batch sizes."
+    if options.sizes and len(options.axes) > 1:
+        raise ConfigurationError([f"--sizes: got {options.sizes} for {len(options.axes)} axes. Name one with --axes."])
+    for name in options.axes:
+        sizes = options.sizes or axes.SIZES[name]
+        if axes.AXES[name].even and (odd := [size for size in sizes if size % 2]):
+            raise ConfigurationError(
+                [f"--sizes: got {odd} of {name}. Expected even numbers: half of the trials is steered."]
+            )
+    folder = (options.docs or ROOT / "docs").expanduser().resolve()
+    pipeline.writable(folder / RESULTS)
+    if len(options.axes) > 1:  # in one process, an axis would be measured with the memory of those before it
+        for name in options.axes:
+            docs = ["--docs", str(folder)] if options.docs else []
+            command = [sys.executable, __file__, "--model", options.model, "--axes", name, *docs, *more]
+            if status := subprocess.run(command, check=False).returncode:
+                raise SystemExit(status)
+        return
+    measure(options.axes[0], options, folder, words, more)
+
+
+def measure(name: str, options: argparse.Namespace, folder: Path, words: Sequence[str], more: Sequence[str]) -> None:
+    """Measure the sizes of an axis that are missing, and write the page."""
+    import torch  # with what follows it takes seconds to import: not for --help
+    from rich.console import Console
+
+    from introspection_lit.models.base_model import SHORT_NAMES
+    from introspection_lit.models.random_models import RANDOM, SHAPES
+    from introspection_lit.tools.scaling import page
+    from introspection_lit.utils.provenance import provenance
+
+    shape = options.model in SHAPES and options.model not in SHORT_NAMES
+    model = f"{RANDOM}{options.model}" if shape else options.model
+    settings = {
+        "model": options.model,
+        "threads": torch.get_num_threads(),
+        **({"options": shlex.join(more)} if more else {}),
+    }
+    path = folder / RESULTS
+    left = axes.missing(axes.read(path), name, options.sizes or axes.SIZES[name], settings)
+    point = _instrument(name, model, tuple(more)) if left else None
+    for size in left:
+        assert point is not None
+        found = point(size)
+        axes.add(
+            path,
+            name,
+            found,
+            settings,
+            provenance() | {"command": f"python scripts/scaling.py {shlex.join(words)}".strip()},
         )
-    scale = work.max()  # operations are some 1e15: columns of one size
-    columns = np.stack([np.ones_like(work), work / scale], axis=1) / times[:, None]
-    overhead, slope = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)[0]
-    if slope <= 0:
-        raise ValueError("scaling: steps with more work took less time. Measure on a quiet machine, or larger batches.")
-    predicted = overhead + slope * work / scale
-    return Speed(float(scale / slope), float(overhead), float(np.abs(predicted / times - 1).max()))
+        print(f"{name} {size}: {found['seconds']:.3g} s, {found['memory'] / page.MIB:,.0f} MiB", flush=True)
+    everything = axes.read(path)
+    console = Console(width=80)
+    console.print(page.console_table(name, everything[name]["points"]))
+    console.print(page.sentence(name, everything[name]["points"]))
+    page.write_page(folder, everything)
 
 
-def fit_rows(rows: Sequence[Mapping[str, Any]], per_trial: float) -> Speed:
-    """Fit to rows of a benchmark.
+def _instrument(name: str, model: str, more: tuple[str, ...]) -> Callable[[int], dict[str, Any]]:
+    """What measures a size of an axis; a model is loaded if need be."""
+    if name in (axes.MANIFEST, axes.TESTED):
+        from introspection_lit.tools.scaling import trial_files
 
-    Args:
-        rows: Each with ``batch`` and ``trials_per_second``, of one model, one machine and one path.
-        per_trial: Operations of a trial.
+        return trial_files.ManifestWork(model, more).point if name == axes.MANIFEST else trial_files.tested_point
+    from introspection_lit.tools.scaling.training_steps import TrainingSteps
 
-    Raises:
-        ValueError: As :func:`fit`.
-    """
-    return fit([row["batch"] * per_trial for row in rows], [row["batch"] / row["trials_per_second"] for row in rows])
-
-
-def gathering_seconds(sharded: float, processes: int, bandwidth: float) -> float:
-    """Seconds that FSDP adds to a step without overlap: each pass gathers the shards of all other processes.
-
-    Args:
-        sharded: Bytes of the sharded weights, over all processes.
-        processes: How many share them.
-        bandwidth: Bytes a second into each process.
-    """
-    return PASSES * sharded * (processes - 1) / processes / bandwidth
+    steps = TrainingSteps(model, more)
+    return lambda size: steps.point(name, size)
 
 
-class Cost(NamedTuple):
-    """The cost of a run.
-
-    Attributes:
-        steps: Optimiser steps, if nothing is accumulated.
-        hours: From the first step to the last.
-        gpu_hours: Hours times GPUs.
-        price: In the currency of the price of an hour.
-    """
-
-    steps: int
-    hours: float
-    gpu_hours: float
-    price: float
-
-
-def run_cost(
-    speed: Speed, per_trial: float, trials: int, batch: int, gpus: int = 1, hourly: float = 0.0, sending: float = 0.0
-) -> Cost:
-    """Predict a training run; validation and tests come on top.
-
-    Args:
-        speed: Of one GPU.
-        per_trial: Operations of a trial.
-        trials: Of the whole training.
-        batch: Trials of one GPU in a step.
-        gpus: How many; all in step.
-        hourly: Price of a GPU for an hour.
-        sending: Seconds of a step for communication that does not overlap with computation.
-    """
-    steps = -(-trials // (batch * gpus))
-    hours = steps * (speed.seconds(batch * per_trial) + sending) / 3600
-    return Cost(steps, hours, hours * gpus, hours * gpus * hourly)
+if __name__ == "__main__":
+    main()

@@ -16,13 +16,13 @@ import torch
 from project_paths import ROOT
 from rich.console import Console
 from rich.table import Table
-from run_scripts import script
 
 from introspection_lit.evaluation import rungs
 from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.bands import named_band
 from introspection_lit.tools import baseline, ladder, vector_report
+from introspection_lit.tools.scaling import formulas
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -383,14 +383,14 @@ def test_speeds_agree_with_the_benchmarks_own_output(path: Path) -> None:
 
 def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
     """Rate, overhead and worst error of each path, and what the fit says for each batch."""
-    page, scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), script("scaling")
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     results = json.loads((ROOT / "docs" / "results" / "performance" / "float32.json").read_text(encoding="utf-8"))
     shape = decoder_shape(random_config("smollm2-135m"))
     bands = [named_band(name, shape.layers) for name in ("early", "middle", "late")]
-    for path, share in (("batched", 1.0), ("batched, reuse", scaling.prefill_share(bands, shape.layers, True, 1.0))):
+    for path, share in (("batched", 1.0), ("batched, reuse", formulas.prefill_share(bands, shape.layers, True, 1.0))):
         rows = [row for row in results["rows"] if row["path"] == path]
-        operations = scaling.trial_operations(shape, context=72, question=36, prefill_share=share).total
-        found = scaling.fit_rows(rows, operations)
+        operations = formulas.trial_operations(shape, context=72, question=36, prefill_share=share).total
+        found = formulas.fit_rows(rows, operations)
         line = f"{operations / 1e9:.1f} | {found.rate / 1e9:.0f} | {found.overhead:.2f} s | {found.worst:.0%}".replace(
             "%", " %"
         )

@@ -25,7 +25,7 @@ def analyse_rows(
     trained: Collection[str],
     threshold: float,
     weakest: float,
-    summaries: Mapping[str, Mapping[str, Any]],
+    summaries: Mapping[str, dict[str, Any]],
     classes: Sequence[tuple[int, int]] = (),
     longest_trained: int = 0,
 ) -> dict[str, Any]:

@@ -44,6 +44,14 @@ ON_HUB = {"Qwen/Qwen2.5-7B-Instruct": 6, "Qwen/Qwen2.5-Coder-32B-Instruct": 44}
 IN_SOURCE = {
     "introspection_lit/models/random_models.py": {rf'"{name}": \d+': f'"{name}": {size}' for name, size in SIZES.items()},
     "introspection_lit/contexts/generation/build.py": {r"PER_KIND, SEED = \d+": "PER_KIND, SEED = 24"},
+    "introspection_lit/tools/scaling/axes.py": {
+        r"CONTEXT: \(32, .*\)": "CONTEXT: (32,)",
+        r"QUESTIONS: \(1, .*\)": "QUESTIONS: (2,)",
+        r"BATCH: \(2, .*\)": "BATCH: (4,)",
+        r"KEPT: \(16, .*\)": "KEPT: (8,)",
+        r"MANIFEST: \(1_000, .*\)": "MANIFEST: (40, 80)",
+        r"TESTED: \(1_000, .*\)": "TESTED: (400,)",
+    },
     "scripts/benchmark.py": {r'"sweep-limit": \(\d+': '"sweep-limit": (16', r'"rounds": \(\d+': '"rounds": (1'},
 }
 # Of a configuration with one question, and of one with several tasks, whose sets are multiples of the pairs they compare.

@@ -1,4 +1,4 @@
 """Speed of the training step: measurement, and comparison with training on single trials.
 
-Not here: formulas for its cost (``scripts/scaling.py``), and memory estimates (``models/memory_estimate.py``).
+Not here: formulas for its cost and how it grows (``tools/scaling``), and memory estimates (``models/memory_estimate.py``).
 """

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -84,6 +84,7 @@ class Amount:
     contexts: int = 100  # different contexts in training
     context_tokens: int = 72  # their length, about
     question_tokens: int = 36  # the least length of questions: shorter ones get words without meaning
+    tasks: Mapping[str, TaskOptions] = field(default_factory=lambda: QUESTIONS)  # that "several tasks" asks of each cache
 
 
 def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
@@ -113,10 +114,10 @@ def narrow(data: IntrospectionDataModule, amount: Amount) -> Split:
     return data.splits["train"]
 
 
-def with_tasks(data: IntrospectionDataModule, split: Split) -> Split:
-    """The training split with four questions for each cache."""
+def with_tasks(data: IntrospectionDataModule, split: Split, tasks: Mapping[str, TaskOptions]) -> Split:
+    """The training split with several questions for each cache."""
     assert isinstance(split.plan, TrialPlan)
-    parts, words = training_parts(QUESTIONS), data.run.wording.answer_words["trained"]
+    parts, words = training_parts(tasks), data.run.wording.answer_words["trained"]
     questionnaire = Questionnaire(data.options.seed, split.name, parts, words, LEAD_IN)
     plan = SeveralQuestionsPlan(split.plan, questionnaire.each)
     return replace(split, plan=plan, questionnaire=questionnaire, _encoded={}, _lengths=[])
@@ -174,7 +175,7 @@ class Measurement(Callback):
         """Ask each cache one question, or several."""
         split = self.data.splits["train"]
         if tasks and split.questionnaire is None:
-            self.data.splits["train"] = with_tasks(self.data, split)
+            self.data.splits["train"] = with_tasks(self.data, split, self.amount.tasks)
         elif not tasks:
             self.data.splits["train"] = split.single_question()
 
