@@ -1,12 +1,13 @@
 """Measures how time, memory and files grow with the work, and writes docs/scaling.md.
 
-    python scaling.py --model tiny --axes context --sizes 32 64 --docs ../measured
+    python scaling.py --model tiny --axes context --sizes 32 64 --json growth.json
 
-Without options it measures everything, on SmolLM2-135M, in about ten minutes on two cores.
+Without options it measures everything, on SmolLM2-135M, in about ten minutes on two cores. With --write, docs/scaling.md, its
+figure and docs/results/scaling.json get the measurements in the end.
 
 Axes: length of contexts, questions of a cache, trials of a batch, contexts whose caches are kept, trials of a manifest, and
 trials of a test (its results and report; their scores are made up). Each is measured in a process of its own. Every size is
-written to docs/results/scaling.json as soon as it has been measured, and an interrupted run goes on with the next one.
+written to lightning_logs/scaling.json as soon as it has been measured, and an interrupted run goes on with the next one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from introspection_lit.tools.scaling import axes
 from introspection_lit.utils.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path("results", "scaling.json")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -37,13 +37,15 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m", help="as in benchmark.py (default: %(default)s)")
     parser.add_argument("--axes", nargs="+", choices=list(axes.AXES), default=list(axes.AXES), help="default: all")
     parser.add_argument("--sizes", nargs="+", type=option_types.positive, help="of a single axis, instead of its own")
-    parser.add_argument("--docs", type=Path, help="folder of the page, its figure and results/scaling.json (default: docs)")
-    words = list(sys.argv[1:] if args is None else args)
-    options, more = parser.parse_known_args(words)
-    pipeline.guarded(lambda: run(options, words, more))
+    measured = ROOT / "lightning_logs" / "scaling.json"
+    parser.add_argument("--json", type=Path, default=measured, help="measurements (default: lightning_logs/scaling.json)")
+    pages = "write page, figure and results/scaling.json into this folder at the end (without a name: docs)"
+    parser.add_argument("--write", type=Path, nargs="?", const=ROOT / "docs", metavar="FOLDER", help=pages)
+    options, more = parser.parse_known_args(args)
+    pipeline.guarded(lambda: run(options, more))
 
 
-def run(options: argparse.Namespace, words: Sequence[str], more: Sequence[str]) -> None:
+def run(options: argparse.Namespace, more: Sequence[str]) -> None:
     """Measure what is missing, print, and write the page.
 
     Raises:
@@ -57,20 +59,22 @@ def run(options: argparse.Namespace, words: Sequence[str], more: Sequence[str]) 
             raise ConfigurationError(
                 [f"--sizes: got {odd} of {name}. Expected even numbers: half of the trials is steered."]
             )
-    folder = (options.docs or ROOT / "docs").expanduser().resolve()
-    pipeline.writable(folder / RESULTS)
-    if len(options.axes) > 1:  # in one process, an axis would be measured with the memory of those before it
+    path = pipeline.writable(options.json)
+    if len(options.axes) == 1:
+        measure(options.axes[0], options, path, more)
+    else:  # in one process, an axis would be measured with the memory of those before it
         for name in options.axes:
-            docs = ["--docs", str(folder)] if options.docs else []
-            command = [sys.executable, __file__, "--model", options.model, "--axes", name, *docs, *more]
+            command = [sys.executable, __file__, "--model", options.model, "--axes", name, "--json", str(path), *more]
             if status := subprocess.run(command, check=False).returncode:
                 raise SystemExit(status)
-        return
-    measure(options.axes[0], options, folder, words, more)
+    if options.write is not None:  # not before: results of a changed checkout would say so
+        from introspection_lit.tools.scaling import page
+
+        page.write_page(options.write.expanduser(), axes.read(path))
 
 
-def measure(name: str, options: argparse.Namespace, folder: Path, words: Sequence[str], more: Sequence[str]) -> None:
-    """Measure the sizes of an axis that are missing, and write the page."""
+def measure(name: str, options: argparse.Namespace, path: Path, more: Sequence[str]) -> None:
+    """Measure the sizes of an axis that are missing, and print all."""
     import torch  # with what follows it takes seconds to import: not for --help
     from rich.console import Console
 
@@ -86,25 +90,19 @@ def measure(name: str, options: argparse.Namespace, folder: Path, words: Sequenc
         "threads": torch.get_num_threads(),
         **({"options": shlex.join(more)} if more else {}),
     }
-    path = folder / RESULTS
+    sizes = ["--sizes", *map(str, options.sizes)] if options.sizes else []
+    command = shlex.join(["python", "scripts/scaling.py", "--model", options.model, "--axes", name, *sizes, *more])
     left = axes.missing(axes.read(path), name, options.sizes or axes.SIZES[name], settings)
     point = _instrument(name, model, tuple(more)) if left else None
     for size in left:
         assert point is not None
         found = point(size)
-        axes.add(
-            path,
-            name,
-            found,
-            settings,
-            provenance() | {"command": f"python scripts/scaling.py {shlex.join(words)}".strip()},
-        )
+        axes.add(path, name, found, settings, provenance() | {"command": command})
         print(f"{name} {size}: {found['seconds']:.3g} s, {found['memory'] / page.MIB:,.0f} MiB", flush=True)
-    everything = axes.read(path)
+    points = axes.read(path)[name]["points"]
     console = Console(width=80)
-    console.print(page.console_table(name, everything[name]["points"]))
-    console.print(page.sentence(name, everything[name]["points"]))
-    page.write_page(folder, everything)
+    console.print(page.console_table(name, points))
+    console.print(page.sentence(name, points))
 
 
 def _instrument(name: str, model: str, more: tuple[str, ...]) -> Callable[[int], dict[str, Any]]:

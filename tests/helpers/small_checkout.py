@@ -48,7 +48,7 @@ IN_SOURCE = {
         r"CONTEXT: \(32, .*\)": "CONTEXT: (32,)",
         r"QUESTIONS: \(1, .*\)": "QUESTIONS: (2,)",
         r"BATCH: \(2, .*\)": "BATCH: (4,)",
-        r"KEPT: \(16, .*\)": "KEPT: (8,)",
+        r"KEPT: \(8, .*\)": "KEPT: (8,)",
         r"MANIFEST: \(1_000, .*\)": "MANIFEST: (40, 80)",
         r"TESTED: \(1_000, .*\)": "TESTED: (400,)",
     },

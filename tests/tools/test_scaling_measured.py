@@ -40,7 +40,7 @@ def test_page_has_what_the_file_says() -> None:
     """Table, lines and commands of docs/scaling.md are those of docs/results/scaling.json; so is that there are none."""
     text = (DOCS / page.PAGE).read_text(encoding="utf-8")
     inside = text.partition(page.BEGIN)[2].partition(page.END)[0].strip()
-    measured = axes.read(DOCS / "results" / "scaling.json")
+    measured = axes.read(DOCS / page.RESULTS)
     assert inside == page.markdown(measured)
     assert bool(measured) == (DOCS / page.PICTURE).exists()
     assert all("+changes" not in axis["commit"] for axis in measured.values())
@@ -109,16 +109,18 @@ def measuring(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_an_interrupted_run_goes_on(measuring: SimpleNamespace, tmp_path: Path) -> None:
     """Every size is measured once, and the file has each as soon as it is."""
-    words = ["--model", "tiny", "--axes", "batch", "--sizes", "8", "2", "4", "--docs", str(tmp_path)]
+    file = tmp_path / "growth.json"
+    words = ["--model", "tiny", "--axes", "batch", "--sizes", "8", "2", "4", "--json", str(file)]
     measuring.fails_at = 8
     with pytest.raises(SystemExit) as stopped:
         measuring.script.main(words)
     assert stopped.value.code == 130
-    file = tmp_path / "results" / "scaling.json"
     assert [each["size"] for each in json.loads(file.read_text())["batch"]["points"]] == [2, 4]
     measuring.fails_at = None
     measuring.script.main(words)
-    measuring.script.main(words)
+    assert list(tmp_path.iterdir()) == [file]
+    measuring.script.main([*words, "--write", str(tmp_path / "docs")])
+    assert (tmp_path / "docs" / page.RESULTS).read_text() == file.read_text()
     assert measuring.asked == [2, 4, 8]
     written = json.loads(file.read_text())["batch"]
     assert [each["size"] for each in written["points"]] == [2, 4, 8]
@@ -128,7 +130,7 @@ def test_an_interrupted_run_goes_on(measuring: SimpleNamespace, tmp_path: Path) 
 
 def test_other_settings_are_refused(measuring: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two models in one table would be compared."""
-    words = ["--axes", "batch", "--sizes", "2", "--docs", str(tmp_path)]
+    words = ["--axes", "batch", "--sizes", "2", "--json", str(tmp_path / "growth.json")]
     measuring.script.main(["--model", "tiny", *words])
     with pytest.raises(SystemExit):
         measuring.script.main(["--model", "smollm2-135m", *words])
@@ -147,11 +149,12 @@ def test_axes_are_measured_in_processes_of_their_own(
         return SimpleNamespace(returncode=3 * (len(commands) == 2))
 
     monkeypatch.setattr(subprocess, "run", run)
-    words = ["--model", "tiny", "--docs", str(tmp_path), "--model.lora.r", "4"]
+    file = tmp_path.resolve() / "growth.json"
+    words = ["--model", "tiny", "--json", str(file), "--model.lora.r", "4"]
     with pytest.raises(SystemExit) as stopped:
         measuring.script.main([*words, "--axes", "manifest", "batch", "kept"])
     assert stopped.value.code == 3
-    more = ["--docs", str(tmp_path), "--model.lora.r", "4"]
+    more = ["--json", str(file), "--model.lora.r", "4"]
     assert commands == [["--model", "tiny", "--axes", name, *more] for name in ("manifest", "batch")]
 
 
@@ -174,10 +177,9 @@ def test_what_cannot_work(
 ) -> None:
     """Each is said, and nothing is measured."""
     if content is not None:
-        (tmp_path / "results").mkdir()
-        (tmp_path / "results" / "scaling.json").write_text(content)
+        (tmp_path / "growth.json").write_text(content)
     with pytest.raises(SystemExit) as stopped:
-        measuring.script.main([*words, "--docs", str(tmp_path)])
+        measuring.script.main([*words, "--json", str(tmp_path / "growth.json")])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert measuring.asked == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from introspection_lit.tools.scaling.axes import AXES, Point, line
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import write_file
 
-PAGE, PICTURE = "scaling.md", "scaling.png"
+PAGE, PICTURE, RESULTS = "scaling.md", "scaling.png", "results/scaling.json"
 BEGIN, END = "<!-- measured: scripts/scaling.py writes this part -->", "<!-- measured: end -->"
-NOTHING_YET = "Not measured yet: `python scripts/scaling.py` measures, and writes this part and its figure."
+NOTHING_YET = "Not measured yet: `python scripts/scaling.py --write` measures, and writes this part and its figure."
 MIB = 2**20
 ALT = "Seconds and memory against context length, questions, batch, contexts kept, and trials of a manifest and of a test"
 
@@ -110,7 +111,7 @@ def _section(name: str, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def write_page(folder: Path, found: Mapping[str, Any]) -> None:
-    """Write the figure, and the measured part of the page if the folder has the page.
+    """Write the figure, ``results/scaling.json``, and the measured part of the page if the folder has the page.
 
     Args:
         folder: With the page.
@@ -122,12 +123,12 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> None:
     if found:
         write_file(folder / PICTURE, to_png(to_picture(draw(found))))
     page = folder / PAGE
-    if page.exists():
-        text = page.read_text(encoding="utf-8")
-        if BEGIN not in text or END not in text:
-            raise ConfigurationError(
-                [f"--docs: {page} has no lines {BEGIN!r} and {END!r}. Put them where the part belongs."]
-            )
+    text = page.read_text(encoding="utf-8") if page.exists() else None
+    if text is not None and not (BEGIN in text and END in text):
+        raise ConfigurationError([f"--write: {page} has no lines {BEGIN!r} and {END!r}. Put them where the part belongs."])
+    write_file(folder / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")
+    write_file(folder / PICTURE, to_png(to_picture(draw(found))))
+    if text is not None:
         before, after = text.partition(BEGIN)[0], text.partition(END)[2]
         write_file(page, f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{after}")
 
