@@ -2,8 +2,8 @@
 
     python scaling.py --model tiny --axes context --sizes 32 64 --json growth.json
 
-Without options it measures everything, on SmolLM2-135M, in about ten minutes on two cores. With --write, docs/scaling.md, its
-figure and docs/results/scaling.json get the measurements in the end.
+Without options it measures everything, on SmolLM2-135M, in about ten minutes on two cores. With --write, docs/scaling.md,
+its figure and docs/results/scaling.json get the measurements in the end.
 
 Axes: length of contexts, questions of a cache, trials of a batch, contexts whose caches are kept, trials of a manifest, and
 trials of a test (its results and report; their scores are made up). Each is measured in a process of its own. Every size is

@@ -136,6 +136,7 @@ def add(path: Path, name: str, point: Point, settings: Mapping[str, Any], proven
     """Write a measurement into the file."""
     found = read(path)
     points = found.get(name, {}).get("points", [])
+    point = {**point, "commit": provenance["commit"]}  # a run may have gone on with another build
     axis = {**provenance, "settings": dict(settings), "points": sorted([*points, point], key=lambda each: each["size"])}
     ordered = {each: axis if each == name else found[each] for each in AXES if each == name or each in found}
     write_file(path, json.dumps(ordered, indent=2, allow_nan=False) + "\n")

@@ -102,7 +102,8 @@ def _section(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     settings = ", ".join(f"{key} {value}" for key, value in measured["settings"].items())
     yield f"### {axis.title}"
     yield f"Measured: {axis.what}."
-    yield f"`{measured['command']}` (commit `{measured['commit']}`, {measured['hardware']}, {settings}, seed 0)"
+    commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(point["commit"] for point in measured["points"]))
+    yield f"`{measured['command']}` (commit {commits}, {measured['hardware']}, {settings}, seed 0)"
     head, rows = columns(name, measured["points"])
     cells = [head, ["---:"] * len(head), *rows]
     yield "\n".join(f"| {' | '.join(row)} |" if row[0] != "---:" else f"|{'|'.join(row)}|" for row in cells)
