@@ -33,7 +33,7 @@ FEW: dict[str, Any] = {
     "data.validation_vectors": 3,
     "data.heldout_vectors": 4,
     "data.batch_size": 4,
-    "data.eval_batch_size": 16,
+    "data.eval_batch_size": 4,
     "data.trials_per_epoch": 16,
     "data.validation_trials": 16,
     "data.test_trials": "{heldout: 8, concept: 6}",
@@ -83,10 +83,10 @@ def tests_step(root: Path, work: Path, marker: str) -> Step:
     named = [str(file) for file in files if f"mark.{marker}\n" in file.read_text(encoding="utf-8")]
     report = work / "tests.xml"
     words = ["-m", "pytest", "-n0", "-q", "-m", marker, "-p", "no:cacheprovider", f"--junitxml={report}", *named]
-    return Step("tests", 1.5, [words], lambda: test_outcomes(report), accepted=(0, 1))  # 1: a test failed
+    return Step("tests", 1.5, [words], lambda: outcomes_of_tests(report), accepted=(0, 1))  # 1: a test failed
 
 
-def test_outcomes(report: Path) -> dict[str, Any]:
+def outcomes_of_tests(report: Path) -> dict[str, Any]:
     """Outcomes of tests from pytest's JUnit file: ``tests`` by name, and how many have each outcome."""
     tests = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
@@ -113,7 +113,7 @@ def _speed(name: str, root: Path, work: Path, tiny: bool) -> Step:
         found = read_result(file)
         return {key: value for key, value in found.items() if key not in ("command", "options", "more")}
 
-    return Step(f"speed-{name}", 4 if name == "32b" else 2.5, [words], collect)
+    return Step(f"speed-{name}", 3.5 if name == "32b" else 2.5, [words], collect)
 
 
 def _options(config: str, tiny: bool, *settings: Mapping[str, Any]) -> list[str]:
@@ -160,7 +160,7 @@ def _repeat(mode: str, work: Path, tiny: bool) -> Step:
     place = {"trainer.accelerator": "auto", "trainer.devices": 1, "model.lora.dropout": 0.05, "test_after_fit": True}
     options = _options("quickstart", tiny, NF4, few, place, MODES[mode])
     commands = [fit_command(run, options) for run in runs]
-    return Step(f"repeat-{mode}", 1.5, commands, lambda: differences(*map(read_recorded, runs)))
+    return Step(f"repeat-{mode}", 1, commands, lambda: differences(*map(read_recorded, runs)))
 
 
 def _auto(work: Path, tiny: bool) -> Step:

@@ -152,7 +152,8 @@ def nf4_rows(name: str) -> list[Row]:
     """NF4 of two devices."""
     return [
         Row("packed bytes that differ", lambda found: f"{found['bytes_that_differ']:,} of {found['bytes']:,}"),
-        Row("dequantised weights, largest difference", lambda found: exact(found["largest_difference"])),
+        Row("dequantised weights, over the largest one", lambda found: exact(found["largest_difference"])),
+        Row("the same bytes, dequantised there", lambda found: exact(found["dequantised_elsewhere"])),
         Row("log-odds, quantised on the CPU, nats", lambda found: exact(found["scores_quantised_elsewhere"])),
         Row("log-odds, quantised and computed there", lambda found: exact(found["scores_all_elsewhere"])),
         Row("range of the log-odds", lambda found: digits(found["scores_range"])),

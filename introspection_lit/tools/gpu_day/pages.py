@@ -63,7 +63,7 @@ def parts(root: Path, folders: Mapping[str, Path] | None = None) -> dict[Path, s
     day, node = (read_records(places[name]) for name in FOLDERS)
     if tiny := [name for records in (day, node) for name, record in records.items() if record["tiny"]]:
         raise ConfigurationError([f"--tables: {', '.join(tiny)} measured with --tiny: a rehearsal is no result."])
-    cpu = {results["seed"]: results for results in map(read_result, sorted((root / CPU).glob("*.json")))}
+    cpu = {run["seed"]: run for run in map(read_result, sorted((root / CPU).glob("*.json"))) if "sets" in run}
     return {PERFORMANCE: performance_tables(day, cpu), CLUSTERS: cluster_tables(day, node)}
 
 
@@ -83,7 +83,8 @@ def performance_tables(day: Records, cpu: Mapping[int, Mapping[str, Any]]) -> st
 def cluster_tables(day: Records, node: Records) -> str:
     """The tables of docs/clusters.md."""
     lines = [*_figures("gpu_day", MEMORY, day), *_sources("gpu_day", MEMORY, day)]
-    return "\n".join([*lines, *_figures("gpu_node", NODE, node), *_sources("gpu_node", NODE, node)])
+    lines += [*_runs(node), *_figures("gpu_node", NODE[-1:], node), *_sources("gpu_node", NODE, node)]
+    return "\n".join(lines)
 
 
 def _result(records: Records, name: str) -> Mapping[str, Any] | None:
@@ -96,6 +97,16 @@ def _figures(script: str, names: tuple[str, ...], records: Records) -> Iterator[
     for name in names:
         for number, row in enumerate(figures(name, _result(records, name))):
             yield f"| {'' if number else f'`{name}`'} | {row.what} | {row.target} | {row.measured} |"
+    yield ""
+
+
+def _runs(node: Records) -> Iterator[str]:
+    """The trainings of a node, a line each."""
+    titles = [row.what for row in figures(NODE[0], None)]
+    yield from (f"| `gpu_node.py` | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles))
+    for name in NODE[:-1]:
+        cells = [row.measured for row in figures(name, _result(node, name))]
+        yield f"| `{name}` | {' | '.join(cells)} |"
     yield ""
 
 
@@ -133,3 +144,7 @@ def _seeds(day: Records, cpu: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
     for number in dict.fromkeys(number for column in columns for number in column):
         cells = [MISSING if column.get(number) is None else f"{column[number]:.4f}" for column in columns]
         yield f"| {number} | {' | '.join(cells)} |"
+    yield ""
+    for run in cpu.values():
+        origin = f"{run['hardware']}, commit `{run['commit']}`"
+        yield f"- CPU, seed {run['seed']}: {origin}, [results]({CPU.relative_to('docs')})"

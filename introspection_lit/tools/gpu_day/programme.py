@@ -67,8 +67,11 @@ def main(programme: Programme, args: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     options = parser(programme).parse_args(words)
     command = f"python scripts/{programme.name}.py {shlex.join(words)}".strip()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the step's processes are ended, too
-    pipeline.guarded_runs(lambda: run(programme, options, command, began))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the step's processes are ended, too
+    try:
+        pipeline.guarded_runs(lambda: run(programme, options, command, began))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(programme: Programme, options: argparse.Namespace, command: str, began: float) -> list[str]:

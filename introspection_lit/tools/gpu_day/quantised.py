@@ -43,25 +43,27 @@ def compare_weights(one: dict[str, Any], other: dict[str, Any], device: torch.de
         device: Both are dequantised there.
 
     Returns:
-        ``matrices``, ``bytes`` and ``bytes_that_differ``; ``largest_difference`` of dequantised weights, and the same over
-        the largest weight of the matrix (``largest_relative_difference``).
+        ``matrices``, ``bytes`` and ``bytes_that_differ``; the ``largest_difference`` of dequantised weights, each over the
+        largest weight of its matrix; and the same of the other's weights, dequantised on the device and on the CPU
+        (``dequantised_elsewhere``).
     """
     assert one.keys() == other.keys()
     total = changed = 0
-    absolute = relative = 0.0
+    weights = elsewhere = 0.0
     for name, weight in one.items():
         packed = [w.detach().cpu().contiguous().view(torch.uint8).flatten() for w in (weight, other[name])]
         total, changed = total + len(packed[0]), changed + int((packed[0] != packed[1]).sum())
         dense = [dequantised(w, device) for w in (weight, other[name])]
-        difference = float((dense[0] - dense[1]).abs().max())
-        absolute = max(absolute, difference)
-        relative = max(relative, difference / float(dense[0].abs().max()))
+        there = dequantised(other[name], torch.device("cpu"))
+        largest = float(dense[1].abs().max())
+        weights = max(weights, float((dense[0] - dense[1]).abs().max()) / largest)
+        elsewhere = max(elsewhere, float((there - dense[1]).abs().max()) / largest)
     return {
         "matrices": len(one),
         "bytes": total,
         "bytes_that_differ": changed,
-        "largest_difference": absolute,
-        "largest_relative_difference": relative,
+        "largest_difference": weights,
+        "dequantised_elsewhere": elsewhere,
     }
 
 

@@ -27,6 +27,8 @@ DONE, FAILED, OUT_OF_TIME = "done", "failed", "out of time"
 # A step may take so many times its estimate, which is of a GPU: a rehearsal may take longer.
 PATIENCE = 2.0
 KEPT = 1500  # characters of a failed process's last words
+# Variables of launchers, with which Lightning would wait for processes that somebody else starts.
+LAUNCHERS = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_")
 MEASURE = ["-m", "introspection_lit.tools.gpu_day.measure"]
 RECORD = "--trainer.callbacks+=introspection_lit.tools.gpu_day.recorder.RunRecorder"
 
@@ -231,7 +233,11 @@ def shown(words: Sequence[str], root: Path) -> str:
 
 def _run(words: Sequence[str], root: Path, output: Any, seconds: float) -> int | None:
     """Run a process and all that it starts; its exit status, or None if it took longer and was ended."""
-    process = subprocess.Popen(words, cwd=root, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    environment["HF_HUB_OFFLINE"] = "1"  # nothing needs a network, and nothing waits for one
+    process = subprocess.Popen(
+        words, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
         status = process.wait(max(seconds, 0.0))
         _wait_for_group(process.pid)  # other processes of DDP may still be writing
