@@ -103,6 +103,32 @@ def test_a_step_that_hangs_is_ended_with_all_it_has_started(tmp_path: Path, monk
     assert not is_alive(int(started.read_text()))
 
 
+def test_an_interrupted_step_leaves_no_file_and_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle: what was done before stays, and the step is run again the next time."""
+    monkeypatch.setattr(step, "GRACE", 0.2)
+    started = tmp_path / "started"
+    code = f"import os, signal, time; open({str(started)!r}, 'w').write(str(os.getpid()))\n"
+    code += "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        run(day(tmp_path), writing(tmp_path, "first", WRITES), writing(tmp_path, "second", code))
+    assert not is_alive(int(started.read_text()))
+    assert set(read_records(tmp_path)) == {"first"}
+    _, said = run(day(tmp_path), writing(tmp_path, "first", WRITES), writing(tmp_path, "second", WRITES))
+    assert "first: there already" in said
+    assert read_records(tmp_path)["second"]["status"] == DONE
+
+
+def test_steps_start_their_own_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a job or under a launcher, too: Lightning does not wait for processes that nobody starts; nor for a network."""
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "KEPT"):
+        monkeypatch.setenv(name, "2")
+    code = "import os; open(file, 'w').write(' '.join(sorted(n for n in os.environ if os.environ[n] in ('2', '1'))))"
+    run(day(tmp_path), writing(tmp_path, "first", code))
+    names = read_records(tmp_path)["first"]["result"]["found"].split()
+    assert {"KEPT", "HF_HUB_OFFLINE"} <= set(names)
+    assert not {"WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS"} & set(names)
+
+
 def test_a_step_is_not_begun_without_the_time_that_it_takes(tmp_path: Path) -> None:
     """A shorter one after it is."""
     long, short = writing(tmp_path, "long", WRITES, minutes=2), writing(tmp_path, "short", WRITES)
