@@ -63,7 +63,7 @@ def _run(folder: Path, model: str, way: str, processes: int, tiny: bool, acceler
         recorded = read_recorded(places[way])
         auroc = read_results(places[way] / "results.json")["sets"]["heldout"]["auroc"]
         against = None
-        if way != "one" and places["one"].is_dir():
+        if way != "one" and (places["one"] / "results.json").is_file():  # else that step was not run, or failed
             against = differences(recorded, read_recorded(places["one"]))
         return {**recorded, "auroc": auroc, "against_one": against}
 
