@@ -40,6 +40,7 @@ NOT_RUN = {
     r"-m pytest": "runs tests of this project; `make test` and `make test-all` run them",
     r"^torchrun --nnodes 2": "two nodes with eight GPUs each",
     r"^sbatch ": "a cluster; tests/test_slurm.py runs the script with a stand-in for srun",
+    r"gpu_(day|node)\.py --minutes": "needs GPUs, or minutes; tests/tools/test_gpu_steps.py rehearses every step",
     r"--tasks (mmlu|arc_easy)": "data sets from the hub; the two commands below them, with a task of our own, are run",
 }
 
