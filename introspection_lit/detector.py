@@ -171,8 +171,8 @@ class Detector:
             problems.add(nf4_on_cpu_problems(spec, config, device.type))
             found = examine(spec, config)
             problems.add(found.problems)
-            if found.attention != spec.attention:
-                warnings.warn(f"{spec.name} has no {spec.attention}: attention is {found.attention}.", stacklevel=2)
+            if found.attention != spec.implementation:
+                warnings.warn(f"{spec.name} has no {spec.implementation}: attention is {found.attention}.", stacklevel=2)
             spec = replace(spec, attention=found.attention)
         if not problems.found:
             problems.add(

@@ -175,6 +175,9 @@ def test_options_and_defaults_are_those_of_before(subcommand: str, capsys: pytes
     options = yaml.safe_load(printed)
     assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == NEW_OPTIONS
     assert options["model"].pop("adapter_base") == "recorded"
+    # As before, but for the question pass in bfloat16 on the CPU.
+    assert options["model"]["base"]["attention"] == "auto"
+    options["model"]["base"]["attention"] = "sdpa"
     # Those of the architecture, which are the four of before where every layer has them.
     assert options["model"]["lora"]["target_modules"] is None
     options["model"]["lora"]["target_modules"] = USUAL

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from introspection_lit.models.architecture import find_decoder_layers
-from introspection_lit.models.base_model import Attention, BaseModel, Lora, lora_problems
+from introspection_lit.models.base_model import BaseModel, Implementation, Lora, lora_problems
 from introspection_lit.models.loading import meta_model
 from introspection_lit.models.lora_checks import placement_problems
 from introspection_lit.models.lora_targets import default_targets
@@ -57,7 +57,7 @@ class Architecture(NamedTuple):
     Attributes:
         layers: Number of decoder layers.
         reach: Number of the first layers whose output reaches the cache: what is added at a later one changes no cache.
-        attention: The attention implementation.
+        attention: The attention implementation that the model is loaded with.
         targets: Names of the modules that get an adapter.
         usual: Names of those that get one by default.
         share: Whether rows may share the layers below the steering (``data.reuse.layers``).
@@ -67,7 +67,7 @@ class Architecture(NamedTuple):
 
     layers: int
     reach: int
-    attention: Attention
+    attention: Implementation
     targets: list[str]
     usual: list[str]
     share: bool
@@ -85,7 +85,7 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
     """
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
     targets = list((lora and lora.target_modules) or ())
-    found = Architecture(layers, reach(config), base.attention, targets, [], True, [], [])
+    found = Architecture(layers, reach(config), base.implementation, targets, [], True, [], [])
     name = f"base.name_or_path: {base.name_or_path!r} is a {config.model_type!r}"
     if reason := refusal(config):
         found.problems.append(f"{name}, which cannot be used: {reason}. {INSTEAD}.")
@@ -159,17 +159,17 @@ def refusal(config: PretrainedConfig) -> str | None:
     return None
 
 
-def _attention(model: Any, base: BaseModel, found: Architecture) -> Attention:
+def _attention(model: Any, base: BaseModel, found: Architecture) -> Implementation:
     """The attention implementation: the one that is asked for, or another one that the architecture has."""
     kind = type(model)
     flash = getattr(kind, "_supports_flash_attn", False) or getattr(kind, "_supports_flash_attn_2", False)
-    if base.attention == "flash_attention_2" and not flash:
+    if base.implementation == "flash_attention_2" and not flash:
         other = "sdpa" if kind._supports_sdpa else "eager"
         found.problems.append(f"base.attention: {kind.__name__} has no flash_attention_2. Expected {other}.")
-    if base.attention == "sdpa" and not kind._supports_sdpa:
+    if base.implementation == "sdpa" and not kind._supports_sdpa:
         found.notes.append(f"base.attention: {kind.__name__} has no sdpa; eager is used")
         return "eager"
-    return base.attention
+    return base.implementation
 
 
 def _not_shared(config: PretrainedConfig) -> str | None:

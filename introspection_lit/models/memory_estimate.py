@@ -123,8 +123,9 @@ def activation_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load) -> i
     decoder layer of a frozen model saves:
 
     - both norms: their input in float32 and the reciprocal length, 2 · 4 · T · (hidden + 1);
-    - attention: its queries and output, 2 · d · T · queries; keys and values of the whole conversation, repeated for
-      every head, 2 · d · S · queries; the log-sum-exp, 4 · T · heads; the mask, d · T · (context + question);
+    - attention: its queries, d · T · queries; keys and values of the whole conversation, repeated for every head,
+      2 · d · S · queries. With ``sdpa`` its output, d · T · queries, the log-sum-exp, 4 · T · heads, and the mask,
+      d · T · (context + question); with ``eager`` the softmax in float32 and cast, (4 + d) · heads for each of the latter;
     - the MLP: gate, its activation and up, 3 · d · T · intermediate. A frozen matrix does not save its input;
     - each adapted matrix: its input after dropout, d · T · columns, dropout's mask (1 byte an element on a GPU), and the
       output of A, d · T · r.
@@ -172,11 +173,14 @@ def _layer_bytes(shape: Shape, base: BaseModel, load: Load, width: int) -> int:
     """Bytes that one decoder layer saves, without its adapter."""
     tokens, all_tokens = load.batch * load.question, load.batch * (load.context + load.question)
     norms = 2 * 4 * tokens * (shape.hidden + 1)
-    attention = 2 * width * shape.queries * (tokens + all_tokens) + 4 * tokens * shape.heads
+    attention = width * shape.queries * (tokens + 2 * all_tokens)
     scores = tokens * (load.context + load.question)
-    attention += width * scores
-    if base.attention == "eager":  # the softmax in float32, and its cast
+    bfloat16 = load.precision.startswith("bf16") or (load.precision.startswith("32") and base.dtype == "bfloat16")
+    switched = not load.recompute and base.eager_for_questions(load.device, bfloat16)
+    if switched or base.implementation == "eager":  # the softmax in float32, and its cast
         attention += (4 + width) * shape.heads * scores
+    else:  # the output, the log-sum-exp and the mask
+        attention += width * shape.queries * tokens + 4 * tokens * shape.heads + width * scores
     return norms + attention + 3 * width * tokens * shape.intermediate
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from introspection_lit.steering.activation_checkpointing import recompute_layers
 from introspection_lit.steering.caches import fork, select_rows
 from introspection_lit.steering.intervention import Intervention, steer
 from introspection_lit.steering.prefill import Forward, no_logits, position_ids
+
+# A further pass over all weights must save so many padded tokens, and so large a share of them.
+LEAST_SAVED, LEAST_SHARE_SAVED = 128, 0.1
 
 
 class QuestionBatch(Protocol):
@@ -52,7 +55,7 @@ class SteeredQuestions(QuestionBatch, Protocol):
 
 
 def read_answers(
-    forward: Forward, batch: QuestionBatch, layers: Sequence[nn.Module] = (), recompute: bool = False
+    forward: Forward, batch: QuestionBatch, layers: Sequence[nn.Module] = (), recompute: bool = False, **options: Any
 ) -> Tensor:
     """Read the caches with the questions, and predict the answers. Steering hooks must be off.
 
@@ -62,11 +65,12 @@ def read_answers(
         layers: The model's decoder layers; needed for ``recompute`` only.
         recompute: Keep only each decoder layer's input for the backward pass, and run the layer again there (see
             :func:`~introspection_lit.steering.activation_checkpointing.recompute_layers`). No effect without gradients.
+        options: ``head`` and ``group`` of :func:`read_positions`.
 
     Returns:
         Logits at the answer position, which is the last token of each question, ``(rows, vocabulary)``.
     """
-    return read_positions(forward, batch, answer_positions(batch)[:, None], layers, recompute)[:, 0]
+    return read_positions(forward, batch, answer_positions(batch)[:, None], layers, recompute, **options)[:, 0]
 
 
 def answer_positions(batch: QuestionBatch) -> Tensor:
@@ -80,8 +84,21 @@ def read_positions(
     positions: Tensor,
     layers: Sequence[nn.Module] = (),
     recompute: bool = False,
+    head: nn.Module | None = None,
+    group: bool = False,
 ) -> Tensor:
     """Predict the tokens after some positions of each question, ``(rows, positions)``; otherwise as :func:`read_answers`.
+
+    Args:
+        forward: As there.
+        batch: As there.
+        positions: Of each row the same number.
+        layers: As there.
+        recompute: As there.
+        head: The model's language-model head, to run it at these positions alone. None: it runs at every position at which
+            any row needs it.
+        group: Read questions of very different lengths in several passes (:func:`length_groups`), with less padding. Not
+            where several processes must run the same passes.
 
     Returns:
         Logits, ``(rows, positions, vocabulary)``.
@@ -102,23 +119,86 @@ def read_positions(
             logits_to_keep=no_logits(prefix),
         )
         starts = None if starts is None else starts + prefix.shape[1]
-    if batch.cache_of is not None:
-        select_rows(cache, batch.cache_of)
-        context_mask = context_mask[batch.cache_of]
-        starts = None if starts is None else starts[batch.cache_of]
-    mask = torch.cat([context_mask, batch.question_mask], dim=1)
-    kept, place = torch.unique(positions, return_inverse=True)
+    groups = length_groups(batch.question_mask.sum(dim=1).tolist()) if group else []
     with recompute_layers(layers) if recompute and torch.is_grad_enabled() else nullcontext():
+        if len(groups) < 2:
+            return _read_rows(forward, batch, cache, context_mask, starts, positions, head)
+        rows = [torch.tensor(each, device=positions.device) for each in groups]
+        logits = [_read_rows(forward, batch, fork(cache), context_mask, starts, positions, head, each) for each in rows]
+    return torch.cat(logits)[torch.cat(rows).argsort()]
+
+
+def _read_rows(
+    forward: Forward,
+    batch: QuestionBatch,
+    cache: Cache,
+    context_mask: Tensor,
+    starts: Tensor | None,
+    positions: Tensor,
+    head: nn.Module | None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Read the questions of some rows, or of all, in one pass; the cache is used up."""
+    question_ids, question_mask, cache_of = batch.question_ids, batch.question_mask, batch.cache_of
+    if rows is not None:
+        width = int(question_mask[rows].sum(dim=1).max())
+        question_ids, question_mask = question_ids[rows, :width], question_mask[rows, :width]
+        positions, cache_of = positions[rows], rows if cache_of is None else cache_of[rows]
+    if cache_of is not None:
+        select_rows(cache, cache_of)
+        context_mask = context_mask[cache_of]
+        starts = None if starts is None else starts[cache_of]
+    mask = torch.cat([context_mask, question_mask], dim=1)
+    kept, place = torch.unique(positions, return_inverse=True)
+    picked: list[bool] = []
+    with _at_places(head, place, picked) if head is not None and len(kept) > place.shape[1] else nullcontext():
         outputs = forward(
-            input_ids=batch.question_ids,
+            input_ids=question_ids,
             attention_mask=mask,
-            position_ids=_last_positions(mask, mask.shape[1] - context_mask.shape[1], starts),
+            position_ids=_last_positions(mask, question_mask.shape[1], starts),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=kept,
         )
-    logits: Tensor = outputs.logits[torch.arange(len(place), device=place.device)[:, None], place]
-    return logits
+    logits: Tensor = outputs.logits
+    return logits if picked else logits[torch.arange(len(place), device=place.device)[:, None], place]
+
+
+@contextmanager
+def _at_places(head: nn.Module, place: Tensor, picked: list[bool]) -> Iterator[None]:
+    """Let the head see of each row only some positions, ``(rows, positions)``; ``picked`` gets an entry when it did."""
+
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        picked.append(True)
+        return args[0][torch.arange(len(place), device=place.device)[:, None], place], *args[1:]
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def length_groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Sort rows into groups that are padded to their own longest row, as long as each further group saves enough tokens.
+
+    Args:
+        lengths: Of each row, in tokens.
+
+    Returns:
+        The numbers of the rows of each group.
+    """
+
+    def divide(rows: list[int]) -> list[list[int]]:
+        width = lengths[rows[-1]]
+        saved = [count * (width - lengths[rows[count - 1]]) for count in range(1, len(rows))]
+        most = max(saved, default=0)
+        if most < max(LEAST_SAVED, LEAST_SHARE_SAVED * len(rows) * width):
+            return [rows]
+        count = saved.index(most) + 1
+        return [*divide(rows[:count]), *divide(rows[count:])]
+
+    return divide(sorted(range(len(lengths)), key=lambda row: lengths[row])) if lengths else []
 
 
 def _last_positions(mask: Tensor, count: int, starts: Tensor | None) -> Tensor:

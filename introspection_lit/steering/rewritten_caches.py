@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from introspection_lit.models.attention import attention
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import position_ids, steered_cache
 from introspection_lit.utils.errors import RunError
@@ -73,7 +73,7 @@ def received_attention(
 
     handles = [child.register_forward_hook(hook_for(n)) for n, layer in enumerate(layers) for child in layer.children()]
     try:
-        with _eager_attention(model):
+        with attention(model, "eager"):
             cache = steered_cache(model, model, layers, ids, mask, intervention)
     finally:
         for handle in handles:
@@ -83,15 +83,3 @@ def received_attention(
         raise RunError([f"data.test_changes, data.benign: {problem}. Leave it out."])
     by_key_head = [found[n].reshape(len(ids), cache.layers[n].keys.shape[1], -1, ids.shape[1]) for n in range(len(layers))]
     return torch.stack([weights.sum(dim=2) for weights in by_key_head], dim=1)
-
-
-@contextmanager
-def _eager_attention(model: PeftModel) -> Iterator[None]:
-    """The attention that returns its weights, inside the block."""
-    base: Any = model.get_base_model()
-    before = base.config._attn_implementation
-    base.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        base.set_attn_implementation(before)

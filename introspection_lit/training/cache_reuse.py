@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import Cache
 
+from introspection_lit.models.attention import question_attention
 from introspection_lit.steering.clean_caches import GIB, CleanCaches, make_reader, model_state
 from introspection_lit.steering.prefill import Forward, prefill_mode
-from introspection_lit.steering.question_pass import answer_positions, read_positions, read_texts
+from introspection_lit.steering.question_pass import answer_positions, read_texts
 from introspection_lit.steering.shared_prefill import shared_cache
 from introspection_lit.training.changed_caches import apply_changes
 from introspection_lit.training.distributed import is_sharded
+from introspection_lit.training.reading import read_batch
 
 if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule
@@ -41,7 +42,8 @@ def batch_cache(
 def answer_references(forward: Forward, module: IntrospectionModule, batch: TrialBatch) -> None:
     """Let the untrained model answer the references of a batch with its caches, and read its plain texts."""
     references, texts = batch.references, batch.texts
-    with prefill_mode(module.model, adapter=False):
+    reading = question_attention(module.base, module.model, recompute=False)
+    with prefill_mode(module.model, adapter=False), reading:
         if references is not None:
             asked = replace(
                 batch,
@@ -50,9 +52,10 @@ def answer_references(forward: Forward, module: IntrospectionModule, batch: Tria
                 question_ids=references.question_ids,
                 question_mask=references.question_mask,
             )
-            answers = answer_positions(asked)
-            places = torch.stack([answers, references.marks.where(references.marks >= 0, answers)], dim=1)
-            read = read_positions(forward, asked, places if batch.early is not None else answers[:, None])
+            marks = None
+            if batch.early is not None:
+                marks = references.marks.where(references.marks >= 0, answer_positions(asked))
+            read = read_batch(module, asked, marks, forward)
             references.log_probabilities = read[:, 0].float().log_softmax(dim=-1)
             if batch.early is not None:
                 references.early_log_probabilities = read[:, 1].float().log_softmax(dim=-1)

@@ -83,7 +83,7 @@ def _without_weights(base: BaseModel) -> PreTrainedModel:
             model: PreTrainedModel = auto_class(config).from_config(
                 config,
                 dtype=getattr(torch, base.dtype),
-                attn_implementation=base.attention,
+                attn_implementation=base.implementation,
                 trust_remote_code=base.trust_remote_code,
             )
         model.tie_weights()  # transformers 5.0 leaves them untied on this device

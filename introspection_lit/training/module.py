@@ -19,15 +19,17 @@ from introspection_lit.models.adapter_weights import load_adapter
 from introspection_lit.models.adapters import adapter_settings, base_mismatches, read_adapter
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.architectures import Architecture
+from introspection_lit.models.attention import question_attention
+from introspection_lit.models.autocast import cast_once
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
-from introspection_lit.steering.question_pass import answer_positions, read_answers, read_positions
 from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training.checkpoint_checks import identity_problems, tensor_problems
-from introspection_lit.training.distributed import fail_together, leave_base_alone, one_loads_for_all
+from introspection_lit.training.distributed import fail_together, is_sharded, leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
 from introspection_lit.training.losses import Scored, batch_loss, detection_rows
+from introspection_lit.training.reading import read_batch
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.test_sets import CHOICES, SOURCES, TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError, RunError
@@ -36,8 +38,7 @@ from introspection_lit.utils.seeds import generator
 if TYPE_CHECKING:
     from introspection_lit.utils.lazy_types import PeftModel, PreTrainedModel
 
-
-# Makes the error for scores that are NaN or infinite, of a split and the numbers of its trials.
+# Makes the error for scores that are NaN or infinite, of a split and its trials' numbers.
 ExplainNotFinite = Callable[[str, list[int], NotFinite], RunError]
 
 
@@ -109,7 +110,8 @@ class IntrospectionModule(LightningModule):
 
     def adapt_to(self, found: Architecture) -> None:
         """Use the attention implementation and the target modules that were chosen for the architecture."""
-        self.base = replace(self.base, attention=found.attention)
+        if found.attention != self.base.implementation:
+            self.base = replace(self.base, attention=found.attention)
         if self.adapter is None:
             self.lora = replace(self.lora, target_modules=found.targets)
             self.shape["target_modules"] = sorted(found.targets)
@@ -133,6 +135,8 @@ class IntrospectionModule(LightningModule):
             raise ConfigurationError([str(error)]) from error
         self.layers = layers
         leave_base_alone(self)
+        if self.trainer.strategy.root_device.type == "cpu" and not is_sharded(self.trainer):
+            cast_once(self.model)
 
     def _load_base(self) -> PreTrainedModel:
         """The base model: whole on this process's device; for several processes of FSDP, in the first one only."""
@@ -160,17 +164,14 @@ class IntrospectionModule(LightningModule):
         return self.model(**inputs)
 
     def answer_logits(self, batch: TrialBatch) -> Tensor:
-        """Run the question pass (see :func:`~introspection_lit.steering.question_pass.read_answers`)."""
-        return read_answers(self, batch, self.layers, self.recompute)
+        """Run the question pass: logits at the answer position, ``(rows, vocabulary)``."""
+        return read_batch(self, batch)[:, 0]
 
     def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Answers]:
         """Score a batch of any split and add it to the metrics; returns its loss ``()`` and its answers."""
-        if batch.early is None:
-            logits, early = self.answer_logits(batch), None
-        else:
-            places = torch.stack([answer_positions(batch), batch.early.marks], dim=1)
-            logits, early = read_positions(self, batch, places, self.layers, self.recompute).unbind(dim=1)
-        loss, parts = batch_loss(self, batch, logits, self.loss, early)
+        logits, *early = read_batch(self, batch, batch.early.marks if batch.early else None).unbind(dim=1)
+        with question_attention(self.base, self.model, self.recompute):
+            loss, parts = batch_loss(self, batch, logits, self.loss, *early)
         training, size = batch.split == "train", len(batch.trials)
         if gather:
             named = {f"{batch.split}/loss_{task}": part for task, part in parts.items()}
