@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import re
+import shlex
 import signal
 from collections import defaultdict
 from pathlib import Path
@@ -379,6 +380,20 @@ def test_speeds_agree_with_the_benchmarks_own_output(path: Path) -> None:
         rates = f"{row['trials_per_second']:.2f} | {row['lowest']:.2f}-{row['highest']:.2f} | {row['ratio']:.2f}"
         assert f"| {row['path']} | {row['batch']} | {rates} | {row['of_ceiling']:.0%} |" in page
     assert f"{results['ratio']:.2f}" in page
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "results" / "performance" / "against").glob("*.json")), ids=lambda path: path.stem
+)
+def test_ratios_of_two_builds_agree_with_the_benchmarks_own_output(path: Path) -> None:
+    """Every row, with both commits and the options."""
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert all(f"`{results[build]['commit']}`" in page for build in ("this", "other"))
+    assert f"{shlex.join(results['options'])} --rounds {results['pairs']} --against" in page
+    for row in results["rows"]:
+        rates = f"{row['this']:.2f} | {row['other']:.2f} | {row['ratio']:.3f} | {row['standard_error']:.3f}"
+        assert f"| {row['path']} | {row['batch']} | {rates} |" in page
 
 
 def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:

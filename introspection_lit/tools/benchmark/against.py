@@ -80,7 +80,7 @@ def measure(this: Path, other: Path, words: Sequence[str], pairs: int, report: C
         report: Called with a line for each process.
 
     Returns:
-        ``this`` and ``other``, the builds' folders and commits, and ``rows`` (see :func:`rows`).
+        ``this`` and ``other``, the names of the builds' folders and their commits, and ``rows`` (see :func:`rows`).
 
     Raises:
         ConfigurationError: A build refuses the options.
@@ -93,7 +93,7 @@ def measure(this: Path, other: Path, words: Sequence[str], pairs: int, report: C
             pair[build] = run_once(folders[build], words)
             rates = ", ".join(f"{rate:.4g}" for rate in _rates(pair[build]).values())
             report(f"pair {number + 1} of {pairs}, {build} build: {rates} trials/s")
-    builds = {name: {"folder": str(folder), "commit": done[0][name]["commit"]} for name, folder in folders.items()}
+    builds = {name: {"folder": folder.name, "commit": done[0][name]["commit"]} for name, folder in folders.items()}
     return {**builds, "pairs": pairs, "rows": rows([(pair["this"], pair["other"]) for pair in done])}
 
 
