@@ -40,7 +40,7 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 	  --data.test_trials '{seen: 48, heldout: 48, concept: 52, concept_pca: 52, newkinds: 64}'
 
 # Two tiers, which `make test test-all` runs one after the other; .ci/run does.
-test: $(INSTALLED)  ## Run the tests: ten minutes on two cores, no network, no GPU
+test: $(INSTALLED)  ## Run the tests: six minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
 test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out (slow, hostile, damaged input), then the documented commands

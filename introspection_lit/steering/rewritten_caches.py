@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from introspection_lit.models.attention import attention
+from introspection_lit.steering.attention import attention
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import position_ids, steered_cache
 from introspection_lit.utils.errors import RunError

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, cast
 from lightning_utilities.core.rank_zero import rank_zero_info
 from transformers import Cache
 
-from introspection_lit.models.attention import question_attention
 from introspection_lit.steering.clean_caches import GIB, CleanCaches, make_reader, model_state
 from introspection_lit.steering.prefill import Forward, prefill_mode
 from introspection_lit.steering.question_pass import answer_positions, read_texts
 from introspection_lit.steering.shared_prefill import shared_cache
 from introspection_lit.training.changed_caches import apply_changes
 from introspection_lit.training.distributed import is_sharded
-from introspection_lit.training.reading import read_batch
+from introspection_lit.training.reading import question_attention, read_batch
 
 if TYPE_CHECKING:
     from introspection_lit.training.module import IntrospectionModule

@@ -23,6 +23,11 @@ T = TypeVar("T")
 FAILED = -1
 
 
+def in_process_group() -> bool:
+    """Whether there may be other processes, which must make the same forward passes."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def smallest_of_all(find: Callable[[], int]) -> int:
     """Collective: the smallest of the sizes that all ranks find. If the search fails on one rank, all ranks fail.
 
@@ -30,7 +35,7 @@ def smallest_of_all(find: Callable[[], int]) -> int:
         RunError: The search of another rank has failed.
         Exception: Raised by this rank's own search.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_process_group():
         return find()
     failure: Exception | None = None
     try:
@@ -48,7 +53,7 @@ def smallest_of_all(find: Callable[[], int]) -> int:
 
 def gather_objects(own: T) -> list[T]:
     """Collective: the picklable objects of all processes, in the order of their ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not in_process_group():
         return [own]
     objects: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(objects, own)

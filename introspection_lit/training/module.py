@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,6 @@ from introspection_lit.models.adapter_weights import load_adapter
 from introspection_lit.models.adapters import adapter_settings, base_mismatches, read_adapter
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.architectures import Architecture
-from introspection_lit.models.attention import question_attention
 from introspection_lit.models.autocast import cast_once
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, Lora
@@ -29,7 +27,7 @@ from introspection_lit.training.checkpoint_checks import identity_problems, tens
 from introspection_lit.training.distributed import fail_together, is_sharded, leave_base_alone, one_loads_for_all
 from introspection_lit.training.fsdp import adapter_shapes
 from introspection_lit.training.losses import Scored, batch_loss, detection_rows
-from introspection_lit.training.reading import read_batch
+from introspection_lit.training.reading import question_attention, read_batch
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.test_sets import CHOICES, SOURCES, TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError, RunError
@@ -169,9 +167,12 @@ class IntrospectionModule(LightningModule):
 
     def _step(self, batch: TrialBatch, gather: bool = True) -> tuple[Tensor, Answers]:
         """Score a batch of any split and add it to the metrics; returns its loss ``()`` and its answers."""
-        logits, *early = read_batch(self, batch, batch.early.marks if batch.early else None).unbind(dim=1)
+        if batch.early is None:
+            logits, early = self.answer_logits(batch), None
+        else:
+            logits, early = read_batch(self, batch, batch.early.marks).unbind(dim=1)
         with question_attention(self.base, self.model, self.recompute):
-            loss, parts = batch_loss(self, batch, logits, self.loss, *early)
+            loss, parts = batch_loss(self, batch, logits, self.loss, early)
         training, size = batch.split == "train", len(batch.trials)
         if gather:
             named = {f"{batch.split}/loss_{task}": part for task, part in parts.items()}
@@ -342,10 +343,3 @@ class IntrospectionModule(LightningModule):
             raise ConfigurationError(problems)
         self.threshold = saved["threshold"] if self.given_threshold is None else self.given_threshold
         self.validated = saved["validation"]
-
-
-@contextmanager
-def adapter_off(module: IntrospectionModule) -> Iterator[None]:
-    """Switch the adapter off, without gradients, while the block runs."""
-    with torch.no_grad(), module.model.disable_adapter():
-        yield

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
-from torch.distributed import is_initialized
+from torch import Tensor, nn
 
-from introspection_lit.models.attention import question_attention
+from introspection_lit.models.base_model import BaseModel
+from introspection_lit.steering.attention import attention
 from introspection_lit.steering.prefill import Forward
-from introspection_lit.steering.question_pass import answer_positions, read_positions
+from introspection_lit.steering.question_pass import QuestionBatch, answer_positions, read_positions
+from introspection_lit.training.distributed import in_process_group
 
 if TYPE_CHECKING:
-    from introspection_lit.training.module import IntrospectionModule
-    from introspection_lit.trials.batch import TrialBatch
+    from introspection_lit.utils.lazy_types import PeftModel
 
 
-def read_batch(
-    module: IntrospectionModule, batch: TrialBatch, also: Tensor | None = None, forward: Forward | None = None
-) -> Tensor:
+class Reader(Forward, Protocol):
+    """What is needed of the Lightning module."""
+
+    base: BaseModel
+    model: PeftModel
+    layers: list[nn.Module]
+    recompute: bool
+
+
+def question_attention(base: BaseModel, model: PeftModel, recompute: bool) -> AbstractContextManager[None]:
+    """The attention implementation for the question pass, under the autocast of the moment.
+
+    Args:
+        base: Options of the model.
+        model: It and its adapter.
+        recompute: Layers run again in the backward pass, after the block: as they did in it, so nothing is changed.
+    """
+    device, inner = model.device.type, model.get_base_model()
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inner.dtype
+    switchable = getattr(type(inner), "_supports_attention_backend", False) and not recompute
+    eager = switchable and base.eager_for_questions(device, dtype == torch.bfloat16)
+    return attention(model, "eager") if eager else nullcontext()
+
+
+def read_batch(module: Reader, batch: QuestionBatch, also: Tensor | None = None, forward: Forward | None = None) -> Tensor:
     """Read the caches of a batch with its questions.
 
     Args:
@@ -41,5 +64,5 @@ def read_batch(
             module.layers,
             module.recompute,
             head=module.model.get_base_model().get_output_embeddings(),
-            group=not is_initialized(),  # several processes must make the same passes
+            group=not in_process_group(),
         )

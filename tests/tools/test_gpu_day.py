@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,13 @@ def test_a_step_that_hangs_is_ended_with_all_it_has_started(tmp_path: Path, monk
     assert not is_alive(int(started.read_text()))
 
 
-def test_an_interrupted_step_leaves_no_file_and_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_step_leaves_no_file_and_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Ctrl-C in the middle: what was done before stays, and the step is run again the next time."""
     monkeypatch.setattr(step, "GRACE", 0.2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     started = tmp_path / "started"
     code = f"import os, signal, time; open({str(started)!r}, 'w').write(str(os.getpid()))\n"
     code += "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"

@@ -155,7 +155,10 @@ def test_references_are_those_of_masked_attention(tiny: Path, some_contexts: lis
     names = {name: list("abcd") for name in RANDOM_SPLITS}
     bank = VectorBank(directions, names, torch.linspace(3.0, 8.0, 6), {})
     model = add_lora(load_model(BaseModel(str(tiny))), Lora()).eval()
-    module = cast("IntrospectionModule", SimpleNamespace(model=model, layers=find_decoder_layers(model)))
+    module = cast(
+        "IntrospectionModule",
+        SimpleNamespace(model=model, layers=find_decoder_layers(model), base=BaseModel(), recompute=False),
+    )
     batch = split.collate(split.plan.batch(0, 64, split.lengths(), 1), bank)
     context = cast("Any", SimpleNamespace(forward_context=nullcontext))
     trainer = SimpleNamespace(model=model, world_size=1, precision_plugin=context, training=False)
@@ -191,7 +194,10 @@ def test_references_are_those_of_masked_attention(tiny: Path, some_contexts: lis
 def test_rotation_is_checked_against_the_models_own(family_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that turns other channels together is refused, not shifted wrongly."""
     model = add_lora(family_model, Lora())
-    module = cast("IntrospectionModule", SimpleNamespace(model=model, layers=find_decoder_layers(model)))
+    module = cast(
+        "IntrospectionModule",
+        SimpleNamespace(model=model, layers=find_decoder_layers(model), base=BaseModel(), recompute=False),
+    )
     assert len(checked_frequencies(module)) * 2 == model.get_base_model().config.head_dim
     decoder: Any = model.get_base_model().get_decoder()
     forward = decoder.rotary_emb.forward

@@ -25,7 +25,6 @@ from introspection_lit.tasks.questions import info_text, load_facts
 from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training import exported_adapter
 from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
-from introspection_lit.training.module import adapter_off
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE
 from introspection_lit.training.run_context import module_of, run_of
 from introspection_lit.trials import leaks
@@ -152,7 +151,7 @@ class Evidence(Callback):
             if self.observers is not None:
                 for name, scores in self.observers.scores(features_of(run, batch)).items():
                     self._note(batch, name, scores)
-            with adapter_off(module):
+            with torch.no_grad(), module.model.disable_adapter():
                 if run.options.prefill_adapter:  # these caches were written with the adapter on: compute them again
                     batch = run.with_cache(replace(batch, cache=None))
                 if self.untrained:

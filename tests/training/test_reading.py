@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from introspection_lit.models.attention import attention, question_attention
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
+from introspection_lit.steering.attention import attention
+from introspection_lit.training.reading import question_attention
 
 IDS = torch.arange(24).reshape(2, 12)
 
