@@ -176,8 +176,9 @@ def _layer_bytes(shape: Shape, base: BaseModel, load: Load, width: int) -> int:
     attention = width * shape.queries * (tokens + 2 * all_tokens)
     scores = tokens * (load.context + load.question)
     bfloat16 = load.precision.startswith("bf16") or (load.precision.startswith("32") and base.dtype == "bfloat16")
-    switched = not load.recompute and base.eager_for_questions(load.device, bfloat16)
-    if switched or base.implementation == "eager":  # the softmax in float32, and its cast
+    if (
+        base.eager_for_questions(load.device, bfloat16) or base.implementation == "eager"
+    ):  # the softmax in float32, and its cast
         attention += (4 + width) * shape.heads * scores
     else:  # the output, the log-sum-exp and the mask
         attention += width * shape.queries * tokens + 4 * tokens * shape.heads + width * scores

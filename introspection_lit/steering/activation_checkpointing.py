@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
+from introspection_lit.steering.attention import attention, configurations
 from introspection_lit.steering.caches import fork_layer
 
 
@@ -19,7 +21,8 @@ def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Store only the inputs of decoder layers for the backward pass, and run the layers again there.
 
     Method: Chen et al. 2016, arXiv:1604.06174, with one segment for each layer. Gradients equal those of a plain pass:
-    dropout and autocast are the same in both runs (``torch.utils.checkpoint`` without reentrance), and so is the KV cache.
+    dropout and autocast are the same in both runs (``torch.utils.checkpoint`` without reentrance), and so are the attention
+    implementation and the KV cache.
     A layer appends to its cache and would read its own keys twice in the second run, so each run gets its own fork of the
     cache. The backward pass may run after the block has ended.
 
@@ -32,7 +35,9 @@ def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
     overrides = [vars(layer).get("forward") for layer in layers]  # usually None: forward belongs to the class
     try:
         for index, layer in enumerate(layers):
-            layer.forward = _run_twice(layer.forward, index)
+            used = {config._attn_implementation for config in configurations([layer])}
+            again = partial(attention, [layer], used.pop()) if len(used) == 1 else nullcontext
+            layer.forward = _run_twice(layer.forward, index, again)
         yield
     finally:
         for layer, forward in zip(layers, overrides, strict=True):
@@ -41,8 +46,10 @@ def recompute_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
                 layer.forward = forward
 
 
-def _run_twice(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
-    """Checkpoint the ``forward`` of decoder layer ``index``."""
+def _run_twice(
+    forward: Callable[..., Any], index: int, again: Callable[[], AbstractContextManager[None]]
+) -> Callable[..., Any]:
+    """Checkpoint the ``forward`` of decoder layer ``index``; ``again`` makes the block of the second run."""
 
     def forked(value: Any) -> Any:
         return _fork_at(value, index) if isinstance(value, Cache) else value
@@ -54,7 +61,7 @@ def _run_twice(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
         def run(*inputs: Any) -> Any:
             return forward(*map(forked, inputs), **{name: forked(value) for name, value in named.items()})
 
-        return checkpoint(run, *originals, use_reentrant=False)
+        return checkpoint(run, *originals, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
 
     return checkpointed
 

@@ -73,7 +73,7 @@ def received_attention(
 
     handles = [child.register_forward_hook(hook_for(n)) for n, layer in enumerate(layers) for child in layer.children()]
     try:
-        with attention(model, "eager"):
+        with attention([model], "eager"):
             cache = steered_cache(model, model, layers, ids, mask, intervention)
     finally:
         for handle in handles:

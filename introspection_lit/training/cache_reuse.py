@@ -41,7 +41,7 @@ def batch_cache(
 def answer_references(forward: Forward, module: IntrospectionModule, batch: TrialBatch) -> None:
     """Let the untrained model answer the references of a batch with its caches, and read its plain texts."""
     references, texts = batch.references, batch.texts
-    reading = question_attention(module.base, module.model, recompute=False)
+    reading = question_attention(module.base, module.model)
     with prefill_mode(module.model, adapter=False), reading:
         if references is not None:
             asked = replace(

@@ -171,7 +171,7 @@ class IntrospectionModule(LightningModule):
             logits, early = self.answer_logits(batch), None
         else:
             logits, early = read_batch(self, batch, batch.early.marks).unbind(dim=1)
-        with question_attention(self.base, self.model, self.recompute):
+        with question_attention(self.base, self.model):
             loss, parts = batch_loss(self, batch, logits, self.loss, early)
         training, size = batch.split == "train", len(batch.trials)
         if gather:

@@ -27,19 +27,18 @@ class Reader(Forward, Protocol):
     recompute: bool
 
 
-def question_attention(base: BaseModel, model: PeftModel, recompute: bool) -> AbstractContextManager[None]:
+def question_attention(base: BaseModel, model: PeftModel) -> AbstractContextManager[None]:
     """The attention implementation for the question pass, under the autocast of the moment.
 
     Args:
         base: Options of the model.
         model: It and its adapter.
-        recompute: Layers run again in the backward pass, after the block: as they did in it, so nothing is changed.
     """
     device, inner = model.device.type, model.get_base_model()
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inner.dtype
-    switchable = getattr(type(inner), "_supports_attention_backend", False) and not recompute
+    switchable = getattr(type(inner), "_supports_attention_backend", False)
     eager = switchable and base.eager_for_questions(device, dtype == torch.bfloat16)
-    return attention(model, "eager") if eager else nullcontext()
+    return attention([model], "eager") if eager else nullcontext()
 
 
 def read_batch(module: Reader, batch: QuestionBatch, also: Tensor | None = None, forward: Forward | None = None) -> Tensor:
@@ -56,7 +55,7 @@ def read_batch(module: Reader, batch: QuestionBatch, also: Tensor | None = None,
     """
     answers = answer_positions(batch)
     places = torch.stack([answers] if also is None else [answers, also], dim=1)
-    with question_attention(module.base, module.model, module.recompute):
+    with question_attention(module.base, module.model):
         return read_positions(
             forward or module,
             batch,

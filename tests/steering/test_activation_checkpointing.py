@@ -18,7 +18,7 @@ from two_processes import run_together
 
 from introspection_lit.cli import main
 from introspection_lit.models.architecture import find_decoder_layers
-from introspection_lit.models.base_model import BaseModel, Lora
+from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
 from introspection_lit.steering.activation_checkpointing import recompute_layers
 from introspection_lit.steering.caches import fork
@@ -36,7 +36,7 @@ ANSWERS = torch.tensor([7, 3, 7])
 def asked(model: PreTrainedModel, lora: Lora, shared: bool = False) -> tuple[IntrospectionModule, Any]:
     """A module with a trained adapter in training mode, and a batch with a steered cache; one cache for all if shared."""
     torch.manual_seed(1)
-    module = IntrospectionModule(BaseModel(attention="sdpa"), lora)  # the one that is there
+    module = IntrospectionModule(lora=lora)
     module.layers, module.model = find_decoder_layers(model), add_lora(model, lora).train()
     for name, parameter in module.model.named_parameters():
         if "lora_" in name:
