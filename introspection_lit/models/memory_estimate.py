@@ -40,7 +40,6 @@ class Load:
     strategy: Strategy = "one"  # one process, ddp (the whole base model in each) or fsdp (a share of it in each)
     world_size: int = 1  # number of processes
     recompute: bool = False  # activation checkpointing: decoder layers run again in the backward pass
-    answer_positions: int = 1  # different question lengths in a batch; logits are computed at each of these positions
     kept_contexts: int = 0  # clean contexts whose caches are kept in host memory
     kept_layers: int = 0  # layers at which steering may begin; the residual stream after each is kept with a cache
     rows_of_cache: int = 1  # questions that each cache is asked
@@ -205,12 +204,12 @@ def _adapter_bytes(shape: Shape, base: BaseModel, lora: Lora, load: Load, width:
 
 
 def logit_bytes(shape: Shape, base: BaseModel, load: Load) -> int:
-    """Bytes of the logits: at every answer position and at each row's own, and in float32 one cast and two softmaxes.
+    """Bytes of the logits: at each row's answer position, computed and picked, and in float32 one cast and two softmaxes.
 
     And of references and of every token of plain texts, the untrained model's log-probabilities in float32.
     """
     width = _product_bytes(base, load.precision)
-    rows = load.batch * shape.vocabulary * (width * (load.answer_positions + 1) + 3 * 4)
+    rows = load.batch * shape.vocabulary * (2 * width + 3 * 4)
     texts = load.texts * load.context * shape.vocabulary * (width + 3 * 4 + 4)
     return rows + texts + load.references * shape.vocabulary * 4
 
