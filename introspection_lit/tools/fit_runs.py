@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -55,7 +55,7 @@ class Training(NamedTuple):
         if not self.results.exists():
             return False
         recorded = read_results(self.results).get("command")
-        if not same_command(str(recorded), self.command):
+        if not same_command(str(recorded), self.command, self.folder.parent):
             raise ConfigurationError(
                 [
                     f"{self.results}: made by another command ({recorded}). Expected none yet, or one made by: "
@@ -80,32 +80,67 @@ class Training(NamedTuple):
             raise
 
 
-def same_command(one: str, other: str) -> bool:
+def same_command(one: str, other: str, logs: Path) -> bool:
     """Whether two commands are the same training, each as typed in its own working directory.
 
     Paths are compared by the way to them from the command's own logger folder: ``configs/a.yaml`` beside ``logs`` is
-    ``../configs/a.yaml`` beside ``../logs``.
+    ``../configs/a.yaml`` beside ``../logs``. Through a symbolic link the way as typed is another, so files that are there
+    are compared, too.
+
+    Args:
+        one: A command.
+        other: Another.
+        logs: The logger folder of both.
     """
     try:
         first, second = shlex.split(one), shlex.split(other)
     except ValueError:  # a quotation mark that is not closed: not a command
         return one == other
-    ways = (_ways_from_logs(first), _ways_from_logs(second))
-    return (
-        len(first) == len(second)
-        and all(
+    if len(first) != len(second):
+        return False
+    return any(
+        all(
             way == way_now or (typed == typed_now and before != "--config")  # as typed: a model's name is no path
-            for before, typed, typed_now, way, way_now in zip(["", *first[:-1]], first, second, *ways, strict=True)
+            for before, typed, typed_now, way, way_now in zip(["", *first[:-1]], first, second, ways, ways_now, strict=True)
         )
+        for ways in _readings(first, logs)
+        for ways_now in _readings(second, logs)
     )
 
 
-def _ways_from_logs(words: Sequence[str]) -> list[str]:
-    """The words of a command, with what may be a path, alone or after an option's ``=``, relative to its logger folder."""
-    logs = next((word.split("=", 1)[1] for word in words if word.startswith(f"{LOGGER}.save_dir=")), ".")
+def _readings(words: Sequence[str], logs: Path) -> Iterator[list[str]]:
+    """A command's words with paths as typed, and as found from each directory in which it may have been typed.
+
+    Such a directory is this one, one above or one in it, from which the command's logger folder is ``logs``.
+    """
+    yield _ways_from_logs(words)
+    here = Path.cwd()
+    for directory in (here, *here.parents, *(path for path in here.iterdir() if path.is_dir())):
+        if (directory / _logger_folder(words)).resolve() == logs.resolve():
+            yield _ways_from_logs(words, directory)
+
+
+def _logger_folder(words: Sequence[str]) -> str:
+    """A command's logger folder, as typed."""
+    return next((word.split("=", 1)[1] for word in words if word.startswith(f"{LOGGER}.save_dir=")), ".")
+
+
+def _ways_from_logs(words: Sequence[str], directory: Path | None = None) -> list[str]:
+    """The words of a command, with what may be a path, alone or after an option's ``=``, relative to its logger folder.
+
+    Args:
+        words: Of the command.
+        directory: In which it was typed: symbolic links are followed from there. Without it paths are read as typed.
+    """
+
+    def place(path: str) -> str:
+        return os.path.realpath(directory / path) if directory else path
+
+    logs = place(_logger_folder(words))
     parts = [word.rpartition("=") if word.startswith("--") else ("", "", word) for word in words]
     return [
-        option + (os.path.relpath(value, logs) if value and value[0] not in "{[-" else value) for option, _, value in parts
+        option + (os.path.relpath(place(value), logs) if value and value[0] not in "{[-" else value)
+        for option, _, value in parts
     ]
 
 

@@ -342,7 +342,32 @@ def test_bad_commands(
 def test_a_command_is_the_same_wherever_it_is_typed(one: str, other: str, same: bool) -> None:
     """A run's controls are trained once, whether by a command in the project's folder or in scripts."""
     one, other = (text.replace("--x.logs", f"{fit_runs.LOGGER}.save_dir") for text in (one, other))
-    assert fit_runs.same_command(one, other) is fit_runs.same_command(other, one) is same
+    logs = Path("logs")
+    assert fit_runs.same_command(one, other, logs) is fit_runs.same_command(other, one, logs) is same
+
+
+def test_a_command_is_the_same_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is named by a symbolic link in one command, and by its folder in the other, in either order."""
+    run = tmp_path / "runs" / "quick" / "version_0"
+    for folder in (run / "controls", tmp_path / "scripts", tmp_path / "configs"):
+        folder.mkdir(parents=True)
+    for link in (tmp_path / "RUN", tmp_path / "scripts" / "RUN"):
+        link.symlink_to(run)
+
+    def command(run: str, configs: str) -> str:
+        return f"fit --config {run}/config.yaml --config {configs} {fit_runs.LOGGER}.save_dir={run}/controls"
+
+    typed = [
+        (tmp_path, command("RUN", "configs/a.yaml")),
+        (tmp_path, command("runs/quick/version_0", "configs/a.yaml")),
+        (tmp_path / "scripts", command("RUN", "../configs/a.yaml")),
+        (tmp_path / "scripts", command("../runs/quick/version_0", "../configs/a.yaml")),
+    ]
+    for directory, now in typed:
+        monkeypatch.chdir(directory)
+        for _, recorded in typed:
+            assert fit_runs.same_command(recorded, now, run / "controls"), (recorded, now, directory)
+            assert not fit_runs.same_command(recorded.replace("a.yaml", "b.yaml"), now, run / "controls")
 
 
 def test_a_results_file_that_is_none(tmp_path: Path) -> None:
