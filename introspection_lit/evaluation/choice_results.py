@@ -11,7 +11,7 @@ import numpy as np
 from introspection_lit.evaluation.analysis import rate_interval
 from introspection_lit.evaluation.task_results import READERS, STRONG, Row
 from introspection_lit.evaluation.trial_table import TrialTable
-from introspection_lit.trials.test_sets import CHOICES
+from introspection_lit.trials.test_sets import CHOICES, OF_CONCEPTS
 from introspection_lit.utils.seeds import generator
 
 # Random orders of the guesses that say how much information wrong guesses seem to carry.
@@ -28,7 +28,7 @@ def choice_rows(rows: Sequence[Mapping[str, Any]], trained_kinds: Iterable[str])
     Returns:
         A row for each set and observer: ``set``, ``observer``, ``n``, ``chance``, ``accuracy`` and its interval, both also
         for trials steered at :data:`~introspection_lit.evaluation.task_results.STRONG` or more (``strong``), and the
-        accuracy ``by_band``. Of ``identification``: ``confusion``, the number of each (true, given) pair;
+        accuracy ``by_band``. Of ``identification`` and ``naming``: ``confusion``, the number of each (true, given) pair;
         ``information``, the mutual information of both in bits, and ``information_by_chance``, its mean over random orders
         of the guesses, since wrong guesses pile up on a few words and small samples seem to inform.
     """
@@ -51,7 +51,7 @@ def _summary(name: str, observer: str, rows: Sequence[Mapping[str, Any]], traine
         interval = rate_interval(right[strong], table.where(strong))
         summary |= {"strong": float(right[strong].mean()), "strong_interval": interval, "n_strong": int(strong.sum())}
     summary["by_band"] = {band: float(right[table.bands == band].mean()) for band in table.bands_of()}
-    if name == "identification":
+    if name in OF_CONCEPTS:
         true = [row["answers"][row["right"]] for row in rows]
         given = [row["answers"][row["given"][observer]] for row in rows]
         counts = Counter(zip(true, given, strict=True))

@@ -111,7 +111,7 @@ def draw_confusion(row: Mapping[str, Any]) -> ReportFigure:
     panel.set_ylabel("added")
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
-    title = f"Concept added and concept named: {row['observer']}"
+    title = f"Concept added and concept named{' in words' * (row['set'] == 'naming')}: {row['observer']}"
     given = values.sum(axis=0)
     most = int(given.argmax())
     share = given[most] / given.sum()
@@ -121,9 +121,9 @@ def draw_confusion(row: Mapping[str, Any]) -> ReportFigure:
 
 
 def confusions(evidence: Mapping[str, Any]) -> dict[str, ReportFigure]:
-    """The confusion of concepts, by observer."""
+    """The confusion of concepts, by test set and observer."""
     rows = [row for row in lookup(evidence, "choices") or [] if row.get("confusion")]
-    return {f"confusion-{row['observer']}": draw_confusion(row) for row in rows}
+    return {f"confusion-{row['set']}-{row['observer']}": draw_confusion(row) for row in rows}
 
 
 def _kind_label(row: Mapping[str, Any]) -> str:

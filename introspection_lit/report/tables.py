@@ -33,6 +33,7 @@ CHOICE_SETS = {
     "lines": "which of four lines was steered",
     "comparison": "which half was steered more",
     "identification": "which of ten concepts was added",
+    "naming": "which concept, by its name",
 }
 METRICS = {"auroc": "AUROC", "tpr": "TPR", "fpr": "FPR", "tpr_at_1pct_fpr": "TPR at 1 % FPR", "dprime": "d'"}
 

@@ -121,6 +121,29 @@ def _token(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> 
     return int(after[-1]) if is_single else None
 
 
+def first_tokens(
+    tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing, words: tuple[str, ...]
+) -> AnswerWords | None:
+    """Words of any number of tokens as answers, each scored by its first token right after the answer prefix.
+
+    Args:
+        tokenizer: The model's.
+        question: Any question.
+        phrasing: System prompt and answer prefix.
+        words: The words; some may begin with the same token.
+
+    Returns:
+        The words with these tokens; None if a word changes the tokens before it.
+    """
+    text, _ = render(tokenizer, SAMPLE_CONTEXT, question, replace(phrasing, joint=""))
+    space = "" if text[-1] in OPENING else " "
+    before = tokenizer(text, add_special_tokens=False)["input_ids"]
+    continued = [tokenizer(f"{text}{space}{word}", add_special_tokens=False)["input_ids"] for word in words]
+    ids = tuple(int(tokens[len(before)]) for tokens in continued if tokens[: len(before)] == before)
+    usable = len(ids) == len(words) and all(tokenizer.decode([token]).strip() for token in ids)
+    return AnswerWords(words, ids) if usable else None
+
+
 def usable_words(
     tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing, groups: Iterable[tuple[str, ...]]
 ) -> tuple[AnswerWords, ...]:

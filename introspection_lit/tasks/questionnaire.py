@@ -14,7 +14,7 @@ from introspection_lit.contexts.conversations import YES_NO
 from introspection_lit.tasks import task_questions
 from introspection_lit.tasks.questions import load_facts, with_answers
 from introspection_lit.tasks.task import AnswerWords, Query, TaskOptions, with_lead_in
-from introspection_lit.tasks.task_questions import HALVES, NOTHING, YES_NO_SHARE
+from introspection_lit.tasks.task_questions import HALVES, NAMED_SHARE, NOTHING, YES_NO_SHARE
 from introspection_lit.utils.seeds import draw_in_rounds, generator
 
 # Of factual and reading the right answer is that of the untrained model over the clean cache.
@@ -39,7 +39,7 @@ QUESTIONS_OF_TEST_SETS = 2
 # The pairs of answer words (``Wording.answer_words``) of the questionnaires of test sets, if not the trained ones.
 WORDS_OF = {"newcodes": "heldout", "facts": "yes_no", "facts_bare": "yes_no", "reading": "yes_no"}
 # The kind of pairs of test sets, if not a clean and a steered cache.
-KIND_OF = {"halves": IN_HALVES, "lines": IN_LINES, "comparison": UNEQUAL, "identification": CONCEPTS}
+KIND_OF = {"halves": IN_HALVES, "lines": IN_LINES, "comparison": UNEQUAL, "identification": CONCEPTS, "naming": CONCEPTS}
 
 
 class Part(NamedTuple):
@@ -53,6 +53,7 @@ class Part(NamedTuple):
         lead_in: Share of the questions that begin with the lead-in.
         exchanged: Share of the questions whose answer words change places, where not every cache is asked in both orders.
         early: Factor of the early loss (:class:`~introspection_lit.tasks.task.TaskOptions`).
+        named: Share of the questions about concepts that are answered by the concept's name, not by a digit or letter.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Part(NamedTuple):
     lead_in: float = 1.0
     exchanged: float = 0.5
     early: float = 0.0
+    named: float = 0.0
 
 
 class PlainAnswers(NamedTuple):
@@ -134,6 +136,7 @@ class Questionnaire:
         kinds: The kinds of pairs; those with caches of their own are asked nothing but their task.
         series: Digits and letters as answers of questions with many answers.
         concepts: Names of the concepts that are added.
+        names: They and, last, "nothing" as answers, each by its first token; None: they cannot be.
         plain: Tokens of answers in plain words; None: there is no early loss.
     """
 
@@ -145,6 +148,7 @@ class Questionnaire:
     kinds: PairKinds = field(default_factory=lambda: PairKinds(0, ""))
     series: tuple[AnswerWords, ...] = ()
     concepts: tuple[str, ...] = ()
+    names: AnswerWords | None = None
     plain: PlainAnswers | None = None
 
     @cached_property
@@ -223,16 +227,20 @@ class Questionnaire:
         random = generator(self.seed, "choice", self.split, kind, pair, number)
         if kind == IN_LINES:
             words = next(series for series in self.series if series.words[0].isdigit()).first(LINES)
-            text = f"{random.choice(task_questions.SENTENCES)} Answer with its number."
-            return text, words, truth.places[truth.second], tuple(f"line {word}" for word in words.words)
+            question = f"{random.choice(task_questions.SENTENCES)} Answer with its number."
+            return question, words, truth.places[truth.second], tuple(f"line {word}" for word in words.words)
+        by_name = self.names if part.named and random.random() < part.named else None
         words = self.series[int(random.integers(len(self.series)))]
         others = [concept for concept in range(len(self.concepts)) if concept not in truth.concepts]
-        drawn = random.choice(others, OPTIONS - len({*truth.concepts, -1}), replace=False).tolist()
-        options = [*{*truth.concepts, -1}, *drawn]
+        added = {*truth.concepts, -1}
+        options = [*added, *random.choice(others, OPTIONS - len(added), replace=False).tolist()]
         random.shuffle(options)
         named = tuple(NOTHING if option < 0 else self.concepts[option] for option in options)
-        listed = ", ".join(f"{word} {name}" for word, name in zip(words.words, named, strict=True))
-        return f"{random.choice(part.questions)} {listed}.", words, options.index(truth.concepts[truth.second]), named
+        listed = ", ".join(f"{word} {name}" for word, name in zip(words.words, named, strict=True)) + "."
+        ids = tuple(by_name.ids[option] for option in options) if by_name else ()
+        if len(set(ids)) == OPTIONS:  # else two names begin with the same token
+            words, listed = AnswerWords(named, ids), task_questions.NAMES.format(names=", ".join(named))
+        return f"{random.choice(part.questions)} {listed}", words, options.index(truth.concepts[truth.second]), named
 
     def _draw_words(self, random: np.random.Generator) -> AnswerWords:
         """Yes and no, with their share, or any other pair."""
@@ -252,7 +260,8 @@ class Questionnaire:
             if part.task == IDENTIFICATION:
                 longest = sorted([NOTHING, *self.concepts], key=len)[-OPTIONS:]
                 listed = [", ".join(map(" ".join, zip(words.words, longest, strict=False))) for words in self.series]
-                texts |= {f"{question} {concepts}." for question in part.questions for concepts in listed}
+                listed = [*(f"{concepts}." for concepts in listed), task_questions.NAMES.format(names=", ".join(longest))]
+                texts |= {f"{question} {concepts}" for question in part.questions for concepts in listed}
             elif part.task in OWN_CACHES:
                 texts |= {f"{q} {HALVES.format(first=a, second=b)}" for q in part.questions for a, b in pairs}
             else:
@@ -283,6 +292,7 @@ def training_parts(tasks: Mapping[str, TaskOptions]) -> tuple[Part, ...]:
             tasks[name].weight,
             0.5 if name in (FACTUAL, READING) else 1.0,
             early=tasks[name].early,
+            named=NAMED_SHARE if name == IDENTIFICATION else 0.0,
         )
         for name, questions in QUESTIONS.items()
         if name in tasks
@@ -303,10 +313,9 @@ def part_of_test_set(name: str) -> Part:
     facts = [fact.question for fact in load_facts()]
     if name in KIND_OF:
         task = TASK_OF[KIND_OF[name]]
-        return Part(task, QUESTIONS[task], QUESTIONS_OF_TEST_SETS)
+        return Part(task, QUESTIONS[task], QUESTIONS_OF_TEST_SETS, named=float(name == "naming"))
     return {
-        "codes": Part(DETECTION, QUESTIONS[DETECTION], QUESTIONS_OF_TEST_SETS),
-        "newcodes": Part(DETECTION, QUESTIONS[DETECTION], QUESTIONS_OF_TEST_SETS),
+        **dict.fromkeys(("codes", "newcodes"), Part(DETECTION, QUESTIONS[DETECTION], QUESTIONS_OF_TEST_SETS)),
         "facts": Part(FACTUAL, facts, QUESTIONS_OF_TEST_SETS, exchanged=0),
         "facts_bare": Part(FACTUAL, facts, QUESTIONS_OF_TEST_SETS, lead_in=0, exchanged=0),
         "reading": Part(READING, task_questions.HELDOUT_READING, QUESTIONS_OF_TEST_SETS, exchanged=0),

@@ -39,8 +39,11 @@ SENTENCES = (
     "Which numbered line was tampered with?", "While you read which line were you steered?",
     "At which line was something added to your activations?",
 )  # fmt: skip
-# Which concept was added; the list of concepts follows.
+# Which concept was added; the concepts follow, each with a digit or letter or, to be answered by its name, without.
 IDENTIFICATION = ("Which of these was put into your thoughts?", "What were you steered towards?")
+# Share of the questions of training and validation that are answered by its name.
+NAMED_SHARE = 0.5
+NAMES = "Answer with one of the words {names}."
 NOTHING = "nothing"
 # Concepts that identification is trained on; tests use those of the bank.
 TRAINED_CONCEPTS = (

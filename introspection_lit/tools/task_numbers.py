@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from introspection_lit.report.formatting import lookup
+from introspection_lit.trials.test_sets import CHOICES
 
 # Numbers and their titles. Accuracies and "right in both orders" are those at strength .5 or more; numbers of facts and of
 # questions about the text are right where they are the untrained model's.
@@ -28,6 +29,7 @@ NUMBERS = {
     "lines": "which of four lines (chance .25)",
     "comparison": "which half more (chance .5)",
     "identification": "which of ten concepts (chance .1)",
+    "naming": "which concept, by name (chance .1)",
     "perplexity": "perplexity, adapter on / off",
     "accuracy": "facts, nothing steered: balanced accuracy",
 }
@@ -52,7 +54,7 @@ def task_numbers(results: Mapping[str, Any], observer: str) -> dict[str, float |
         numbers |= {name: lookup(tasks, name, "auroc"), f"{name}_both": lookup(tasks, name, "both_right")}
     for name in ("facts", "facts_bare", "reading"):
         numbers |= {name: lookup(tasks, name, "auroc"), f"{name}_changed": lookup(tasks, name, "changed")}
-    for name in ("halves", "lines", "comparison", "identification"):
+    for name in CHOICES:
         numbers[name] = lookup(choices, name, "strong")
     effects, state = lookup(results, "evidence", "side_effects") or {}, "on" if observer == "adapter" else "off"
     now, before = (lookup(effects, "perplexity", which, "perplexity") for which in (state, "off"))
@@ -77,7 +79,7 @@ def task_intervals(results: Mapping[str, Any], observer: str) -> dict[str, tuple
             f"{name}_both": ("tasks", name, "both_right_interval"),
             f"{name}_changed": ("tasks", name, "changed_interval"),
         }
-    places |= {name: ("choices", name, "strong_interval") for name in ("halves", "lines", "comparison", "identification")}
+    places |= {name: ("choices", name, "strong_interval") for name in CHOICES}
     found = {name: lookup(rows.get((part, of)) or {}, key) for name, (part, of, key) in places.items()}
     if observer == "adapter":
         found["newkinds_fpr"] = lookup(results.get("sets") or {}, "newkinds", "fpr_interval")

@@ -54,7 +54,7 @@ from introspection_lit.trials.manifest_plan import Manifest, ManifestPlan
 from introspection_lit.trials.replay import chosen_trials, first_steered
 from introspection_lit.trials.shown import print_trial
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.test_sets import LONG_SETS, SOURCES
+from introspection_lit.trials.test_sets import LONG_SETS, OF_CONCEPTS, SOURCES
 from introspection_lit.utils.errors import ConfigurationError, Problems
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _check_model(run: RunContext, config: PretrainedConfig, bank: VectorBank | N
 
 def _concept_problems(options: DataOptions, bank: VectorBank) -> list[str]:
     """Check that a bank has as many concepts as a question names, and none that is both trained on and tested."""
-    asked = ["concept"] * ("identification" in options.test_sets) + ["concept_train"] * bool(options.concepts_to_train)
+    asked = ["concept"] * bool({*OF_CONCEPTS} & {*options.test_sets}) + ["concept_train"] * bool(options.concepts_to_train)
     problems = [
         f"data.bank: has {len(names)} directions of {split!r}. Expected at least {OPTIONS}, which a question of "
         "identification names. Make it with more concepts."

@@ -14,7 +14,7 @@ from introspection_lit.tasks.questionnaire import (
 from introspection_lit.training.changed_caches import change_problems
 from introspection_lit.training.checks import concept_list_problems, count_problems
 from introspection_lit.training.options import DataOptions
-from introspection_lit.trials.test_sets import QUESTIONNAIRES
+from introspection_lit.trials.test_sets import OF_CONCEPTS, QUESTIONNAIRES
 
 
 def option_problems(options: DataOptions) -> list[str]:
@@ -93,8 +93,9 @@ def _concept_problems(options: DataOptions) -> list[str]:
         tested = {concept.casefold() for concept in options.concepts}
         if both := sorted(concept for concept in options.concepts_to_train if concept.casefold() in tested):
             problems.append(f"data.trained_concepts: {both} are in data.concepts too, which are tested. Leave them out.")
-    if "identification" in options.test_sets and len(options.concepts) < OPTIONS:
-        problems.append(f"data.concepts: got {len(options.concepts)}. Expected {OPTIONS} for the test set identification.")
+    asked = [name for name in OF_CONCEPTS if name in options.test_sets]
+    if asked and len(options.concepts) < OPTIONS:
+        problems.append(f"data.concepts: got {len(options.concepts)}. Expected {OPTIONS} for the test set {asked[0]}.")
     if options.manifest is not None and options.bank is None:
         problems.append("data.manifest: needs data.bank too, the bank whose vectors it names.")
     return problems

@@ -13,6 +13,7 @@ from introspection_lit.contexts.splits import SIGNALS, evenly_spaced, line_conte
 from introspection_lit.contexts.usable import control_token_problems, usable_contexts
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
+from introspection_lit.tasks.answer_tokens import first_tokens
 from introspection_lit.tasks.questionnaire import (
     CONCEPTS,
     IN_LINES,
@@ -30,6 +31,7 @@ from introspection_lit.tasks.questionnaire import (
     training_parts,
 )
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS, builtin_questions, info_text
+from introspection_lit.tasks.task import AnswerWords
 from introspection_lit.tasks.task_questions import NOTHING
 from introspection_lit.tasks.wording import Wording, longest_question, window_problems
 from introspection_lit.training.changed_caches import deployed_split, with_benign_changes
@@ -225,8 +227,14 @@ class SplitBuilder:
             PairKinds(options.seed, name, kinds),
             words.answer_words["series"],
             concepts,
+            self._names(concepts) if concepts else None,
             self._plain_answers(concepts) if name == "train" and any(part.early for part in parts) else None,
         )
+
+    def _names(self, concepts: Sequence[str]) -> AnswerWords | None:
+        """Concepts and "nothing" as answers."""
+        words = self.wording
+        return first_tokens(words.tokenizer, words.questions["train"][0], words.phrasing, (*concepts, NOTHING))
 
     def _plain_answers(self, concepts: Sequence[str]) -> PlainAnswers:
         """The first token, white space apart, of each answer in plain words after a question mark."""

@@ -77,6 +77,7 @@ SOURCES = {
     "lines": Source("heldout", "heldout", "lines"),
     "comparison": Source("heldout", "heldout", "comparison"),
     "identification": Source("concept", "concept", "identification"),
+    "naming": Source("concept", "concept", "naming"),  # the same, answered by the concept's name
 }
 TEST_SETS = tuple(split for split in SOURCES if split not in ("train", "validation"))
 OF_NEW_KINDS = tuple(name for name, source in SOURCES.items() if source.contexts == "newkinds")
@@ -85,7 +86,8 @@ MANY = 10**6  # stands for no end in a range of exchanges
 LONG_SETS = tuple(name for name, source in SOURCES.items() if source.long)
 DEPLOYED = tuple(split for split, source in SOURCES.items() if source.changed)
 # Test sets over caches of their own, and all that ask each cache several questions.
-CHOICES = ("halves", "lines", "comparison", "identification")
+CHOICES = ("halves", "lines", "comparison", "identification", "naming")
+OF_CONCEPTS = ("identification", "naming")
 QUESTIONNAIRES = ("codes", "newcodes", "facts", "facts_bare", "reading", *CHOICES)
 # Those that ask trained questions; of codes and newcodes, the answer words are what is tested.
 ASK_TRAINED = ("train", "codes", "newcodes", *CHOICES)

@@ -21,7 +21,7 @@ DEPLOYED = ROOT / "docs/results/deployment/quickstart.json"  # over changed cach
 # What a report asks for that none of them has got.
 OPTIONAL = {
     r"sets\.(concept_pca|imported)": "test sets that are measured if a bank has such vectors",
-    r"sets\.(halves|lines|comparison|identification)\.\w+": "which part, which concept: nothing is detected there",
+    r"sets\.(halves|lines|comparison|identification|naming)\.\w+": "which part, which concept: nothing is detected there",
     r"sets\.\w+\.(auroc|tpr|mass)_interval": "of the rates of a test set only the FPR has an interval",
 }
 # What a file may have and none of them has got.

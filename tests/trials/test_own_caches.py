@@ -35,7 +35,7 @@ from introspection_lit.utils.errors import ConfigurationError
 
 OWN = "localisation: {pairs: 4}, comparison: {pairs: 2}, identification: {pairs: 2}"
 TASKS = f"{{detection: {{questions: 2}}, factual: {{}}, reading: {{}}, {OWN}, plain_text: {{questions: 0.5}}}}"
-SETS = "{halves: 16, lines: 16, comparison: 16, identification: 16}"
+SETS = "{halves: 16, lines: 16, comparison: 16, identification: 16, naming: 16}"
 LAYERS, EACH = 6, 4
 
 
