@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import Context, Message, exchange
 from introspection_lit.contexts.conversations import Phrasing, encode
-from introspection_lit.tasks.answer_tokens import find_answer_tokens
+from introspection_lit.tasks.answer_tokens import find_answer_tokens, first_tokens
 from introspection_lit.tasks.questions import QUESTION, builtin_questions, info_text, insert_answers
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -45,6 +45,17 @@ def test_digits_get_the_space_that_stands_before_them(digits_apart: PreTrainedTo
     whole = digits_apart(digits_apart.decode([*ids, one]), add_special_tokens=False)["input_ids"]
     assert whole[-len(ids) - 1 :] == [*ids, one]  # the model would have written exactly these
     assert find_answer_tokens(digits_apart, [], ["Did it?"], Phrasing())[0].joint == ""
+
+
+def test_words_of_several_tokens_are_scored_by_their_first(digits_apart: PreTrainedTokenizerFast) -> None:
+    """It is what the model would write after the answer prefix, in the whole answer encoded at once."""
+    found = first_tokens(digits_apart, "Which one?", Phrasing(), ("yes", "yesterday", "no one"))
+    assert found is not None
+    ids = encode(digits_apart, CONTEXT, "Which one?", Phrasing()).question_ids
+    for word, token in zip(found.words, found.ids, strict=True):
+        whole = digits_apart(f"{digits_apart.decode(ids)} {word}", add_special_tokens=False)["input_ids"]
+        assert whole[: len(ids) + 1] == [*ids, token], word
+    assert first_tokens(digits_apart, "Which one?", Phrasing(), ("yes", "7 seas")) is None  # the space comes first
 
 
 def test_either_order(tokenizer: PreTrainedTokenizerFast) -> None:

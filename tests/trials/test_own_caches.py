@@ -21,7 +21,7 @@ from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.tasks.questionnaire import NOTHING, TASK_OF
-from introspection_lit.tasks.task import TaskOptions
+from introspection_lit.tasks.task import AnswerWords, TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_PAIRS
 from introspection_lit.training.experiment_setup import prepare
 from introspection_lit.training.option_checks import option_problems
@@ -108,7 +108,7 @@ def test_both_caches_of_a_pair_differ_in_what_is_asked_alone(splits: dict[str, S
 
 def test_right_answer_names_what_was_done(splits: dict[str, Split]) -> None:
     """Both caches of a pair are asked the same; whoever says one word always is right for half of the halves."""
-    for name in ("train", "halves", "lines", "comparison", "identification"):
+    for name in ("train", "halves", "lines", "comparison", "identification", "naming"):
         split = splits[name]
         questionnaire = split.questionnaire
         assert questionnaire is not None
@@ -123,13 +123,46 @@ def test_right_answer_names_what_was_done(splits: dict[str, Split]) -> None:
                 expected = [questionnaire.concepts[t.vector] if t.steered else NOTHING for t in (first, second)]
                 assert len(set(queries[0].meanings)) == len(queries[0].answers.words) == 10
                 assert NOTHING in queries[0].meanings
-                listed = zip(queries[0].answers.words, queries[0].meanings, strict=True)
-                assert all(f"{word} {concept}" in queries[0].text for word, concept in listed)
+                listed = list(zip(queries[0].answers.words, queries[0].meanings, strict=True))
+                by_name = all(word == concept for word, concept in listed)
+                assert all((concept if by_name else f"{word} {concept}") in queries[0].text for word, concept in listed)
+                assert not by_name or name != "identification"
             elif kind == "lines":
                 expected = [f"line {trial.parts.index(1) + 1}" for trial in (first, second)]
             else:
                 expected = [("first half", "second half")[trial.parts.index(1)] for trial in (first, second)]
             assert right == expected
+
+
+def test_half_of_the_trained_questions_about_concepts_are_answered_by_name(splits: dict[str, Split]) -> None:
+    """And all of the test set ``naming``, where each name begins with a token of its own."""
+    shares = {}
+    for name in ("train", "identification", "naming"):
+        questionnaire = splits[name].questionnaire
+        assert questionnaire is not None
+        words = (*questionnaire.concepts, NOTHING)
+        distinct = AnswerWords(words, tuple(range(len(words))))
+        split = replace(splits[name], questionnaire=replace(questionnaire, names=distinct))
+        queries = [split.query(trial) for kind, trial, _ in caches(split, 640) if kind == "concepts"]
+        named = [query for query in queries if query.answers.words == query.meanings]
+        shares[name] = len(named) / len(queries)
+        for query in named:
+            assert query.answers.ids == tuple(distinct.words.index(word) for word in query.answers.words)
+    assert shares["naming"] == 1
+    assert shares["identification"] == 0
+    assert 0.3 < shares["train"] < 0.7
+
+
+def test_names_that_begin_alike_are_answered_by_a_digit_or_letter(splits: dict[str, Split]) -> None:
+    """Two names with one first token could not be told apart."""
+    split = splits["naming"]
+    questionnaire = split.questionnaire
+    assert questionnaire is not None
+    words = (*questionnaire.concepts, NOTHING)
+    same = replace(questionnaire, names=AnswerWords(words, (7,) * len(words)))
+    for _, trial, _ in caches(split, 8):
+        answers = replace(split, questionnaire=same).query(trial).answers
+        assert set(answers.words) <= {*"1234567890"} or set(answers.words) <= {*"ABCDEFGHIJ"}
 
 
 def test_words_without_a_partner_are_drawn_in_both_orders(tiny: Path) -> None:
