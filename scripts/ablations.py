@@ -17,19 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
-from introspection_lit.tools.fit_runs import Training, reserved_option_problems, run_missing
-from introspection_lit.tools.several_seeds import Row, seed_statistics
+from introspection_lit.tools.compared_runs import run_and_compare
+from introspection_lit.tools.fit_runs import reserved_option_problems
 from introspection_lit.tools.task_numbers import NUMBERS, task_numbers
 from introspection_lit.training.options import DataOptions
-from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.config_files import read_plain_yaml
-from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import ConfigurationError
-from introspection_lit.utils.provenance import provenance
 
 # Options that the script sets for each run.
 RESERVED = (
@@ -46,8 +42,7 @@ SIZES = ("batch_size", "effective_batch", "eval_batch_size", "trials_per_epoch",
 # Numbers of which the highest is the worst.
 LOWER_IS_BETTER = ("perplexity", "newkinds_fpr", "facts_changed", "reading_changed")
 ALL = "all"
-# Trainings without a task in a table.
-BESIDE = 2
+TITLE = "What each task buys"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -93,33 +88,18 @@ def compare(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
     if problems:
         raise ConfigurationError(problems)
     folder = (options.folder or Path("lightning_logs") / "ablations" / options.config.stem).expanduser()
-    seeds = range(options.first, options.first + options.seeds)
-    names = {ALL: (), **{f"without-{task}": (task,) for task in left_out}}
-    trainings = {
-        f"{name}/seed-{seed}": Training(
-            folder / name / f"seed-{seed}",
-            [
-                *("--config", str(options.config)),
-                *options_without(data, without),
-                *("--seed_everything", str(seed), "--data.seed", str(seed), "--test_after_fit", "true"),
-                *more,
-            ],
-        )
-        for name, without in names.items()
-        for seed in seeds
-    }
-    failed = run_missing(trainings)
-    rows = {
-        name: summary({seed: trainings[f"{name}/seed-{seed}"] for seed in seeds if f"{name}/seed-{seed}" not in failed})
-        for name in names
-    }
-    rows = {name: row for name, row in rows.items() if row}
-    origin = provenance()
-    write_json(folder / "ablations.json", {"commit": origin["commit"], "command": origin["command"], "rows": rows})
-    for table in ablation_tables(rows):
-        PlainConsole().print(table)
-    print(f"details: {folder / 'ablations.json'}")
-    return failed
+    variants = {ALL: (), **{f"without-{task}": (task,) for task in left_out}}
+    return run_and_compare(
+        {name: ["--config", str(options.config), *options_without(data, without)] for name, without in variants.items()},
+        more,
+        range(options.first, options.first + options.seeds),
+        folder,
+        "ablations.json",
+        lambda training: task_numbers(read_results(training.results), "adapter"),
+        NUMBERS,
+        LOWER_IS_BETTER,
+        TITLE,
+    )
 
 
 def data_of(config: Path) -> dict[str, Any]:
@@ -157,35 +137,6 @@ def questions_of_cache(tasks: Mapping[str, Any]) -> int:
     return sum(
         int((tasks[name] or {}).get("questions", 1)) for name in ("detection", "factual", "reading") if name in tasks
     )
-
-
-def summary(trainings: Mapping[int, Training]) -> dict[str, Row]:
-    """Statistics over seeds of every number of :data:`~introspection_lit.tools.task_numbers.NUMBERS`."""
-    numbers = {seed: task_numbers(read_results(training.results), "adapter") for seed, training in trainings.items()}
-    rows = {name: {seed: found.get(name) for seed, found in numbers.items()} for name in NUMBERS}
-    return {
-        name: seed_statistics(values, highest_is_worst=name in LOWER_IS_BETTER)
-        for name, values in rows.items()
-        if any(value is not None for value in values.values())
-    }
-
-
-def ablation_tables(rows: Mapping[str, Mapping[str, Row]]) -> list[Table]:
-    """Tables of 80 columns: a row for each number; all tasks, and :data:`BESIDE` trainings without one, by their means."""
-    without = [name for name in rows if name != ALL]
-    tables = []
-    for first in range(0, max(len(without), 1), BESIDE):
-        shown = [*(name for name in (ALL,) if name in rows), *without[first : first + BESIDE]]
-        table = Table(title="What each task buys: mean over seeds", padding=0)
-        table.add_column("", no_wrap=True)
-        for name in shown:
-            table.add_column(name.replace("-", "\n", 1), justify="right")
-        for number, title in NUMBERS.items():
-            means = [(rows[name].get(number) or {}).get("mean") for name in shown]
-            if any(mean is not None for mean in means):
-                table.add_row(title, *("" if mean is None else f"{mean:.3f}" for mean in means))
-        tables.append(table)
-    return tables
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ QUIET = ["--trainer.enable_progress_bar", "false"]
 NEW_IN_ADAPTER = ("invocation", "check")
 # What each file of a run says of its base model, and the results of what the user accepts; null of random weights.
 NEW_OF_BASE = {".introspection.base_hashes", ".base_hashes", ".other_base"}
-NEW_EVIDENCE = {"tasks": [], "choices": [], "deployed": [], "as_exported": None, "long": None}
+NEW_EVIDENCE = {"tasks": [], "choices": [], "deployed": [], "as_exported": None, "long": None, "reader_trials": None}
 # Of the data, with their defaults.
 NEW_OPTIONS = dict.fromkeys(("tasks", "lead_in", "trained_concepts", "long", "test_changes", "benign"))
 NEW_OPTIONS |= {"benign_share": 0.25, "chat_template": None, "thinking": "closed"}
@@ -175,6 +175,7 @@ def test_options_and_defaults_are_those_of_before(subcommand: str, capsys: pytes
     options = yaml.safe_load(printed)
     assert {name: options["data"].pop(name) for name in NEW_OPTIONS} == NEW_OPTIONS
     assert options["model"].pop("adapter_base") == "recorded"
+    assert options["evidence"].pop("reader_trials") == 0
     # As before, but for the question pass in bfloat16 on the CPU.
     assert options["model"]["base"]["attention"] == "auto"
     options["model"]["base"]["attention"] = "sdpa"

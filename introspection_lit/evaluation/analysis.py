@@ -16,10 +16,11 @@ from introspection_lit.evaluation.observers import PROBE
 from introspection_lit.evaluation.psychometric import detection_strength
 from introspection_lit.evaluation.statistics import (
     auroc,
+    auroc_of_ranks,
     clustered_bootstrap,
     information,
+    ranks,
     rate,
-    weighted_auroc,
     wilson_interval,
 )
 from introspection_lit.evaluation.trial_table import ADAPTER, CURVES, PLAIN_SETS, USUAL_SETS, TrialTable
@@ -97,7 +98,8 @@ def rate_interval(hits: np.ndarray, trials: TrialTable) -> list[float]:
 
 def auroc_interval(scores: np.ndarray, trials: TrialTable) -> list[float | None]:
     """The 95 % interval of an AUROC by the clustered bootstrap; ``scores``: ``(n,)``, one for each of ``trials``."""
-    ends = clustered_bootstrap(lambda w: weighted_auroc(scores, trials.steered, w), trials.clusters, RESAMPLES)
+    place = ranks(scores)  # sorted once, not in every resample
+    ends = clustered_bootstrap(lambda w: auroc_of_ranks(place, trials.steered, w), trials.clusters, RESAMPLES)
     return [finite_or_none(end) for end in ends]
 
 

@@ -33,7 +33,16 @@ def weighted_auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> 
     Returns:
         Chance .5, best 1; nan if a class is missing or has no weight.
     """
-    _, place = np.unique(np.asarray(scores), return_inverse=True)
+    return auroc_of_ranks(ranks(scores), labels, weights)
+
+
+def ranks(scores: ArrayLike) -> NDArray[np.intp]:
+    """The place of each score among the distinct ones, from 0, ``(n,)``."""
+    return np.unique(np.asarray(scores), return_inverse=True)[1]
+
+
+def auroc_of_ranks(place: NDArray[np.intp], labels: ArrayLike, weights: ArrayLike) -> float:
+    """:func:`weighted_auroc` of scores whose :func:`ranks` are known, for many weights of the same scores."""
     weights, labels = np.asarray(weights, dtype=float), np.asarray(labels, dtype=bool)
     steered, clean = np.bincount(place, weights * labels), np.bincount(place, weights * ~labels)
     pairs = steered.sum() * clean.sum()

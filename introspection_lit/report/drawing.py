@@ -34,7 +34,7 @@ STYLE = {
 }
 # Colour, line style and marker; lines differ in all three.
 LINES = tuple(zip(PALETTE, ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), "-"), "os^Dv*P", strict=True))
-OBSERVERS = ("adapter", "untrained", "linear probe", "with info", "norms", "text")
+OBSERVERS = ("adapter", "untrained", "linear probe", "with info", "norms", "text", "cache reader")
 GREY = "#595959"
 Arguments = ParamSpec("Arguments")
 Drawing = TypeVar("Drawing")

@@ -24,6 +24,8 @@ TERMS = {
     "function. Of its interval only one end is given where the other lies beyond what was tested.",
     "interval": "95 %. Of FPR: Wilson's, over distinct clean inputs, since a model answers equal inputs equally.",
     "linear probe": "A linear classifier of the activations: what can be read out of them from outside.",
+    "cache reader": "A small network that reads whole caches, trained from outside on the adapter's trials: what can be "
+    "found at least.",
     "information": "Bits about steered or clean that the score gives for each trial. Best 1.",
     "logit lens": "The log-odds that the residual stream after a layer would give if it were the last.",
     "balanced accuracy": "The mean of the shares of steered and of clean trials judged rightly. Chance .5.",

@@ -14,6 +14,7 @@ from run_scripts import script
 from seeds_in_process import in_process
 from tiny_models import contexts_file
 
+from introspection_lit.tools.compared_runs import compared_tables
 from introspection_lit.tools.task_numbers import NUMBERS, task_numbers
 
 DATA = {
@@ -101,7 +102,7 @@ def test_tables_fit_the_console() -> None:
     """Eighty columns, with every name and number whole; the file of the documents has seven trainings."""
     rows = json.loads((ROOT / "docs" / "results" / "tasks" / "ablations.json").read_text(encoding="utf-8"))["rows"]
     console = Console(width=80, file=io.StringIO())
-    for table in script("ablations").ablation_tables(rows):
+    for table in compared_tables(rows, "all", NUMBERS, "What each task buys"):
         console.print(table)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown

@@ -18,6 +18,7 @@ from transformers import Cache
 from introspection_lit.cli import IntrospectionCLI, main
 from introspection_lit.contexts.context import BUILTIN
 from introspection_lit.contexts.loading import load_contexts
+from introspection_lit.evaluation.cache_reader import READER
 from introspection_lit.evaluation.logit_lens import summarise_lens
 from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
 from introspection_lit.evaluation.trial_table import ADAPTER
@@ -42,7 +43,7 @@ INFO = 4
 DATA = ["--data.test_trials", json.dumps(TOTALS), "--data.test_doses", "[0.5, 4.0]"]
 LITTLE = ["--evidence.probe_trials", "32", "--evidence.lens_trials", "40", "--evidence.texts", "2", "--evidence.facts", "4"]
 NOTHING = ["--evidence.probe_trials", "0", "--evidence.lens_trials", "0", "--evidence.texts", "0"]
-LITTLE += ["--evidence.report", "false"]
+LITTLE += ["--evidence.report", "false", "--evidence.reader_trials", "64"]
 NOTHING += ["--evidence.report", "false"]
 ALONE = ["--data.test_trials", json.dumps({name: TOTALS[name] for name in ASKED}), *DATA[2:]]
 Scores = dict[tuple[str, int], dict[str, float]]
@@ -104,7 +105,7 @@ def test_every_trial_is_gathered_once(fitted: SimpleNamespace) -> None:
     """Those that only fill up batches are not; who was asked about which trials is as the options say."""
     assert sorted(fitted.scores) == sorted((name, n) for name, total in TOTALS.items() for n in range(total))
     for (name, number), told in fitted.scores.items():
-        expected = {ADAPTER} | ({UNTRAINED, PROBE, NORMS, TEXT} if name in ASKED else set())
+        expected = {ADAPTER} | ({UNTRAINED, PROBE, NORMS, TEXT, READER} if name in ASKED else set())
         assert set(told) - {WITH_INFO} == expected
         assert (WITH_INFO in told) == (name in ASKED and number < INFO) or name.startswith("doses")
         assert all(type(value) is float and np.isfinite(value) for value in told.values())
@@ -175,7 +176,7 @@ def test_results_hold_the_evidence(fitted: SimpleNamespace) -> None:
         "odd",
     ):
         assert found[key], key
-    assert set(found["observers"]) == {ADAPTER, UNTRAINED, WITH_INFO, PROBE, NORMS, TEXT}
+    assert set(found["observers"]) == {ADAPTER, UNTRAINED, WITH_INFO, PROBE, NORMS, TEXT, READER}
     assert set(found["histograms"]) >= {"heldout", "newkinds"}
     assert found["side_effects"]["facts"] == 4
     assert {row["name"] for row in found["controls"]} == {
@@ -187,6 +188,7 @@ def test_results_hold_the_evidence(fitted: SimpleNamespace) -> None:
         "newquestions",
     }
     assert found["probe_trials"] >= 32
+    assert found["reader_trials"] == 64
     training = found["training"]
     assert len(training["steps"]) == 2
     assert all(len(training[name]) == 2 for name in ("auroc", "tpr", "fpr", "mass", "threshold"))
@@ -323,7 +325,8 @@ def test_observers_work_under_the_precision_of_the_step(
 
 
 @pytest.mark.parametrize(
-    "options", [{"probe_trials": 8}, {"facts": 3}, {"facts": 10**6}, {"info_trials": -1}, {"lens_trials": -1}]
+    "options",
+    [{"probe_trials": 8}, {"facts": 3}, {"facts": 10**6}, {"info_trials": -1}, {"lens_trials": -1}, {"reader_trials": -1}],
 )
 def test_options_that_cannot_be(options: dict[str, int]) -> None:
     """The message says what was given and what is expected."""

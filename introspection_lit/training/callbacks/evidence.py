@@ -14,9 +14,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from introspection_lit.evaluation import analysis
 from introspection_lit.evaluation.as_exported import EXPORTED
+from introspection_lit.evaluation.cache_reader import READER, CacheReader
 from introspection_lit.evaluation.learning_curves import learning_curves
 from introspection_lit.evaluation.logit_lens import log_odds_by_layer, summarise_lens
-from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
+from introspection_lit.evaluation.observers import Observers
 from introspection_lit.evaluation.scored_trials import analyse_rows, write_trials
 from introspection_lit.evaluation.side_effects import side_effects
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
@@ -25,11 +26,10 @@ from introspection_lit.tasks.questions import info_text, load_facts
 from introspection_lit.tasks.scoring import Answers, read
 from introspection_lit.training import exported_adapter
 from introspection_lit.training.distributed import gather_objects, is_sharded, through_wrapper
-from introspection_lit.training.options import DEFAULT_BATCH_SIZE
+from introspection_lit.training.outside_observers import cache_reader_scores, features_of, fit_cache_reader, fit_observers
 from introspection_lit.training.run_context import module_of, run_of
 from introspection_lit.trials import leaks
 from introspection_lit.trials.batch import TrialBatch
-from introspection_lit.trials.loaders import SplitBatches
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import AS_EXPORTED, CHOICES, TEST_SETS
 from introspection_lit.utils.errors import ConfigurationError
@@ -53,6 +53,7 @@ class Evidence(Callback):
         untrained: Score them with the model without its adapter.
         info_trials: Trials of each of those sets that it scores with the info prompt, too; the prompt is long.
         probe_trials: Training trials on which the outside observers (probe, norms, text) are fitted; 0: none.
+        reader_trials: Training trials on which the cache reader, a network that reads whole caches, is trained; 0: none.
         lens_trials: Trials of ``heldout`` in which the log-odds are read after every layer.
         texts: Held-out texts whose perplexity is measured with and without the adapter; 0: no side effects at all.
         facts: Questions of fact that are asked with and without the adapter; an even number.
@@ -66,6 +67,7 @@ class Evidence(Callback):
         untrained: bool = True,
         info_trials: int = 0,
         probe_trials: int = 256,
+        reader_trials: int = 0,
         lens_trials: int = 32,
         texts: int = 32,
         facts: int = 80,
@@ -74,7 +76,9 @@ class Evidence(Callback):
         self.enabled, self.sets, self.untrained = enabled, list(sets), untrained
         self.info_trials, self.probe_trials, self.lens_trials = info_trials, probe_trials, lens_trials
         self.texts, self.facts, self.report = texts, facts, report
+        self.reader_trials = reader_trials
         self.observers: Observers | None = None
+        self.reader: CacheReader | None = None
         self.scores: dict[tuple[str, int], dict[str, float]] = {}
         self.given: dict[tuple[str, int], dict[str, int]] = {}
         self.lens: dict[int, tuple[np.ndarray, bool]] = {}
@@ -86,7 +90,7 @@ class Evidence(Callback):
 
     def problems(self) -> list[str]:
         """Errors in the options."""
-        counts = (self.info_trials, self.probe_trials, self.lens_trials, self.texts, self.facts)
+        counts = (self.info_trials, self.probe_trials, self.reader_trials, self.lens_trials, self.texts, self.facts)
         most = len(load_facts())
         found = [
             f"evidence.sets: {name!r} is no test set. Expected some of: {', '.join(TEST_SETS)}."
@@ -95,14 +99,14 @@ class Evidence(Callback):
         ]
         if min(counts) < 0 or self.facts % 2 or self.facts > most or 0 < self.probe_trials < 32:
             found.append(
-                f"evidence: got info_trials, probe_trials, lens_trials, texts and facts {counts}. Expected none below 0, "
-                f"probe_trials 0 or at least 32, and an even number of facts up to {most}."
+                f"evidence: got info_trials, probe_trials, reader_trials, lens_trials, texts and facts {counts}. Expected "
+                f"none below 0, probe_trials 0 or at least 32, and an even number of facts up to {most}."
             )
         return found if self.enabled else []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset, and fit the outside observers on training trials."""
-        self.scores, self.given, self.lens, self.observers, self.found = {}, {}, {}, None, None
+        self.scores, self.given, self.lens, self.observers, self.reader, self.found = {}, {}, {}, None, None, None
         self.exported.close()
         if not self.enabled:
             return
@@ -113,12 +117,17 @@ class Evidence(Callback):
         self.lens_numbers = (
             first_trials(run.splits[LENS_SET], self.lens_trials) if LENS_SET in run.options.test_sets else set()
         )
-        if self.probe_trials and self.informed:
-            rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
-            try:
-                self.observers = fit_observers(run, self.probe_trials, trainer.strategy.root_device)
-            except ConfigurationError as error:  # too few contexts: no reason to lose the test
-                rank_zero_warn(f"no outside observers: {error}")
+        device = trainer.strategy.root_device
+        try:
+            if self.probe_trials and self.informed:
+                rank_zero_info(f"outside observers: prefilling {self.probe_trials} training trials")
+                self.observers = fit_observers(run, self.probe_trials, device)
+            if self.reader_trials and self.informed:
+                rank_zero_info(f"cache reader: prefilling {self.reader_trials} training trials")
+                with trainer.precision_plugin.forward_context():
+                    self.reader = fit_cache_reader(run, self.reader_trials, device)
+        except ConfigurationError as error:  # too few contexts, a model without keys: no reason to lose the test
+            rank_zero_warn(f"no outside observers: {error}")
         if AS_EXPORTED in run.options.test_sets:
             folder = exported_adapter.exported_folder(run)
             self.not_compared = exported_adapter.why_not_compared(run, folder)
@@ -151,6 +160,8 @@ class Evidence(Callback):
             if self.observers is not None:
                 for name, scores in self.observers.scores(features_of(run, batch)).items():
                     self._note(batch, name, scores)
+            if self.reader is not None:
+                self._note(batch, READER, cache_reader_scores(self.reader, batch))
             with torch.no_grad(), module.model.disable_adapter():
                 if run.options.prefill_adapter:  # these caches were written with the adapter on: compute them again
                     batch = run.with_cache(replace(batch, cache=None))
@@ -222,6 +233,7 @@ class Evidence(Callback):
             "leaks": leaks.audit(run.splits, run.vector_bank) | {"distinct_clean": trials.distinct_clean()},
             "training": learning_curves(folder),
             "probe_trials": self.observers.trials if self.observers else None,
+            "reader_trials": self.reader_trials if self.reader else None,
         }
 
 
@@ -252,30 +264,6 @@ def rows_to_run(trainer: Trainer, batch: TrialBatch, numbers: set[int]) -> tuple
 def answers_of(trainer: Trainer, module: IntrospectionModule, batch: TrialBatch) -> Answers:
     """The answers to a batch outside a step, with the model as it is now."""
     return read(through_wrapper(trainer, lambda: module.answer_logits(batch)), batch.answer_ids, batch.targets)
-
-
-def features_of(run: RunContext, batch: TrialBatch) -> Features:
-    """Features of a batch with its caches, for the outside observers."""
-    assert batch.cache is not None
-    contexts = run.splits[batch.split].contexts
-    texts = ["\n".join(turn.content for turn in contexts[trial.context].turns) for trial in batch.trials]
-    seen = cache_features(batch.cache, batch.readable, texts)
-    own = np.arange(len(texts)) if batch.cache_of is None else batch.cache_of.cpu().numpy()
-    return Features(seen.means[own], seen.norms[own], texts)
-
-
-def fit_observers(run: RunContext, n: int, device: torch.device) -> Observers:
-    """Fit the outside observers on the first trials of the training."""
-    # True labels and steering, also in control runs; each cache once.
-    split = replace(run.splits["train"], control="none").single_question()
-    batches = SplitBatches(split, run.vector_bank, DEFAULT_BATCH_SIZE, 1)  # not the training batch size
-    seen, labels, groups = [], [], []
-    for number in range(-(-n // DEFAULT_BATCH_SIZE)):
-        batch = run.with_cache(batches[number].to(device))
-        seen.append(features_of(run, batch))
-        labels.append(batch.labels.cpu().numpy())
-        groups += [split.contexts[trial.context].key for trial in batch.trials]
-    return Observers(concatenate(seen), np.concatenate(labels), groups)
 
 
 def with_info(run: RunContext, batch: TrialBatch) -> TrialBatch:
