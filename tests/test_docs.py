@@ -131,6 +131,36 @@ def test_sums_over_the_seeds_are_those_that_the_page_of_long_conversations_says(
     assert "Of {} steered in some exchanges alone {} were found".format(*parts) in page
 
 
+def test_sums_of_the_longer_experiment_are_those_that_page_and_header_say() -> None:
+    """Both sets together: up to four times the longest trained length, and up to twice that."""
+    results = json.loads((ROOT / "docs" / "results" / "long" / "longer.json").read_text(encoding="utf-8"))
+    rows = results["evidence"]["long"]["by_length"]
+    page, header = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").replace("#", " ").split())
+        for name in ("docs/long.md", "configs/long.yaml")
+    )
+
+    def total(count: str, share: str | None = None, most: int = 4096, least: int = 0) -> int:
+        chosen = [row for row in rows if least < row["tokens"][1] <= most]
+        return round(sum(row[count] * (1 if share is None else row[share] or 0) for row in chosen))
+
+    alarms, clean, late, more = total("alarms", most=2048), total("n_clean", most=2048), total("alarms"), total("n_clean")
+    assert f"{alarms} of {clean} clean conversations was called steered" in page
+    assert f"up to 4,096 tokens {late - alarms} of {more - clean} more" in page
+    assert (
+        f"{alarms} of {clean} was called steered up to 2,048 tokens and {late - alarms} of {more - clean} up to" in header
+    )
+    assert total("n_steered", "tpr") == total("n_steered")
+    parts = f"{total('n_part', 'part_tpr')} of {total('n_part')}"
+    assert f"All {total('n_steered')} steered as a whole were found, and {parts} steered in some exchanges" in page
+    assert f"all {total('n_steered')} as a whole and {parts} in some exchanges were found" in header
+    lengths = {row["tokens"][1] for row in rows if row["tokens"][1] <= 2048}
+    in_class = {end: [total(name, least=end - 1, most=end) for name in ("alarms", "n_clean")] for end in lengths}
+    worst = max(in_class.values(), key=lambda pair: pair[0] / pair[1])
+    assert "at most {} of {} in a class".format(*worst) in page
+    assert f"newkinds TPR {results['sets']['newkinds']['tpr']:.3f}".replace("0.", ".") in header
+
+
 def test_exported_adapter_does_what_the_page_says() -> None:
     """The three rows of docs/as-used.md, from the two results files."""
     page = " ".join((ROOT / "docs" / "as-used.md").read_text(encoding="utf-8").split())
