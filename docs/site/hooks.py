@@ -1,0 +1,123 @@
+"""Makes a site of documents that are written for reading in the repository; nothing is copied into it.
+
+README, ARCHITECTURE, CONTRIBUTING and CHANGELOG become pages beside those of docs, and links between them are turned
+accordingly. Files of the repository that a page links to are part of the site; of a folder it is a page with its files. The
+pages of the reference are made from the public names and the options.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS = ROOT / "docs"
+ASSETS = Path(__file__).parent / "assets"
+AT_ROOT = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# The classes whose arguments are options of the command line, by the beginning of their names.
+OPTIONS = {
+    "--data": "training.options.DataOptions",
+    "--data.long": "training.long_options.LongOptions",
+    "--data.tasks.NAME": "tasks.task.TaskOptions",
+    "--data.grid": "trials.grid.Grid",
+    "--data.reuse": "training.options.Reuse",
+    "--model": "training.module.IntrospectionModule",
+    "--model.base": "models.base_model.BaseModel",
+    "--model.lora": "models.base_model.Lora",
+    "--evidence": "training.callbacks.evidence.Evidence",
+    "--checkpoint": "training.callbacks.best_checkpoint.BestCheckpoint",
+}
+
+
+def place(path: Path) -> str:
+    """Where a file of the repository is in the site: files of docs and of the root side by side, others below them."""
+    return path.relative_to(DOCS if path.is_relative_to(DOCS) else ROOT).as_posix()
+
+
+def targets(document: Path) -> dict[str, Path]:
+    """What a page links to in the repository, by the link's text."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    return {link: (document.parent / link).resolve() for link in LINK.findall(text)}
+
+
+def listing(folder: Path) -> str:
+    """A page with the files of a folder."""
+    names = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".json", ".jsonl", ".png", ".py", ".ipynb", ".md")
+    )
+    return "\n".join([f"# {place(folder)}", "", *(f"- [{name}]({name})" for name in names)])
+
+
+def public_names() -> str:
+    """The page of the public names, in the order of docs/python.md's own table where it has them."""
+    import introspection_lit
+
+    names = sorted(introspection_lit.__all__, key=lambda name: (name[0].islower(), name.lower()))
+    told = "All that `import introspection_lit` offers; [From Python](../python.md) shows how it is used."
+    return "\n\n".join(["# Python", told, *(f"::: introspection_lit.{name}" for name in names)])
+
+
+def options() -> str:
+    """The page of the command line's options."""
+    told = (
+        "What `fit`, `validate`, `test` and `predict` take, in a configuration or as `--group.name VALUE`; `--help` prints the "
+        "same. `--trainer.*` are those of Lightning's `Trainer`."
+    )
+    parts = [
+        f"## {group} {{: data-toc-label='{group}' }}\n\n::: introspection_lit.{name}\n    options:\n      members: false\n"
+        "      show_root_heading: false\n      show_root_toc_entry: false"
+        for group, name in OPTIONS.items()
+    ]
+    return "\n\n".join(["# Options", told, *parts])
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the root, what pages link to, the reference and the site's own style."""
+    for name in AT_ROOT:
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for name, content in (("reference/python.md", public_names()), ("reference/options.md", options())):
+        files.append(File.generated(config, name, content=content))
+    for path in ASSETS.iterdir():
+        files.append(File.generated(config, f"assets/{path.name}", abs_src_path=str(path)))
+    for document in [file.abs_src_path for file in files.documentation_pages() if file.abs_src_path]:
+        for target in targets(Path(document)).values():
+            add(files, config, target)
+    return files
+
+
+def add(files: Files, config: MkDocsConfig, path: Path) -> None:
+    """Add a file or the list of a folder's, unless the site has it."""
+    if path.is_dir():
+        if f"{place(path)}/README.md" not in files.src_uris and f"{place(path)}/index.md" not in files.src_uris:
+            files.append(File.generated(config, f"{place(path)}/index.md", content=listing(path)))
+            for inner in path.iterdir():
+                if inner.is_file() and inner.suffix in (".py", ".ipynb", ".json", ".jsonl", ".png"):
+                    add(files, config, inner)
+    elif path.is_file() and place(path) not in files.src_uris:
+        files.append(File.generated(config, place(path), abs_src_path=str(path)))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links as they are in the repository to where the site has these files."""
+    if page.file.abs_src_path is None:
+        return markdown
+    known = targets(Path(page.file.abs_src_path))
+    here = posixpath.dirname(page.file.src_uri)
+
+    def turned(match: re.Match[str]) -> str:
+        target = known.get(match[1])
+        if target is None:
+            return match[0]
+        uri = place(target)
+        if target.is_dir():
+            uri += "/README.md" if f"{uri}/README.md" in files.src_uris else "/index.md"
+        return posixpath.relpath(uri, here or ".")
+
+    return LINK.sub(turned, markdown)
