@@ -20,6 +20,8 @@ DOCS = ROOT / "docs"
 ASSETS = Path(__file__).parent / "assets"
 AT_ROOT = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
+# A block that runs an example, which has a figure.
+EXAMPLE = re.compile(r"^```bash\npython (examples/\w+\.py).*\n```$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # The classes whose arguments are options of the command line, by the beginning of their names.
 OPTIONS = {
@@ -55,6 +57,13 @@ def listing(folder: Path) -> str:
     return "\n".join([f"# {place(folder)}", "", *(f"- [{name}]({name})" for name in names)])
 
 
+def with_code(command: re.Match[str]) -> str:
+    """The command of an example, and its code, folded."""
+    code = (ROOT / command[1]).read_text(encoding="utf-8").rstrip().splitlines()
+    lines = ["```python", *code, "```"]
+    return "\n".join([f'{command[0]}\n\n??? example "{command[1]}"\n', *(f"    {line}".rstrip() for line in lines)])
+
+
 def public_names() -> str:
     """The page of the public names, in the order of docs/python.md's own table where it has them."""
     import introspection_lit
@@ -67,8 +76,8 @@ def public_names() -> str:
 def options() -> str:
     """The page of the command line's options."""
     told = (
-        "What `fit`, `validate`, `test` and `predict` take, in a configuration or as `--group.name VALUE`; `--help` prints the "
-        "same. `--trainer.*` are those of Lightning's `Trainer`."
+        "What `fit`, `validate`, `test` and `predict` take, in a configuration or as `--group.name VALUE`; `--help` prints "
+        "the same. `--trainer.*` are those of Lightning's `Trainer`."
     )
     parts = [
         f"## {group} {{: data-toc-label='{group}' }}\n\n::: introspection_lit.{name}\n    options:\n      members: false\n"
@@ -108,6 +117,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links as they are in the repository to where the site has these files."""
     if page.file.abs_src_path is None:
         return markdown
+    markdown = EXAMPLE.sub(with_code, markdown)
     known = targets(Path(page.file.abs_src_path))
     here = posixpath.dirname(page.file.src_uri)
 
