@@ -115,6 +115,8 @@ def ask_one_cache(
         longest = max((len(each.encoded.question_ids) for each in ready), default=0)
         unread = unread_band(layer_reaches(detector.config), (steered[0], steered[-1]), longest)
         problems.add([unread and f"steering: {unread}"])
+    if any(each.encoded.context_ids != ready[0].encoded.context_ids for each in ready[1:]):
+        problems.add(["questions: the chat template writes the conversation otherwise before some. Ask each by itself."])
     problems.raise_if_any()
     assert added is not None
     fill, device = detector.tokenizer.pad_token_id or 0, detector.model.get_base_model().device
@@ -122,7 +124,7 @@ def ask_one_cache(
     asked_ids, asked_mask = (part.to(device) for part in pad([each.encoded.question_ids for each in ready], fill, "right"))
     intervention = Intervention(added[0][None].to(device), added[1][None].to(device), mask.bool())
     cache = steered_cache(
-        detector.model, detector.model, detector.layers, ids, mask, intervention, detector.prefill_adapter
+        detector.model, detector.model, detector.layers, ids, mask, intervention, detector.prefill_adapter and adapter
     )
     batch = _Batch(cache, mask, asked_ids, asked_mask, torch.zeros(len(ready), dtype=torch.long, device=device))
     with prefill_mode(detector.model, adapter):

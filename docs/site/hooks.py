@@ -7,13 +7,18 @@ pages of the reference are made from the public names and the options.
 
 from __future__ import annotations
 
+import inspect
 import posixpath
 import re
+from importlib import import_module
 from pathlib import Path
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import introspection_lit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
@@ -23,6 +28,10 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 # A block that runs an example, which has a figure.
 EXAMPLE = re.compile(r"^```bash\npython (examples/\w+\.py).*\n```$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# A reference of Sphinx in a docstring, as text and as what Markdown makes of it.
+ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
+ROLE_IN_HTML = re.compile(r":\w+:<code>~?(?:[\w.]+\.)?(\w+)</code>")
+HOOKS_HIDDEN = "\n    options:\n      members: false"
 # The classes whose arguments are options of the command line, by the beginning of their names.
 OPTIONS = {
     "--data": "training.options.DataOptions",
@@ -65,26 +74,33 @@ def with_code(command: re.Match[str]) -> str:
 
 
 def public_names() -> str:
-    """The page of the public names, in the order of docs/python.md's own table where it has them."""
-    import introspection_lit
-
-    names = sorted(introspection_lit.__all__, key=lambda name: (name[0].islower(), name.lower()))
+    """The page of the public names; of Lightning's modules without the hooks that they fill in."""
     told = "All that `import introspection_lit` offers; [From Python](../python.md) shows how it is used."
-    return "\n\n".join(["# Python", told, *(f"::: introspection_lit.{name}" for name in names)])
+    names = sorted(introspection_lit.__all__, key=lambda name: (name[0].islower(), name.lower()))
+    parts = [f"::: introspection_lit.{name}" + HOOKS_HIDDEN * name.startswith("Introspection") for name in names]
+    return "\n\n".join(["# Python", told, *parts])
 
 
 def options() -> str:
-    """The page of the command line's options."""
+    """The page of the command line's options, each with its default and what the docstring of its class says."""
     told = (
         "What `fit`, `validate`, `test` and `predict` take, in a configuration or as `--group.name VALUE`; `--help` prints "
         "the same. `--trainer.*` are those of Lightning's `Trainer`."
     )
-    parts = [
-        f"## {group} {{: data-toc-label='{group}' }}\n\n::: introspection_lit.{name}\n    options:\n      members: false\n"
-        "      show_root_heading: false\n      show_root_toc_entry: false"
-        for group, name in OPTIONS.items()
-    ]
-    return "\n\n".join(["# Options", told, *parts])
+    lines = ["# Options", told]
+    for group, path in OPTIONS.items():
+        module, _, name = path.rpartition(".")
+        kind = getattr(import_module(f"introspection_lit.{module}"), name)
+        parameters = inspect.signature(kind).parameters
+        parts = griffe.Docstring(inspect.getdoc(kind) or "").parse("google", warnings=False)
+        documented = [each for part in parts if part.kind.value in ("attributes", "parameters") for each in part.value]
+        lines.append(f"## {group}")
+        for option in documented:
+            if option.name in parameters:
+                default = repr(parameters[option.name].default)
+                given = f"Default: `{default}`. " if default != "None" and len(default) < 60 and "<" not in default else ""
+                lines += [f"### {group}.{option.name}", given + ROLE.sub(r"`\1`", option.description)]
+    return "\n\n".join(lines)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -118,6 +134,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.abs_src_path is None:
         return markdown
     markdown = EXAMPLE.sub(with_code, markdown)
+    if page.file.src_uri == "errors.md":  # messages are long lines
+        markdown = markdown.replace("```text", "``` {.text .message}")
+        page.meta["search"] = {"boost": 6}  # what is pasted into the search is most often a message
     known = targets(Path(page.file.abs_src_path))
     here = posixpath.dirname(page.file.src_uri)
 
@@ -131,3 +150,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(uri, here or ".")
 
     return LINK.sub(turned, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn what is left of Sphinx's references into names, with a link where the reference has the name."""
+
+    def named(match: re.Match[str]) -> str:
+        code = f"<code>{match[1]}</code>"
+        public = match[1] in introspection_lit.__all__
+        return f'<a href="python.html#introspection_lit.{match[1]}">{code}</a>' if public else code
+
+    return ROLE_IN_HTML.sub(named, html) if page.file.src_uri.startswith("reference/") else html
