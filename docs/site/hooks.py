@@ -23,6 +23,8 @@ import introspection_lit
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
 ASSETS = Path(__file__).parent / "assets"
+# What the page of a folder lists.
+SHOWN = (".json", ".jsonl", ".png", ".py", ".ipynb")
 AT_ROOT = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 # A block that runs an example, which has a figure.
@@ -59,10 +61,8 @@ def targets(document: Path) -> dict[str, Path]:
 
 
 def listing(folder: Path) -> str:
-    """A page with the files of a folder."""
-    names = sorted(
-        path.name for path in folder.iterdir() if path.suffix in (".json", ".jsonl", ".png", ".py", ".ipynb", ".md")
-    )
+    """A page with the files of a folder and of those in it."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (*SHOWN, ".md"))
     return "\n".join([f"# {place(folder)}", "", *(f"- [{name}]({name})" for name in names)])
 
 
@@ -122,8 +122,8 @@ def add(files: Files, config: MkDocsConfig, path: Path) -> None:
     if path.is_dir():
         if f"{place(path)}/README.md" not in files.src_uris and f"{place(path)}/index.md" not in files.src_uris:
             files.append(File.generated(config, f"{place(path)}/index.md", content=listing(path)))
-            for inner in path.iterdir():
-                if inner.is_file() and inner.suffix in (".py", ".ipynb", ".json", ".jsonl", ".png"):
+            for inner in path.rglob("*"):
+                if inner.is_file() and inner.suffix in SHOWN:
                     add(files, config, inner)
     elif path.is_file() and place(path) not in files.src_uris:
         files.append(File.generated(config, place(path), abs_src_path=str(path)))
