@@ -94,7 +94,8 @@ def options() -> str:
         parameters = inspect.signature(kind).parameters
         parts = griffe.Docstring(inspect.getdoc(kind) or "").parse("google", warnings=False)
         documented = [each for part in parts if part.kind.value in ("attributes", "parameters") for each in part.value]
-        lines.append(f"## {group}")
+        said = [ROLE.sub(r"`\1`", part.value) for part in parts if part.kind.value == "text"]
+        lines += [f"## {group}", *said]
         for option in documented:
             if option.name in parameters:
                 default = repr(parameters[option.name].default)
