@@ -8,7 +8,7 @@ VERSIONS ?= constraints.txt
 TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pipeline test test-all commands newest oldest short lint format clean
+.PHONY: help install quickstart pipeline test test-all commands docs newest oldest short lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -49,6 +49,9 @@ test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out (slow, host
 
 commands: $(INSTALLED)  ## Run every documented command as it is written, on tiny models
 	$(RUN) tests/run_documented_commands.py
+
+docs: $(INSTALLED)  ## Build the documents as a site, in build/site; the slow tests do, too
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 newest:  ## Run all tests with the newest versions of today but of torch, in a new .venv-newest
 	rm -rf .venv-newest

@@ -13,31 +13,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from introspection_lit import Detector, Steering, main
+from example_detector import train
+
+from introspection_lit import Detector, Steering
 
 CONVERSATIONS = [
     ("What should I cook tonight?", "A risotto with mushrooms: it takes half an hour, and one pan."),
     ("Sort these numbers: 7, 3, 5.", "3, 5, 7."),
 ]
-# The options of `python -m introspection_lit fit`: a tiny model, few trials, strong steering.
-TRAINING = {
-    "model.base.name_or_path": "random:tiny",
-    "model.learning_rate": "1e-2",
-    "data.strengths": "[2, 8]",
-    "data.max_context_tokens": "48",
-    "data.trials_per_epoch": "160",
-    "data.validation_trials": "32",
-    "trainer.max_epochs": "1",
-    "trainer.accelerator": "cpu",
-    "trainer.log_every_n_steps": "1",
-}
-
-
-def train(folder: str) -> Path:
-    """Train an adapter, and return its folder."""
-    options = TRAINING | {"trainer.logger.init_args.save_dir": folder}
-    cli = main(["fit", *(word for name, value in options.items() for word in (f"--{name}", value))])
-    return Path(cli.trainer.log_dir) / "adapter"
 
 
 def ask(adapter: Path) -> None:

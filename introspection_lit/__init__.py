@@ -21,13 +21,17 @@ _PUBLIC = {
     "IntrospectionDataModule": "training.datamodule",
     "IntrospectionModule": "training.module",
     "Lora": "models.base_model",
+    "Question": "one_cache",
     "Steering": "steering.specification",
     "VectorBank": "steering.vector_bank",
+    "ask_one_cache": "one_cache",
     "load_contexts": "contexts.loading",
     "main": "cli",
     "read_answers": "steering.question_pass",
+    "read_directions": "steering.vector_files",
     "steer": "steering.intervention",
     "steered_cache": "steering.prefill",
+    "write_direction": "steering.vector_files",
 }
 __all__ = list(_PUBLIC)
 # Classes by their former modules, and where they are now: configurations name them, as in

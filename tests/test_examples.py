@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "examples" / "detector.ipynb"
+EXAMPLES = ROOT / "examples"
+NOTEBOOK = EXAMPLES / "detector.ipynb"
+GALLERY = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+# Those that end in a figure, and its file.
+FIGURES = {
+    path.stem: found[1]
+    for path in sorted(EXAMPLES.glob("*.py"))
+    if (found := re.search(r'save\(figure, "(\w+\.png)"', path.read_text(encoding="utf-8")))
+}
 
 
 @pytest.fixture
@@ -20,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with the run that tests/contract holds."""
     shutil.copytree(ROOT / "tests" / "contract" / "run", tmp_path / "lightning_logs" / "default" / "version_0")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # as of a script that is run by its name
     return tmp_path
 
 
@@ -45,12 +55,76 @@ def test_script_asks_a_given_adapter(
     assert len({line.partition("log-odds")[2][:9] for line in lines if line.startswith("strength")}) == 8
 
 
+def drawn(name: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
+    """Run an example, and check that its figure is a picture with something in it."""
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *words])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    (figure,) = Path().rglob(FIGURES[name])
+    with Image.open(figure) as picture:
+        colours = picture.convert("RGB").getcolors(10**6)
+    assert colours is not None
+    assert len(colours) > 20
+    assert max(count for count, _ in colours) < 0.98 * sum(count for count, _ in colours)
+    return figure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_example_draws_its_figure_beside_the_run_of_a_given_adapter(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And prints what it shows; the one that compares two adapters shows no difference between equal ones."""
+    run = Path("lightning_logs/default/version_0")
+    adapters = [str(run / "adapter")] * (2 if name == "compare_adapters" else 1)
+    assert drawn(name, monkeypatch, *adapters).parent == run
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"figure: {run / FIGURES[name]}"
+    if name == "compare_adapters":
+        shown = [line.removeprefix("first").removeprefix("second").strip() for line in lines[:-1]]
+        assert shown[: len(shown) // 2] == shown[len(shown) // 2 :]
+
+
+@pytest.mark.slow
+def test_example_without_an_adapter_trains_one_and_keeps_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second example asks the same one; a folder may be given for the figure."""
+    drawn("own_conversations", monkeypatch, "--out", "figures")
+    kept = {path: path.stat().st_mtime_ns for path in Path("lightning_logs/examples").rglob("*.safetensors")}
+    assert len(kept) == 2  # the adapter and the vectors
+    drawn("own_vectors", monkeypatch, "--out", "figures")
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert {path.name for path in Path("figures").iterdir()} == {"own_conversations.png", "own_vectors.png"}
+
+
+def test_example_says_that_an_adapter_comes_without_vectors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As adapters from a hub may."""
+    run = Path("lightning_logs/default/version_0")
+    (run / "vectors.safetensors").unlink()
+    with pytest.raises(SystemExit, match=r"version_0/adapter has no vectors\.safetensors of its run"):
+        drawn("own_conversations", monkeypatch, str(run / "adapter"))
+
+
+def test_gallery_shows_every_example() -> None:
+    """With its command and its figure."""
+    assert len(FIGURES) >= 5
+    for name, figure in FIGURES.items():
+        assert f"python examples/{name}.py " in GALLERY
+        assert f"(gallery/{figure})" in GALLERY
+        assert (ROOT / "docs" / "gallery" / figure).is_file()
+
+
+def test_examples_are_short() -> None:
+    """What several of them need is in one file."""
+    lengths = {name: len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in FIGURES}
+    assert {name: length for name, length in lengths.items() if length >= 80} == {}
+
+
 def test_guide_to_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its blocks in their order."""
     names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/python.md, block {number}", "exec"), names)
-    assert len(capsys.readouterr().out.splitlines()) == len(re.findall(r"^ *print", "".join(blocks), re.MULTILINE))
+    again = len(names["questions"]) - 1  # one print is in a loop
+    assert len(capsys.readouterr().out.splitlines()) == again + len(re.findall(r"^ *print", "".join(blocks), re.MULTILINE))
     assert names["steered"] != names["clean"]
     assert names["cache"].get_seq_length() == names["ids"].shape[1]

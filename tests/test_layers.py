@@ -10,7 +10,7 @@ import introspection_lit
 PACKAGE = Path(introspection_lit.__file__).parent
 NAME = PACKAGE.name
 # Files beside the packages.
-ROOT = ("__main__", "cli", "detector", "model", "subcommands")
+ROOT = ("__main__", "cli", "detector", "model", "one_cache", "subcommands")
 # From the ground up; packages in one set do not know each other.
 LAYERS = (
     {"utils"},
