@@ -62,10 +62,11 @@ def _serve(options: argparse.Namespace) -> None:
         use_folder(Path(uploads))
         detector = _detector(options)
         from introspection_lit.page.examiner import Examiner
-        from introspection_lit.page.layout import Page
+        from introspection_lit.page.functions import Page
+        from introspection_lit.page.layout import build
 
         local = is_local(options.host)
-        app = application(Page(Examiner(detector)).build(), Path(uploads), (*LOCAL, options.host) if local else None)
+        app = application(build(Page(Examiner(detector))), Path(uploads), (*LOCAL, options.host) if local else None)
         taken.listen(128)
         sys.stdout.write(f"{address(taken)}\n{'' if local else OPEN + chr(10)}Ctrl-C stops it.\n")
         sys.stdout.flush()
@@ -85,7 +86,10 @@ def _detector(options: argparse.Namespace) -> Detector:
 
     quieten()
     adapter = read_adapter(options.adapter)
-    bank = VectorBank.load(options.vectors) if options.vectors else None
+    try:
+        bank = VectorBank.load(options.vectors) if options.vectors else None
+    except ConfigurationError as error:
+        raise ConfigurationError([_of_vectors(problem) for problem in error.problems]) from error
     if bank is None and not any((folder / BANK).is_file() for folder in (adapter.folder, adapter.folder.parent)):
         missing = f"there is no {BANK} in {adapter.folder} or the folder above, so there is no direction to choose"
         raise ConfigurationError(
@@ -95,8 +99,13 @@ def _detector(options: argparse.Namespace) -> Detector:
     if bank is not None:
         problems = bank.misfits(options.adapter, int(detector.config.hidden_size), len(detector.layers))
         if problems:
-            raise ConfigurationError([problem.replace("data.bank", "--vectors", 1) for problem in problems])
+            raise ConfigurationError([_of_vectors(problem) for problem in problems])
         detector.bank = bank
     if detector.bank is None:
         raise ConfigurationError([f"--adapter: its {BANK} cannot be used, as said above. Give another as --vectors."])
     return detector
+
+
+def _of_vectors(problem: str) -> str:
+    """A problem of a bank, named as the option; only ``fit`` can make one for the run."""
+    return problem.replace("data.bank", "--vectors", 1).replace(", or leave data.bank out to have one made for the run", "")

@@ -18,7 +18,7 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # What the page's own scripts ask for; everything else, files and proxies above all, is not there.
 READ = re.compile(
-    r"/|/(config|theme\.css|manifest\.json|favicon\.ico|pwa_icon)|/(assets|static)/[\w./-]+"
+    r"/|/(config|theme\.css|manifest\.json|favicon\.ico|pwa_icon)|/(assets|static)(/[\w-][\w.-]*)+"
     r"|/gradio_api/(info|startup-events|upload_progress|queue/data|heartbeat/\w+)"
 )
 WRITE = re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)")
@@ -55,7 +55,10 @@ class Gate:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        refused = 404 if scope["type"] != "http" else self._refused(scope)
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        refused = self._refused(scope)
         if refused is None and scope["method"] == "POST" and scope["path"] != UPLOAD:
             body = await _body(receive)
             refused = None if _names_no_file(body, self.uploads) else 403

@@ -23,10 +23,10 @@ def escaped(written: str) -> str:
     return html.escape(visible(written))
 
 
-def problems(error: IntrospectionError) -> str:
+def problems(error: IntrospectionError, title: str = "Nothing was asked.") -> str:
     """What is wrong with the input, as a box."""
     sentences = "".join(f"<p>{escaped(problem.removeprefix('conversation 1: '))}</p>" for problem in error.problems)
-    return f'<div class="problem" role="alert"><strong>Nothing was asked.</strong>{sentences}</div>'
+    return f'<div class="problem" role="alert"><strong>{title}</strong>{sentences}</div>'
 
 
 def said(answer: Answer, detector: Detector) -> str:
@@ -90,8 +90,11 @@ def codes(findings: Findings, examiner: Examiner) -> str:
     return f'<table class="codes">{cells}</table><p class="note">{_follows(findings, examiner)}</p>'
 
 
-def _said(state: str, answer: Answer, detector: Detector) -> str:
-    return f"<td>{state}: <strong>“{escaped(said(answer, detector))}”</strong> <span>{answer.log_odds:+.2f}</span></td>"
+def _said(state: str, answer: Answer, asked: Detector) -> str:
+    """What is said of a state, in a code: the word, what it means there, and the log-odds."""
+    word = said(answer, asked)
+    means = "steered" if word == asked.phrasing.answers[0] else "not steered"
+    return f"<td>{state}: <strong>“{escaped(word)}”</strong> <span>({means}) {answer.log_odds:+.2f}</span></td>"
 
 
 def _follows(findings: Findings, examiner: Examiner) -> str:

@@ -33,7 +33,7 @@ CSS = """
 .shown .codes th { border-bottom: 0 !important; padding-top: .7rem !important; }
 .shown .codes span { color: var(--soft); font-weight: 400; font-size: .875rem; }
 .shown .layers { display: flex; flex-wrap: wrap; gap: 3px; }
-.shown .layers span { width: 1.75rem; text-align: center; font-size: .8rem; line-height: 1.7rem; border-radius: 3px;
+.shown .layers span { width: 1.65rem; text-align: center; font-size: .8rem; line-height: 1.6rem; border-radius: 3px;
   border: 1px solid var(--border-color-primary); }
 .shown .layers .on { background: #E69F00; border-color: #E69F00; color: #000; font-weight: 600; }
 .shown .tokens { white-space: pre-wrap; font-family: ui-monospace, monospace; font-size: .8125rem; line-height: 1.75;
