@@ -21,7 +21,7 @@ READ = re.compile(
     r"/|/(config|theme\.css|manifest\.json|favicon\.ico|pwa_icon)|/(assets|static)(/[\w-][\w.-]*)+"
     r"|/gradio_api/(info|startup-events|upload_progress|queue/data|heartbeat/\w+)"
 )
-WRITE = re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)")
+WRITE = re.compile(r"/gradio_api/(upload|queue/join|run/predict|cancel|reset)")
 # Bytes of a request: a file, with the form around it; and all that a visitor has typed and chosen.
 UPLOAD, MOST_UPLOADED, MOST_TYPED = "/gradio_api/upload", 2**22 + 2**14, 2**18
 # The browser loads nothing from another host and sends nothing to one, whatever the page says.

@@ -28,7 +28,7 @@ def build(page: Page) -> gr.Blocks:
     def choices(source: str, own: OwnDirections | None) -> tuple[Any, Any]:
         """The list of directions of a kind, and whether a file can be given."""
         names = page.names(source, own)
-        return gr.Dropdown(choices=names, value=names[0] if names else None), gr.Group(visible=source == OWN)
+        return gr.Dropdown(choices=names, value=names[0] if names else None), gr.Column(visible=source == OWN)
 
     def take_file(uploaded: str | None) -> tuple[OwnDirections | None, Any, str]:
         """Read a visitor's file: what it holds, the list to choose from, and what is said about it."""
@@ -50,7 +50,7 @@ def build(page: Page) -> gr.Blocks:
         with gr.Row():
             source = gr.Radio(SOURCES, value=CONCEPT, label="What is added", elem_id="source", min_width=300)
             name = gr.Dropdown(page.names(CONCEPT, None), label="Which one", elem_id="direction", min_width=300)
-        with gr.Group(visible=False) as upload:
+        with gr.Column(visible=False) as upload:
             file = gr.UploadButton(f"Choose a file ({', '.join(FORMATS)})", file_types=list(FORMATS), elem_id="file")
             about = gr.HTML(elem_classes="shown")
         with gr.Row():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,9 @@ def escaped(written: str) -> str:
 
 def problems(error: IntrospectionError, title: str = "Nothing was asked.") -> str:
     """What is wrong with the input, as a box."""
-    sentences = "".join(f"<p>{escaped(problem.removeprefix('conversation 1: '))}</p>" for problem in error.problems)
+    # The same conversation is asked about several times: of the numbers that the detector gives them nobody knows.
+    found = dict.fromkeys(re.sub(r"^(steering of )?conversation \d+: ", "", problem) for problem in error.problems)
+    sentences = "".join(f"<p>{escaped(problem)}</p>" for problem in found)
     return f'<div class="problem" role="alert"><strong>{title}</strong>{sentences}</div>'
 
 
