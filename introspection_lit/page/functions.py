@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -68,14 +67,14 @@ class Page:
             HTML of the answers (both states, both codes, layers and tokens) and of the curve; of what is wrong, and nothing
             else, if the input cannot be used.
         """
+        conversation = (user or "", reply or "")
         try:
-            began, conversation = time.monotonic(), (user or "", reply or "")
             steering, band, added = self._steering(source, name, own, numbers)
             findings = self.examiner.compare(conversation, steering)
             shown = "".join(
                 (
                     cards(findings, self.detector, added),
-                    _notes(conversation, began),
+                    _note(conversation),
                     section("The same question with the words exchanged", codes(findings, self.examiner)),
                     section("Which layers are steered", layers(band, self.n_layers)),
                     section("Which tokens are steered", self._tokens(conversation)),
@@ -121,9 +120,8 @@ class Page:
         return TakenFile(found, "".join(f'<p class="note">{escaped(one)}</p>' for one in (said, *found.notes)))
 
 
-def _notes(conversation: tuple[str, str], began: float) -> str:
-    """How long it took; and that an empty reply is unusual."""
-    note = f"Both answers in both codes: {time.monotonic() - began:.1f} s."
-    if not conversation[1].strip():
-        note += " The reply is empty; the detector was trained on replies with text, so its answers say less."
-    return f'<p class="note">{note}</p>'
+def _note(conversation: tuple[str, str]) -> str:
+    """That an empty reply is unusual, where it is empty."""
+    if conversation[1].strip():
+        return ""
+    return '<p class="note">The reply is empty; the detector was trained on replies with text, so its answers say less.</p>'

@@ -7,6 +7,7 @@ CSS = """
 .gradio-container { max-width: 62rem !important; margin: 0 auto !important; --soft: #5a6068; }
 .dark .gradio-container, .gradio-container.dark { --soft: #a8afb8; }
 #ask { color: #1c1e21; }
+.dark #ask { color: #fff; }
 .shown { overflow-wrap: anywhere; padding: 0 !important; }
 .shown h3 { margin: 0 0 .4rem; font-size: 1rem; }
 .shown p { margin: .3rem 0; }
