@@ -1,4 +1,4 @@
-"""The parts of the command line that do not import Lightning, which takes seconds: the list of subcommands, and reports."""
+"""The parts of the command line that do not import Lightning, which takes seconds: list of subcommands, reports, page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 HELP = """\
-usage: python -m introspection_lit [-c CONFIG] {fit,validate,test,predict,show,report} ...
+usage: python -m introspection_lit [-c CONFIG] {fit,validate,test,predict,show,report,serve} ...
 
 Train a language model to notice when its activations are being steered, and measure whether it does.
 
@@ -16,8 +16,8 @@ options:
                         YAML with a section for each subcommand; each subcommand also has its own --config.
 
 subcommands:
-  For the options of a subcommand, add --help after it. All except show and report accept --print_config, which prints the
-  configuration after applying all other arguments, and exits.
+  For the options of a subcommand, add --help after it. All except show, report and serve accept --print_config, which
+  prints the configuration after applying all other arguments, and exits.
 
     fit                 Train an adapter, with regular validations.
     validate            Run the validation set and print the threshold that it would set.
@@ -25,6 +25,7 @@ subcommands:
     predict             Score the trials of a grid and write them to a file.
     show                Print trials as the model reads them: what is steered, and where the answer is read.
     report              Make an HTML page from the results of one run or several.
+    serve               Serve a page to try a detector in a browser.
 """
 
 
@@ -46,4 +47,9 @@ def answer(words: Sequence[str]) -> None:
         from introspection_lit import report  # matplotlib: not for --help
 
         report.main(words[1:])
+        raise SystemExit(0)
+    if words[0] == "serve":
+        from introspection_lit import page  # nothing heavy, but not needed by the others
+
+        page.main(words[1:])
         raise SystemExit(0)

@@ -11,6 +11,8 @@ PACKAGE = Path(introspection_lit.__file__).parent
 NAME = PACKAGE.name
 # Files beside the packages.
 ROOT = ("__main__", "cli", "detector", "model", "one_cache", "subcommands")
+# Of them, the one that the page is made for; the others call the page.
+DETECTOR = "detector"
 # From the ground up; packages in one set do not know each other.
 LAYERS = (
     {"utils"},
@@ -20,6 +22,7 @@ LAYERS = (
     {"evaluation"},
     {"report"},
     {"training"},
+    {"page"},
     {"tools"},
 )
 
@@ -55,10 +58,10 @@ def package_of(name: str) -> str:
 
 
 def layer_of(name: str) -> float:
-    """How high a module stands; the files of the root stand right below ``tools``, which calls the command line."""
+    """How high a module stands: of the root, the detector right below the page, the others right below ``tools``."""
     package = package_of(name)
     if not package:
-        return len(LAYERS) - 1.5
+        return LAYERS.index({"page"}) + (-0.5 if name == f"{NAME}.{DETECTOR}" else 0.5)
     return next(height for height, packages in enumerate(LAYERS) if package in packages)
 
 

@@ -23,7 +23,7 @@ NOT_FOR_OPTIONS = {
     *("peft", "bitsandbytes", "accelerate", "sklearn", "pandas", "datasets", "statsmodels"),
     *("transformers.modeling_utils", "tensorboard.backend.event_processing.event_accumulator"),
 }
-NOT_FOR_REPORTS = NOT_FOR_OPTIONS | {"torch", "lightning", "transformers", "torchmetrics"}
+NOT_FOR_REPORTS = NOT_FOR_OPTIONS | {"torch", "lightning", "transformers", "torchmetrics", "gradio"}
 LEAN = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"), reason="older transformers import much of it by themselves"
 )
@@ -66,7 +66,7 @@ def test_help_of_a_subcommand_imports_what_it_reads_options_from() -> None:
         assert f"{option} " in text
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["report", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["report", "--help"], ["serve", "--help"]])
 def test_list_of_subcommands_and_reports_need_no_model(words: list[str]) -> None:
     """They come without torch, which alone takes a second or more."""
     text, modules = started(COMMAND_LINE, *words)
@@ -89,7 +89,7 @@ def test_list_of_subcommands_is_complete(capsys: pytest.CaptureFixture[str]) -> 
     assert stop.value.code == 0
     text = capsys.readouterr().out
     told = dict(re.findall(r"^    ([a-z]+) {2,}(\S.*\.)$", text, re.MULTILINE))
-    assert set(told) == {*IntrospectionCLI.subcommands(), "show", "report"}
+    assert set(told) == {*IntrospectionCLI.subcommands(), "show", "report", "serve"}
     assert f"{{{','.join(told)}}}" in text
 
 
