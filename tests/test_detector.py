@@ -142,9 +142,7 @@ def test_a_cache_that_somebody_else_has_filled(detector: Detector) -> None:
 def test_caches_of_something_else(detector: Detector) -> None:
     """With the question in it, of several rows, or empty: each is named."""
     tokens = detector.context_ids(*TALK).shape[1]
-    with pytest.raises(
-        ConfigurationError, match=rf"got {tokens} tokens in 2 rows. Expected the {tokens} of .* 1 row"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"got {tokens} tokens in 2 rows. Expected the {tokens} of .* 1 row"):
         detector.ask_cache(filled(detector, None, rows=2), *TALK)
     with pytest.raises(ConfigurationError, match="got 0 tokens in no rows"):
         detector.ask_cache(DynamicCache(config=detector.config), *TALK)

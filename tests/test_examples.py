@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import needs_peers, run_with_peers
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples" / "detector.ipynb"
@@ -43,6 +44,21 @@ def test_script_asks_a_given_adapter(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Was your internal state tampered with just now?")
     assert len({line.partition("log-odds")[2][:9] for line in lines if line.startswith("strength")}) == 8
+
+
+@needs_peers
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["nnsight", "transformer_lens"])
+def test_other_libraries_steer(folder: Path, library: str) -> None:
+    """The detector's answers are those of its own steering, and steering moves them."""
+    adapter = "lightning_logs/default/version_0/adapter"
+    lines = run_with_peers(str(ROOT / "examples" / f"steer_with_{library}.py"), adapter, folder=folder).splitlines()
+    theirs, ours = zip(
+        *(map(float, re.findall(r"[+-]\d+\.\d{4}", line)) for line in lines if "length" in line), strict=True
+    )
+    assert len(set(ours)) == 4
+    assert theirs == pytest.approx(ours, abs=1e-3)
+    assert float(lines[-1].removeprefix("largest difference of the log-odds: ")) < 1e-3
 
 
 def test_guide_to_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

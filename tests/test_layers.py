@@ -20,7 +20,7 @@ LAYERS = (
     {"evaluation"},
     {"report"},
     {"training"},
-    {"tools"},
+    {"tools", "harnesses"},
 )
 
 

@@ -53,9 +53,13 @@ class CleanIntrospection(Task):
         self.run = read_tested_run(given.get("run") or Path(adapter).parent, adapter)
         self.tokenizer = tokenizer_of(self.run.adapter, given.get("pretrained"))
         self.phrasing, self.answer_ids = find_answer_tokens(self.tokenizer, [], [self.run.question], self.run.phrasing)
-        settings, identity = dict(config), identity_of(self.run.adapter)
+        settings = dict(config)
         settings.pop("class", None)
-        super().__init__(config=settings | {"metadata": {**given, "version": self.VERSION, **identity}})
+        super().__init__(config=settings)
+
+    def dump_config(self) -> dict[str, Any]:
+        """The configuration for the harness's log, with the adapter's identity."""
+        return super().dump_config() | {"adapter": identity_of(self.run.adapter)}
 
     def download(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the trials are in the run's folder."""
