@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from introspection_lit.cli import main
 from introspection_lit.detector import Detector
-from introspection_lit.harnesses.tested_run import read_tested_run
+from introspection_lit.harnesses.tested_run import read_tested_run, steering_of
 from introspection_lit.utils.errors import ConfigurationError
 
 pytestmark = pytest.mark.slow
@@ -64,29 +65,36 @@ def rates(scores: dict[str, tuple[bool, float]], threshold: float) -> dict[str, 
     }
 
 
-def harness(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Results and samples of a command of lm-evaluation-harness with our model and tasks, started in this process."""
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Runs lm-evaluation-harness with our model and tasks in this process; returns its results and samples."""
     from datasets import config
     from lm_eval.tasks import TaskManager
 
     from introspection_lit.harnesses.lm_eval.__main__ import main as lm_eval
 
-    out = Path(words[words.index("--output_path") + 1])
     # It reads the 14,000 files of its own tasks first, which takes ten seconds each time.
     monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", out / "cache")
-    monkeypatch.setattr("sys.argv", ["lm_eval", "run", "--device", "cpu", "--log_samples", *words])
-    lm_eval()
-    (results,) = out.rglob("results_*.json")
-    (samples,) = out.rglob("samples_*.jsonl")
-    return json.loads(results.read_text()), list(map(json.loads, samples.read_text().splitlines()))
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def start(*words: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        out = ["--device", "cpu", "--log_samples", "--output_path", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", ["lm_eval", "run", *out, *words])
+        lm_eval()
+        (results,) = (tmp_path / "out").rglob("results_*.json")
+        (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+        return json.loads(results.read_text()), list(map(json.loads, samples.read_text().splitlines()))
+
+    return start
 
 
 def test_detector_repeats_the_trials(run: Path, scores: dict[str, tuple[bool, float]]) -> None:
     """From their plain values alone, as a notebook or a page asks."""
     tested, detector = read_tested_run(run), Detector.from_pretrained(run / "adapter", device="cpu")
     items = json.loads(json.dumps(tested.items))
-    answers = detector.ask_many([item["messages"] for item in items], [tested.steering(item) for item in items])
+    assert detector.bank is not None
+    steerings = [steering_of(item, detector.bank) if item["steered"] else None for item in items]
+    answers = detector.ask_many([item["messages"] for item in items], steerings)
     assert {item["name"] for item in items} == set(scores)
     for item, answer in zip(items, answers, strict=True):
         assert (item["steered"], item["log_odds"]) == scores[item["name"]]
@@ -106,12 +114,12 @@ def test_runs_that_cannot_be_read(run: Path, tmp_path: Path) -> None:
 
 
 def test_lm_evaluation_harness_steers(
-    run: Path, tiny: Path, scores: dict[str, tuple[bool, float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Path, tiny: Path, scores: dict[str, tuple[bool, float]], harness: Callable[..., Any]
 ) -> None:
     """Plain PEFT in one pass, steered by the harness's model: the numbers of the test."""
     arguments = f"pretrained={tiny},dtype=float32,peft={run}/adapter"
     words = ["--model", "introspection", "--tasks", "introspection", "--model_args", arguments]
-    results, samples = harness(monkeypatch, *words, "--output_path", str(tmp_path))
+    results, samples = harness(*words)
     found = results["results"]["introspection"]
     assert len(samples) == TRIALS
     for sample in samples:
@@ -127,13 +135,12 @@ def test_lm_evaluation_harness_steers(
 
 
 def test_lm_evaluation_harness_without_steering(
-    run: Path, tiny: Path, scores: dict[str, tuple[bool, float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Path, tiny: Path, scores: dict[str, tuple[bool, float]], harness: Callable[..., Any]
 ) -> None:
     """Its own model answers about clean conversations, in batches; steered ones it must not be asked about."""
     arguments = f"pretrained={tiny},dtype=float32,peft={run}/adapter"
     words = ["--model", "hf", "--batch_size", "8", "--model_args", arguments]
-    words = [*words, "--output_path", str(tmp_path)]
-    results, samples = harness(monkeypatch, *words, "--tasks", "introspection_clean")
+    results, samples = harness(*words, "--tasks", "introspection_clean")
     found = results["results"]["introspection_clean"]
     assert len(samples) == TRIALS / 2
     assert found["largest_difference,none"] < 1e-3
@@ -141,7 +148,7 @@ def test_lm_evaluation_harness_without_steering(
     assert found["fpr,none"] == pytest.approx(rates(scores, threshold)["fpr"])
     assert not {"tpr,none", "auroc,none"} & set(found)
     with pytest.raises(AttributeError, match="steered_loglikelihood"):
-        harness(monkeypatch, *words, "--tasks", "introspection")
+        harness(*words, "--tasks", "introspection")
 
 
 @needs_peers
@@ -152,10 +159,9 @@ def test_inspect_asks_any_model(run: Path, tiny: Path, scores: dict[str, tuple[b
     printed = run_with_peers(program, str(run), str(tiny), str(tmp_path), "Certainly: Yes, or no?", folder=tmp_path)
     found = json.loads(printed.splitlines()[-1])
     adapter, text, plain = found["adapter"], found["text"], found["plain"]
-    assert {name: one["steered"] for name, one in adapter["scores"].items()} == {
-        n: label for n, (label, _) in scores.items()
-    }
+    assert set(adapter["scores"]) == set(scores)
     for name, one in adapter["scores"].items():
+        assert one["steered"] == scores[name][0]
         assert one["log_odds"] == pytest.approx(scores[name][1], abs=1e-3)
     expected = rates(scores, adapter["metadata"]["threshold"])
     assert adapter["metrics"] == pytest.approx(

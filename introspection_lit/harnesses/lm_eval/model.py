@@ -27,7 +27,7 @@ class SteeredModel(HFLM):
         """Log-likelihoods of answer words, one trial at a time: each has a steering of its own.
 
         Args:
-            requests: With text, answer word and its token each; those of a trial are neighbours.
+            requests: One for each answer word; those of a trial are neighbours.
             disable_tqdm: Ignored: there is no bar.
         """
         answers: list[tuple[float, bool]] = []
@@ -35,7 +35,7 @@ class SteeredModel(HFLM):
             asked = list(group)
             doc = asked[0].doc
             tokens = doc["context_ids"] + doc["question_ids"]
-            encoded = [(request.args[:2], tokens, [request.args[2]]) for request in asked]
+            encoded = [(request.args, tokens, [doc["answer_ids"][request.idx]]) for request in asked]
             with steer(find_decoder_layers(self._base, None), self._intervention(doc)):
                 answers += self._loglikelihood_tokens(encoded, disable_tqdm=True)
         return answers

@@ -82,8 +82,8 @@ class CleanIntrospection(Task):
 
     def _with_tokens(self, item: Item) -> Item:
         encoded = encode(self.tokenizer, as_context(item["messages"]), self.run.question, self.phrasing)
-        bank = str(self.run.folder / BANK)
-        return item | {"context_ids": encoded.context_ids, "question_ids": encoded.question_ids, "bank": bank}
+        tokens = {"context_ids": encoded.context_ids, "question_ids": encoded.question_ids, "answer_ids": self.answer_ids}
+        return item | tokens | {"bank": str(self.run.folder / BANK)}
 
     def doc_to_text(self, doc: Item) -> str:
         """Conversation, question and start of the answer, by the chat template."""
@@ -109,7 +109,7 @@ class CleanIntrospection(Task):
 
     def construct_requests(self, doc: Item, ctx: str, **kwargs: Any) -> list[Instance]:
         """The log-likelihood of each answer word."""
-        asked = [(ctx, self._continuation(answer), token) for answer, token in enumerate(self.answer_ids)]
+        asked = [(ctx, self._continuation(answer)) for answer in (0, 1)]
         return [Instance(self.REQUEST, doc, arguments, idx, kwargs["metadata"]) for idx, arguments in enumerate(asked)]
 
     def process_results(self, doc: Item, results: list[tuple[float, bool]]) -> dict[str, Any]:
