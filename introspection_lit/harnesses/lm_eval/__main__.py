@@ -1,6 +1,4 @@
-"""The command line of lm-evaluation-harness with the model and the tasks of this project.
-
-    python -m introspection_lit.harnesses.lm_eval run --model introspection --tasks introspection --model_args ...
+"""The command line of lm-evaluation-harness with the model and the tasks of this project (docs/where-people-work.md).
 
 Its options are those of ``lm_eval``; ``--include_path`` is given. The harness (0.4.13) does not look for tasks and models
 in installed packages.
