@@ -10,6 +10,8 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from introspection_lit.harnesses.inspect_ai import introspection
 
+assert "torch" not in sys.modules, "Inspect loads its extensions whenever it looks for a task or a model"
+
 run, base, logs, sentence = sys.argv[1:]
 
 

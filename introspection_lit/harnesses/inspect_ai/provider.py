@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import TYPE_CHECKING
 
 import anyio
 from inspect_ai.model import (
@@ -20,10 +21,10 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from introspection_lit.detector import Answer, Detector
-from introspection_lit.harnesses.tested_run import identity_of, steering_of
-from introspection_lit.models.adapters import read_adapter
 from introspection_lit.utils.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from introspection_lit.detector import Answer
 
 # Key in the metadata of the question's message: the item of a tested run, whose steering is to be applied.
 ITEM = "introspection"
@@ -56,6 +57,10 @@ class IntrospectionAPI(ModelAPI):
         base: str | None = None,
         device: str | None = None,
     ) -> None:
+        from introspection_lit.detector import Detector  # torch: not whenever Inspect looks at its extensions
+        from introspection_lit.harnesses.tested_run import identity_of
+        from introspection_lit.models.adapters import read_adapter
+
         super().__init__(model_name, base_url, api_key, [], config)
         self.identity = identity_of(read_adapter(model_name))
         self.detector = Detector.from_pretrained(model_name, base, device)
@@ -68,6 +73,8 @@ class IntrospectionAPI(ModelAPI):
         return self._output(await anyio.to_thread.run_sync(self._answer, input))
 
     def _answer(self, messages: list[ChatMessage]) -> Answer:
+        from introspection_lit.harnesses.tested_run import steering_of
+
         detector, *conversation, asked = self.detector, *messages
         before = f"{detector.phrasing.info}\n\n" if detector.phrasing.info else ""
         if asked.role != "user" or asked.text != before + detector.question:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -21,10 +21,11 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
-from introspection_lit.evaluation.statistics import auroc, rate
 from introspection_lit.harnesses.inspect_ai.provider import ITEM, IntrospectionAPI
-from introspection_lit.harnesses.tested_run import Item, TestedRun, read_tested_run
 from introspection_lit.utils.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from introspection_lit.harnesses.tested_run import Item, TestedRun
 
 ROLES: dict[str, Callable[..., ChatMessage]] = {
     "system": ChatMessageSystem,
@@ -49,6 +50,10 @@ def introspection(run: str, adapter: str | None = None, steered: bool | None = N
     Raises:
         ConfigurationError: The run cannot be used, or a model is to be steered that cannot be.
     """
+    from introspection_lit.harnesses.tested_run import (
+        read_tested_run,  # torch: not whenever Inspect looks at its extensions
+    )
+
     api = get_model().api
     ours = isinstance(api, IntrospectionAPI)
     if steered and not ours:
@@ -122,6 +127,12 @@ def first_answer(text: str, answers: tuple[str, str]) -> str | None:
     return words[found[0]] if found else None
 
 
+def _rate(found: Iterable[bool]) -> float:
+    """The share that is True; NaN of none."""
+    found = list(found)
+    return sum(found) / len(found) if found else math.nan
+
+
 def _called(scores: Iterable[SampleScore], steered: bool) -> list[bool]:
     """Whether each clean, or each steered, conversation is called steered."""
     return [bool(one.score.value) for one in scores if (one.score.metadata or {})["steered"] == steered]
@@ -138,7 +149,7 @@ def fpr() -> Metric:
     """Share of the clean conversations that are called steered."""
 
     def compute(scores: list[SampleScore]) -> float:  # by the annotation Inspect knows what to give
-        return rate(_called(scores, steered=False))
+        return _rate(_called(scores, steered=False))
 
     return compute
 
@@ -148,7 +159,7 @@ def tpr() -> Metric:
     """Share of the steered conversations that are called steered."""
 
     def compute(scores: list[SampleScore]) -> float:
-        return rate(_called(scores, steered=True))
+        return _rate(_called(scores, steered=True))
 
     return compute
 
@@ -158,7 +169,7 @@ def answered() -> Metric:
     """Share of the conversations for which one of the two words was said."""
 
     def compute(scores: list[SampleScore]) -> float:
-        return rate([one.score.answer is not None for one in scores])
+        return _rate(one.score.answer is not None for one in scores)
 
     return compute
 
@@ -168,6 +179,8 @@ def discrimination() -> Metric:
     """AUROC of the log-odds; .5 is chance."""
 
     def compute(scores: list[SampleScore]) -> float:
+        from introspection_lit.evaluation.statistics import auroc
+
         found = _measured(scores)
         return auroc([one["log_odds"] for one in found], [one["steered"] for one in found])
 
