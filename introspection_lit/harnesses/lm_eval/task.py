@@ -50,7 +50,7 @@ class CleanIntrospection(Task):
             raise ConfigurationError(
                 ["introspection: no run is named. Give --metadata run=FOLDER, or the adapter with peft=FOLDER/adapter."]
             )
-        self.run = read_tested_run(given.get("run") or Path(adapter).parent, adapter)
+        self.run = read_tested_run(given.get("run") or Path(str(adapter)).parent, adapter)
         self.tokenizer = tokenizer_of(self.run.adapter, given.get("pretrained"))
         self.phrasing, self.answer_ids = find_answer_tokens(self.tokenizer, [], [self.run.question], self.run.phrasing)
         settings = dict(config)
