@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
@@ -18,7 +17,6 @@ from sklearn.metrics import roc_auc_score
 from introspection_lit.cli import main
 from introspection_lit.detector import Detector
 from introspection_lit.harnesses.tested_run import read_tested_run, steering_of
-from introspection_lit.utils.errors import ConfigurationError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -99,18 +97,6 @@ def test_detector_repeats_the_trials(run: Path, scores: dict[str, tuple[bool, fl
     for item, answer in zip(items, answers, strict=True):
         assert (item["steered"], item["log_odds"]) == scores[item["name"]]
         assert answer.log_odds == pytest.approx(item["log_odds"], abs=1e-4)
-
-
-def test_runs_that_cannot_be_read(run: Path, tmp_path: Path) -> None:
-    """Not tested; without a record of its question; no trial of the wanted sets."""
-    with pytest.raises(ConfigurationError, match=r"has no trials.jsonl, vectors.safetensors, config.yaml. Expected"):
-        read_tested_run(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"has no trial that can be asked again\. Expected trials of seen"):
-        read_tested_run(run, sets=("seen",))
-    shutil.copytree(run / "adapter", tmp_path / "adapter")
-    (tmp_path / "adapter" / "introspection.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"has no introspection\.json, which says what to ask"):
-        read_tested_run(run, tmp_path / "adapter")
 
 
 def test_lm_evaluation_harness_steers(
