@@ -24,6 +24,16 @@ $(INSTALLED): setup.cfg $(VERSIONS)
 	$(RUN) -m introspection_lit.model smollm2-135m
 	touch $@
 
+# The libraries of docs/where-people-work.md, some of which ask for other versions than those of constraints.txt: an
+# environment of its own on top of the other.
+PEERS := $(VENV)-peers/.installed
+$(PEERS): constraints-peers.txt $(INSTALLED)
+	$(PYTHON) -m venv $(VENV)-peers
+	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > $$($(VENV)-peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
+	$(VENV)-peers/bin/python -m pip install --quiet --constraint constraints-peers.txt inspect-ai nnsight transformer-lens
+	touch $@
+
 quickstart: $(INSTALLED)  ## Train and test the embedded model: minutes on two CPU cores
 	$(RUN) -m introspection_lit fit --config configs/quickstart.yaml
 
@@ -43,7 +53,7 @@ pipeline: $(INSTALLED)  ## The research pipeline on the embedded model: a quarte
 test: $(INSTALLED)  ## Run the tests: six minutes on two cores, no network, no GPU
 	$(RUN) -m pytest
 
-test-all: $(INSTALLED)  ## Run the tests that `make test` leaves out (slow, hostile, damaged input), then the documented commands
+test-all: $(INSTALLED) $(if $(filter constraints.txt,$(VERSIONS)),$(PEERS))  ## Run the tests that `make test` leaves out (slow, hostile, damaged input), then the documented commands
 	$(RUN) -m pytest -m 'slow or thorough'
 	$(MAKE) commands
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +29,17 @@ from introspection_lit.models.attention_reach import layer_reaches
 from introspection_lit.models.base_identity import BaseIdentity
 from introspection_lit.models.base_model import BaseModel, nf4_on_cpu_problems
 from introspection_lit.models.loading import load_config, load_model, load_tokenizer, read_template
-from introspection_lit.models.recorded_settings import validate_settings
-from introspection_lit.models.whole_model import as_stored
+from introspection_lit.steering.caches import row_tensors
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad, steered_cache
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.specification import Steering
 from introspection_lit.steering.vector_bank import REMEDY, VectorBank
+from introspection_lit.tasks.adapter_record import base_of, recorded_wording
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import QUESTION, builtin_questions
 from introspection_lit.tasks.scoring import log_odds, mass
 from introspection_lit.training.window_checks import unread_band
-from introspection_lit.utils import schema
 from introspection_lit.utils.errors import ConfigurationError, Problems, RunError
 
 if TYPE_CHECKING:
@@ -56,18 +55,6 @@ NAMES = {
     "data.contexts: ": "",
     "data.bands: ": "steering.band: ",
 }
-# What is read here of introspection.json; its threshold, record and options are checked when it is read.
-PHRASING = dict.fromkeys((field.name for field in fields(Phrasing)), schema.TEXT)
-PHRASING["answers"] = schema.listed(schema.required(schema.TEXT), 2)
-PHRASING["thinking"] = schema.choice("closed", "open")
-RECORDED = schema.fields(
-    "base_model dtype quantization question",
-    base_model=schema.TEXT,
-    dtype=schema.choice("float32", "bfloat16", "float16"),
-    quantization=schema.choice("none", "nf4", "int8"),
-    question=schema.TEXTS,
-    trained_on=schema.fields(phrasing=schema.fields(" ".join(PHRASING.keys() - {"thinking"}), **PHRASING)),
-)
 
 
 class Answer(NamedTuple):
@@ -155,7 +142,7 @@ class Detector:
         adapter = problems.attempt(read_adapter, str(folder_or_hub_id))
         _raise(problems)
         assert adapter is not None
-        spec = _base_of(adapter, base)
+        spec = base_of(adapter, base)
         identity, otherwise = BaseIdentity(spec, accepts_any=base is not None), OTHER_BASE if base is None else ""
         problems.add(base_mismatches(adapter, identity, otherwise))
         if adapter.description is None:
@@ -185,7 +172,7 @@ class Detector:
         _raise(problems)
         assert config and tokenizer and model and layers  # noqa: PT018 - a missing one is a problem, and raised by now
         bank = _bank_beside(adapter, identity, config.hidden_size, len(layers))
-        return cls(load_adapter(model, adapter, identity), tokenizer, layers, **_wording(adapter), bank=bank)
+        return cls(load_adapter(model, adapter, identity), tokenizer, layers, **recorded_wording(adapter), bank=bank)
 
     def ask(self, user: str | Sequence[Mapping[str, str]], assistant: str = "", steering: Steering | None = None) -> Answer:
         """Let the model read a conversation, steered or not, then ask whether it was steered.
@@ -240,6 +227,48 @@ class Detector:
             answers += self._answers([e for e in encoded[rows] if e], [a for a in added[rows] if a])
         return answers
 
+    def context_ids(self, user: str | Sequence[Mapping[str, str]], assistant: str = "") -> Tensor:
+        """The tokens of a conversation, ``(1, tokens)``: what another library reads to fill a cache for :meth:`ask_cache`.
+
+        Args:
+            user: As for :meth:`ask`.
+            assistant: As for :meth:`ask`.
+
+        Raises:
+            ConfigurationError: The conversation cannot be used.
+        """
+        encoded = self._encoded_alone(user, assistant)
+        return torch.tensor([encoded.context_ids], device=self.model.get_base_model().device)
+
+    def ask_cache(self, cache: Cache, user: str | Sequence[Mapping[str, str]], assistant: str = "") -> Answer:
+        """Ask whether the model was steered while it read a conversation that it has read already, whatever steered it.
+
+        Args:
+            cache: What the base model, without the adapter, has written while it read the tokens of :meth:`context_ids`,
+                one row. It is not changed.
+            user: The conversation, as for :meth:`ask`.
+            assistant: As for :meth:`ask`.
+
+        Raises:
+            ConfigurationError: The conversation cannot be used, or the cache is not of its length or of one row.
+            RunError: A score is NaN or infinite.
+        """
+        encoded = self._encoded_alone(user, assistant)
+        tokens, rows = cache.get_seq_length(), {len(part) for layer in cache.layers for part in row_tensors(layer).values()}
+        if tokens != len(encoded.context_ids) or rows != {1}:
+            got = f"{tokens} tokens in {', '.join(map(str, sorted(rows))) or 'no'} rows"
+            expected = f"Expected the {len(encoded.context_ids)} of context_ids in 1 row"
+            raise ConfigurationError([f"cache: got {got}. {expected}: fill it with these alone, without the question."])
+        device = self.model.get_base_model().device
+        return self._read(cache, torch.ones(1, tokens, dtype=torch.long, device=device), [encoded])[0]
+
+    def _encoded_alone(self, user: str | Sequence[Mapping[str, str]], assistant: str) -> Encoded:
+        problems = Problems()
+        encoded = self._encoded(1, (user, assistant) if isinstance(user, str) else user, problems)
+        _raise(problems)
+        assert encoded is not None
+        return encoded
+
     def _encoded(self, number: int, conversation: Conversation, problems: Problems) -> Encoded | None:
         """Tokens of a conversation and the question; None, and its problems are added, if it cannot be used."""
         problem, window = None, usable_positions(self.config)
@@ -266,10 +295,15 @@ class Detector:
         device = self.model.get_base_model().device
         fill = self.tokenizer.pad_token_id or 0
         ids, mask = (part.to(device) for part in pad([row.context_ids for row in encoded], fill, "left"))
-        question = (part.to(device) for part in pad([row.question_ids for row in encoded], fill, "right"))
         direction, scale = (torch.stack(parts) for parts in zip(*added, strict=True))
         intervention = Intervention(direction.to(device), scale.to(device), mask.bool())
         cache = steered_cache(self.model, self.model, self.layers, ids, mask, intervention, self.prefill_adapter)
+        return self._read(cache, mask, encoded)
+
+    def _read(self, cache: Cache, mask: Tensor, encoded: list[Encoded]) -> list[Answer]:
+        """The question pass over a cache of left-padded contexts, whose mask is ``(rows, tokens)``."""
+        fill = self.tokenizer.pad_token_id or 0
+        question = (part.to(mask.device) for part in pad([row.question_ids for row in encoded], fill, "right"))
         with torch.no_grad():
             logits = read_answers(self.model, _Batch(cache, mask, *question)).cpu()
         scores, masses = (score(logits, torch.tensor(self.answer_ids)) for score in (log_odds, mass))
@@ -290,42 +324,6 @@ def _renamed(problem: str) -> str:
 def _raise(problems: Problems) -> None:
     problems.found = list(dict.fromkeys(map(_renamed, problems.found)))
     problems.raise_if_any()
-
-
-def _base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:
-    """The base model to load: the one that the adapter was made for, unless another one is given."""
-    recorded = adapter.description
-    if recorded is None and base is None:
-        raise ConfigurationError(
-            [f"base: got none, and {adapter.name} has no {DESCRIPTION} that names its model. Give its name or folder."]
-        )
-    if recorded is None:
-        return base if isinstance(base, BaseModel) else BaseModel(str(base))
-    validate_settings({"model.base.revision": recorded.get("revision")}, str(adapter.folder / DESCRIPTION))
-    if wrong := schema.problems(RECORDED, recorded):
-        problem = f"{adapter.folder / DESCRIPTION} is damaged, or not ours: {'; '.join(wrong)}. Remove it, or export again."
-        raise ConfigurationError([problem])
-    if isinstance(base, BaseModel):
-        return base
-    made_for = BaseModel(
-        recorded["base_model"], recorded.get("revision"), recorded["dtype"], quantization=recorded["quantization"]
-    )
-    return as_stored(made_for if base is None else replace(made_for, name_or_path=base, revision=None))
-
-
-def _wording(adapter: Adapter) -> dict[str, Any]:
-    """Question, phrasing and threshold of the adapter's training, as arguments; none without a record of it."""
-    recorded = adapter.description
-    if recorded is None:
-        return {}
-    phrasing = recorded["trained_on"]["phrasing"]
-    known = {name: phrasing[name] for name in PHRASING if name in phrasing}
-    return {
-        "question": next(iter(recorded["question"]), None),
-        "phrasing": Phrasing(**known | {"answers": tuple(phrasing["answers"])}),
-        "threshold": float(recorded["threshold"]),
-        "prefill_adapter": recorded["trained_on"]["prefill_adapter"],
-    }
 
 
 def _bank_beside(adapter: Adapter, identity: BaseIdentity, hidden: int, n_layers: int) -> VectorBank | None:

@@ -21,7 +21,8 @@ from queue import Empty, SimpleQueue
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from documented_commands import Command, documented_commands
-from small_checkout import SmallCheckout
+from peers import PEERS
+from small_checkout import WITH_PEERS, SmallCheckout
 
 JOBS = 2
 # Commands that go on for longer than a test may: what each prints when it works, after which it is stopped.
@@ -45,6 +46,8 @@ NOT_RUN = {
     r"gpu_(day|node)\.py --minutes": "needs GPUs, or minutes; tests/tools/test_gpu_steps.py rehearses every step",
     r"--tasks (mmlu|arc_easy)": "data sets from the hub; the two commands below them, with a task of our own, are run",
 }
+if not (PEERS / "inspect").exists():
+    NOT_RUN[WITH_PEERS] = "needs other libraries; `make .venv-peers/.installed` installs them"
 
 
 def match(patterns: dict[str, str], command: Command) -> str | None:

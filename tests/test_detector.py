@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from introspection_lit.cli import main
 from introspection_lit.contexts.context import Context
@@ -21,6 +21,8 @@ from introspection_lit.detector import Answer, Detector
 from introspection_lit.models.attention_reach import LayerReach
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.steering.bands import layer_scale
+from introspection_lit.steering.intervention import Intervention
+from introspection_lit.steering.prefill import steered_cache
 from introspection_lit.steering.specification import Steering
 from introspection_lit.utils.errors import ConfigurationError, RunError
 
@@ -110,6 +112,42 @@ def test_conversations_of_several_turns(detector: Detector) -> None:
     assert first == pytest.approx(second)
     assert first.log_odds != pytest.approx(shorter.log_odds, abs=1e-5)
     assert detector.ask("And then?").log_odds == pytest.approx(detector.ask_many([turns[1:2]])[0].log_odds, abs=1e-5)
+
+
+def filled(detector: Detector, steering: Steering | None, rows: int = 1) -> DynamicCache:
+    """The cache of the conversation, filled by hand."""
+    ids = detector.context_ids(*TALK).expand(rows, -1)
+    directions, lengths = torch.zeros(1, 1, detector.config.hidden_size), torch.zeros(rows, len(detector.layers))
+    if steering is not None:
+        directions = torch.nn.functional.normalize(steering.direction, dim=-1)[None, None]
+        lengths[:, 1] = steering.strength
+    mask = torch.ones_like(ids)
+    return steered_cache(
+        detector.model, detector.model, detector.layers, ids, mask, Intervention(directions, lengths, mask.bool())
+    )
+
+
+def test_a_cache_that_somebody_else_has_filled(detector: Detector) -> None:
+    """The answers are those of the detector's own steering, twice from the same cache."""
+    assert detector.bank is not None
+    steering = Steering(detector.bank.directions["heldout"][0], 3.0, (1, 1), "absolute")
+    expected = [detector.ask(*TALK).log_odds, detector.ask(*TALK, steering).log_odds]
+    assert abs(expected[0] - expected[1]) > 1e-3
+    for one, score in zip((None, steering), expected, strict=True):
+        cache = filled(detector, one)
+        for _ in range(2):
+            assert detector.ask_cache(cache, *TALK).log_odds == pytest.approx(score, abs=1e-5)
+
+
+def test_caches_of_something_else(detector: Detector) -> None:
+    """With the question in it, of several rows, or empty: each is named."""
+    tokens = detector.context_ids(*TALK).shape[1]
+    with pytest.raises(ConfigurationError, match=rf"got {tokens} tokens in 2 rows. Expected the {tokens} of .* 1 row"):
+        detector.ask_cache(filled(detector, None, rows=2), *TALK)
+    with pytest.raises(ConfigurationError, match="got 0 tokens in no rows"):
+        detector.ask_cache(DynamicCache(config=detector.config), *TALK)
+    with pytest.raises(ConfigurationError, match=rf"got {tokens} tokens in 1 rows. Expected the \d+ of"):
+        detector.ask_cache(filled(detector, None), TALK[0], TALK[1] + " By a hundred kilometres.")
 
 
 def test_direction_has_no_length_and_one_for_all_layers_is_the_same_at_each(detector: Detector) -> None:

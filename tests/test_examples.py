@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import needs_peers, run_with_peers
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +117,21 @@ def test_examples_are_short() -> None:
     """What several of them need is in one file."""
     lengths = {name: len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in FIGURES}
     assert {name: length for name, length in lengths.items() if length >= 80} == {}
+
+
+@needs_peers
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["nnsight", "transformer_lens"])
+def test_other_libraries_steer(folder: Path, library: str) -> None:
+    """The detector's answers are those of its own steering, and steering moves them."""
+    adapter = "lightning_logs/default/version_0/adapter"
+    lines = run_with_peers(str(ROOT / "examples" / f"steer_with_{library}.py"), adapter, folder=folder).splitlines()
+    theirs, ours = zip(
+        *(map(float, re.findall(r"[+-]\d+\.\d{4}", line)) for line in lines if "length" in line), strict=True
+    )
+    assert len(set(ours)) == 4
+    assert theirs == pytest.approx(ours, abs=1e-3)
+    assert float(lines[-1].removeprefix("largest difference of the log-odds: ")) < 1e-3
 
 
 def test_guide_to_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

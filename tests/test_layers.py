@@ -23,7 +23,7 @@ LAYERS = (
     {"report"},
     {"training"},
     {"page"},
-    {"tools"},
+    {"tools", "harnesses"},
 )
 
 

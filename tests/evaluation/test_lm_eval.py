@@ -130,6 +130,29 @@ def test_an_activated_adapter_changes_no_benchmark(
     capsys.readouterr()
 
 
+def test_activated_adapter_changes_neither_kind_of_benchmark(
+    base: Path, run: Path, harness: Callable[[list[str]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that compares log-likelihoods and one that generates: every answer and every result is that of the base model."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "adapter", folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"alora_invocation_tokens": [1, 2, 3, 4]}))
+    found = []
+    for command in commands((ROOT / "docs" / "where-people-work.md").read_text(encoding="utf-8"))[:2]:
+        words = [word.replace("$BASE", str(base)).replace("$RUN/adapter", str(folder)) for word in command]
+        out = tmp_path / str(len(found))
+        words[words.index("--output_path") + 1] = str(out)
+        harness([*words, "--log_samples"])
+        (results,) = out.rglob("results_*.json")
+        answers = [json.loads(line)["resps"] for path in sorted(out.rglob("samples_*.jsonl")) for line in path.open()]
+        found.append((json.loads(results.read_text())["results"], answers))
+    assert set(found[0][0]) == {"introspection_lit_tiny", "introspection_lit_tiny_words"}
+    assert len(found[0][1]) == 2 * len(ITEMS)
+    assert found[0] == found[1]
+    capsys.readouterr()
+
+
 def test_commands_of_the_guide_name_options_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, before and after in pairs that differ in the adapter and in where the results go."""
     from lm_eval._cli import HarnessCLI

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from peers import PEERS
 from peft import LoraConfig, get_peft_model
 from project_paths import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
@@ -57,6 +58,8 @@ IN_SOURCE = {
 # Of a configuration with one question, and of one with several tasks, whose sets are multiples of the pairs they compare.
 FEW = {"batch_size": 4, "eval_batch_size": 8, "trials_per_epoch": 4, "validation_trials": 8}
 FEW_TASKS = {"batch_size": 8, "eval_batch_size": 64, "trials_per_epoch": 8, "validation_trials": 128}
+# Commands that need the libraries of docs/where-people-work.md.
+WITH_PEERS = r"^inspect |steer_with_"
 EVIDENCE = {"probe_trials": 0, "lens_trials": 0, "texts": 1, "facts": 2}
 
 
@@ -123,11 +126,11 @@ class SmallCheckout:
         self._stand_in_for_the_environment()
         self._make_runs()
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Where the models are, and that of the tests' own interpreter."""
+    def environment(self, text: str = "") -> dict[str, str]:
+        """Where the models are, and that of the tests' own interpreter, or of other libraries if a command needs them."""
+        programs = PEERS if re.search(WITH_PEERS, text) else Path(sys.executable).parent
         own = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{os.environ['PATH']}",
             "PYTHONPATH": str(self.root),
             "HF_HOME": str(self.hub),
             "HF_HUB_OFFLINE": "1",
@@ -220,7 +223,7 @@ class SmallCheckout:
         process = subprocess.Popen(
             ["bash", "-c", script],
             cwd=self.root / folder,
-            env=self.environment,
+            env=self.environment(text),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
