@@ -20,6 +20,7 @@ LAYERS = (
     {"evaluation"},
     {"report"},
     {"training"},
+    {"publishing"},
     {"tools"},
 )
 

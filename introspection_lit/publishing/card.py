@@ -118,8 +118,8 @@ def _sections(run: FinishedRun) -> Iterator[str]:
     if results.get("command"):
         yield f"\nTested by\n\n    {' '.join(str(results['command']).split())}\n"
     yield (
-        "\n## Files\n\n`adapter_model.safetensors`, `adapter_config.json`: the adapter, for PEFT. `introspection.json`: its "
-        "question, threshold and training. `vectors.safetensors`: the directions that it was trained and tested on. "
+        "\n## Files\n\n`adapter_model.safetensors`, `adapter_config.json`: the adapter, for PEFT. `introspection.json`: "
+        "its question, threshold and training. `vectors.safetensors`: the directions that it was trained and tested on. "
         "`results.json`, `report.html`: its test, in numbers and as a page.\n"
     )
 
@@ -130,14 +130,16 @@ def _table(results: Results) -> str:
     sets = results.get("sets") or {}
     rows += [(f"`{name}`", *set_cells(row)) for name, row in sets.items() if row.get("auroc") is not None]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows) if len(rows) > 2 else ""
-    choices = [f"`{name}` ({CHOICE_SETS[name]}): {sets[name]['accuracy']:.3f} right." for name in sets if name in CHOICE_SETS]
+    choices = [
+        f"`{name}` ({CHOICE_SETS[name]}): {sets[name]['accuracy']:.3f} right." for name in sets if name in CHOICE_SETS
+    ]
     return table + ("\n" if table and choices else "") + "\n".join(choices) + ("\n" if choices else "")
 
 
 def limits(run: FinishedRun) -> list[str]:
     """What the test has found, controls first, and what no test of this package shows."""
     results, description = run.tested.results, run.description
-    controls = answer_sentences(results) and [] or [control_verdict(dict(results.get("sets") or {}))]
+    controls = (answer_sentences(results) and []) or [control_verdict(dict(results.get("sets") or {}))]
     bands = ", ".join(f"{first}..{last}" for first, last in description["bands"])
     return [
         *controls,

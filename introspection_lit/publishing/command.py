@@ -27,12 +27,12 @@ def main(args: Sequence[str]) -> None:
         args: Options, without the subcommand.
 
     Raises:
-        SystemExit: With the problems on stderr: 2 if the run cannot be published as asked, before anything is sent; 1 if the
-            upload was stopped.
+        SystemExit: With the problems on stderr: 2 if the run cannot be published as asked, before anything is sent; 1 if
+            the upload was stopped.
     """
     options = _parser().parse_args(args)
     try:
-        print(_push(options))  # noqa: T201
+        print(_push(options))
     except ConfigurationError as error:
         sys.stderr.write(f"error: nothing was uploaded. {error}\n")
         raise SystemExit(2) from error
@@ -50,12 +50,14 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", metavar="FOLDER", help="write the files that would be uploaded into a folder; nothing is sent"
     )
     parser.add_argument("--results", metavar="FOLDER", help="the folder of the run's test, if it is not RUN")
-    parser.add_argument(
-        "--base-model", metavar="ID", help="hub id of the base model, if it was loaded from somewhere else"
-    )
+    parser.add_argument("--base-model", metavar="ID", help="hub id of the base model, if it was loaded from somewhere else")
     parser.add_argument("--license", metavar="ID", help="such as apache-2.0; default: what the base model's files say")
     parser.add_argument(
-        "--allow", action="append", default=[], metavar="NAME", help="your user's or machine's name is just a word in a file"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="your user's or machine's name is just a word in a file",
     )
     return parser
 
@@ -118,8 +120,8 @@ def _base_problem(run: FinishedRun, base_model: str | None) -> str | None:
     if not run.base.name.startswith("/") or base_model is not None:
         return None
     return (
-        f"the base model was loaded from {run.base.name}, where nobody else can load it. Give its hub id with --base-model; "
-        "who loads the adapter has it compared with the model there, by hashes."
+        f"the base model was loaded from {run.base.name}, where nobody else can load it. Give its hub id with "
+        "--base-model; who loads the adapter has it compared with the model there, by hashes."
     )
 
 

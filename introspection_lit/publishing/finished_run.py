@@ -97,7 +97,9 @@ def _read_adapter(folder: Path) -> Adapter:
         raise ConfigurationError([f"{folder} is not there. Expected the adapter that a fit exports at its end."])
     adapter = read_adapter(str(folder))
     if adapter.description is None:
-        raise ConfigurationError([f"{folder} has no introspection.json. Expected an adapter that this package has exported."])
+        raise ConfigurationError(
+            [f"{folder} has no introspection.json. Expected an adapter that this package has exported."]
+        )
     if problems := adapter_file_problems(adapter):
         raise ConfigurationError(problems)
     return adapter

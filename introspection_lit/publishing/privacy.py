@@ -7,6 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,8 @@ def cleaned(value: Any) -> Any:
 def own_names() -> dict[str, str]:
     """What must not be in a published file, by what it is."""
     found = {"the path of your home folder": str(Path.home())}
-    try:
+    with suppress(KeyError, OSError):  # a container's user without a name
         found["your user name"] = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        pass
     found["this machine's name"] = platform.node().partition(".")[0]
     return {what: name for what, name in found.items() if len(name) >= SHORTEST and name.strip("/") not in NOBODY}
 
@@ -69,8 +68,8 @@ def own_names_in(folder: Path, allowed: tuple[str, ...] = ()) -> list[str]:
             if text is not None:
                 around = text[max(0, text.index(name) - 30) :][: 60 + len(name)]
                 problems.append(
-                    f"{path.name} would say {what}, {name!r} ({' '.join(around.split())!r}). Change it where it comes from, "
-                    f"or, if it is just a word there, add --allow {name}."
+                    f"{path.name} would say {what}, {name!r} ({' '.join(around.split())!r}). Change it where it comes "
+                    f"from, or, if it is just a word there, add --allow {name}."
                 )
     return problems
 

@@ -136,7 +136,7 @@ class AdapterExport(Callback):
     """Exports the best adapter of a fit as a PEFT folder, ``adapter`` in the run's folder."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export the adapter of the best checkpoint; log its validation, in TensorBoard beside the hyper-parameters (hparams tab)."""
+        """Export the adapter of the best checkpoint; log its validation, in TensorBoard beside the hyper-parameters."""
         module, run, folder = module_of(pl_module), run_of(trainer), run_folder(trainer)
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
