@@ -1,8 +1,8 @@
 """A hub in this process: an HTTP server on 127.0.0.1 that answers the real huggingface_hub client as the hub does.
 
 Repositories are made, files are announced (preupload), large ones stored by git LFS, and a commit in NDJSON puts all in
-place at once; files are read by ``resolve``. Xet, the hub's newer way of storing large files, is not spoken: the client takes LFS
-with ``HF_HUB_DISABLE_XET=1``.
+place at once; files are read by ``resolve``. Xet, the hub's newer way of storing large files, is not spoken: the client
+takes LFS with ``HF_HUB_DISABLE_XET=1``.
 """
 
 from __future__ import annotations
