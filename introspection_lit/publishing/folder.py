@@ -57,8 +57,7 @@ def write_published(
     tested = run.tested._replace(results=results, config=config)
     _write_results(folder, tested)
     _write_adapter(run, folder, local, public)
-    made_for = run.bank.metadata | {"base_model": run.bank.metadata.get("base_model", "").replace(local, public)}
-    replace(run.bank, metadata=made_for).save(folder / BANK)
+    replace(run.bank, metadata=_renamed(run.bank.metadata, local, public)).save(folder / BANK)
     exported = (run.adapter.folder / README).read_text(encoding="utf-8").replace(local, public)
     card = completed_card(run._replace(tested=tested), exported, name, base_model, licence)
     (folder / README).write_text(str(card), encoding="utf-8")
