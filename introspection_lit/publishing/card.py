@@ -139,7 +139,7 @@ def _table(results: Results) -> str:
 def limits(run: FinishedRun) -> list[str]:
     """What the test has found, controls first, and what no test of this package shows."""
     results, description = run.tested.results, run.description
-    controls = (answer_sentences(results) and []) or [control_verdict(dict(results.get("sets") or {}))]
+    controls = [] if answer_sentences(results) else [control_verdict(dict(results.get("sets") or {}))]
     bands = ", ".join(f"{first}..{last}" for first, last in description["bands"])
     return [
         *controls,
