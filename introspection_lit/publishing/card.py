@@ -61,7 +61,7 @@ def completed_card(run: FinishedRun, text: str, name: str, base_model: str | Non
         model_name=name.rpartition("/")[2],
         eval_results=list(eval_results(results, name)),
         base_model_relation="adapter" if base_model else None,
-        **licence,
+        **dict[str, Any](licence),
     )
     body = on_hub(ModelCard(text, ignore_metadata_errors=True).text.strip(), name)
     first, use, rest = body.partition(USE)

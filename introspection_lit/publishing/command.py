@@ -105,7 +105,7 @@ def _write(run: FinishedRun, folder: Path, options: argparse.Namespace, licence:
 def _name_problems(option: str, name: str) -> list[str]:
     """Check the id of a repository, as the hub does."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     expected = "Expected an id with its owner, such as me/notices-steering"
     try:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 def run(tiny: Path, some_contexts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of a model in a local folder, tested."""
     root = tmp_path_factory.mktemp("pushed")
-    words = ["--config", str(CONFIG), "--model.base.name_or_path", str(tiny), *some_contexts, *SETS]
+    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, *SETS]
     words += ["--test_after_fit", "true", "--trainer.max_epochs", "1", f"--trainer.logger.init_args.save_dir={root}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["introspection-lit", "fit", *words])
@@ -110,7 +110,7 @@ def test_a_test_by_hub_id_gives_the_published_results(
 ) -> None:
     """`test --model.adapter NAME` with the published vectors, on the base model from the hub."""
     hub.add(NAME, dry)
-    words = ["test", "--config", str(CONFIG), "--model.base.name_or_path", BASE, "--model.adapter", NAME, *some_contexts]
+    words = ["test", "--config", CONFIG, "--model.base.name_or_path", BASE, "--model.adapter", NAME, *some_contexts]
     words += [*SETS, "--data.bank", str(dry / "vectors.safetensors"), "--evidence.enabled", "false"]
     done = python(hub, tmp_path, "-m", "introspection_lit", *words)
     assert done.status == 0, done.err
@@ -213,7 +213,7 @@ def test_nothing_personal_is_published(dry: Path, run: Path, tmp_path: Path, tin
     """No path of this machine is in any file; the run's own files are full of them."""
     for file in dry.iterdir():
         content = file.read_bytes()
-        for place in (run.parents[1], tiny, CONFIG.parent, Path.home() / ""):
+        for place in (run.parents[1], tiny, Path(CONFIG).parent, Path.home()):
             assert f"{place}/".encode() not in content, file.name
     assert str(tiny).encode() in (run / "results.json").read_bytes()
     with safe_open(dry / "vectors.safetensors", "np") as file:

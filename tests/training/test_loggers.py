@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 def fit(folder: Path, base: Path, contexts: list[str], *logger: str) -> Path:
     """Train and test in a process of its own, as a user does, with the logger of these options; the run's folder."""
-    words = ["fit", "--config", str(CONFIG), "--model.base.name_or_path", str(base), *contexts, *SHORT, *logger]
+    words = ["fit", "--config", CONFIG, "--model.base.name_or_path", str(base), *contexts, *SHORT, *logger]
     command = [sys.executable, "-m", "introspection_lit", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
