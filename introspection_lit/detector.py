@@ -17,6 +17,7 @@ from introspection_lit.contexts.rows import Conversation, as_context
 from introspection_lit.models.adapter_config import Adapter
 from introspection_lit.models.adapter_weights import load_adapter, weight_mismatches
 from introspection_lit.models.adapters import (
+    BANK,
     DESCRIPTION,
     adapter_file_problems,
     base_mismatches,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-BANK = "vectors.safetensors"
 OTHER_BASE = "Give its place as base; naming another model there says that they match"
 # Options as messages of the command line name them, and their names here.
 NAMES = {

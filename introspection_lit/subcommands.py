@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 HELP = """\
-usage: python -m introspection_lit [-c CONFIG] {fit,validate,test,predict,show,report,serve} ...
+usage: python -m introspection_lit [-c CONFIG] {fit,validate,test,predict,show,report,serve,push,gguf} ...
 
 Train a language model to notice when its activations are being steered, and measure whether it does.
 
@@ -16,8 +16,8 @@ options:
                         YAML with a section for each subcommand; each subcommand also has its own --config.
 
 subcommands:
-  For the options of a subcommand, add --help after it. All except show, report and serve accept --print_config, which
-  prints the configuration after applying all other arguments, and exits.
+  For the options of a subcommand, add --help after it. All before show accept --print_config, which prints the
+  configuration after applying all other arguments, and exits.
 
     fit                 Train an adapter, with regular validations.
     validate            Run the validation set and print the threshold that it would set.
@@ -26,6 +26,8 @@ subcommands:
     show                Print trials as the model reads them: what is steered, and where the answer is read.
     report              Make an HTML page from the results of one run or several.
     serve               Serve a page to try a detector in a browser.
+    push                Publish a run's adapter, vectors, results and report on the Hugging Face hub.
+    gguf                Write an exported adapter as a GGUF file for llama.cpp.
 """
 
 
@@ -52,4 +54,14 @@ def answer(words: Sequence[str]) -> None:
         from introspection_lit import page  # nothing heavy, but not needed by the others
 
         page.main(words[1:])
+        raise SystemExit(0)
+    if words[0] == "push":
+        from introspection_lit.publishing import command  # torch, peft
+
+        command.main(words[1:])
+        raise SystemExit(0)
+    if words[0] == "gguf":
+        from introspection_lit.publishing import gguf_adapter
+
+        gguf_adapter.main(words[1:])
         raise SystemExit(0)

@@ -39,6 +39,7 @@ PIPELINE = r"(generate_vectors|baseline_benchmark|generate_training_data|finetun
 NOT_RUN = {
     r"^make (install|lint|test|test-all|commands)$|^pip install|^python -m venv": "CI runs it, or `make install`",
     r"^python -m introspection_lit( show)?$": "the name of a program, without what it is asked to do",
+    r"push .* --private": "needs an account of the hub; tests/publishing/test_push.py pushes to a hub in this process",
     r"^make (oldest|newest|short)$": "installs gigabytes; .ci/nightly runs it",
     r"-m pytest": "runs tests of this project; `make test` and `make test-all` run them",
     r"^torchrun --nnodes 2": "two nodes with eight GPUs each",

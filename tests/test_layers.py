@@ -22,7 +22,7 @@ LAYERS = (
     {"evaluation"},
     {"report"},
     {"training"},
-    {"page"},
+    {"page", "publishing"},
     {"tools", "harnesses"},
 )
 

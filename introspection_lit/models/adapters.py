@@ -23,6 +23,8 @@ DESCRIPTION = "introspection.json"
 CONFIG = "adapter_config.json"
 # The chat template of the training, if it was not the model's own.
 TEMPLATE = "chat_template.jinja"
+# The vectors of the run, in a published adapter's folder or in the run's.
+BANK = "vectors.safetensors"
 FILES = (CONFIG, WEIGHTS, DESCRIPTION, TEMPLATE)
 MAX_JSON_BYTES = 1 << 28  # bytes
 DESCRIPTION_FORM = schema.fields("threshold", threshold=schema.number(), trained_on=RECORD)
@@ -90,7 +92,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, allow_patterns=[*FILES, BANK]))
     except Exception as error:  # offline, unknown, private: each has an error of its own
         detail = str(error).split("\n")[0]
         raise ConfigurationError(

@@ -81,7 +81,7 @@ class VectorBank:
         header = {"format": FORMAT, "names": json.dumps(self.names), "residual_norms": norms, **self.metadata}
         header["fingerprint"] = self.fingerprint
         header[CHECKSUM] = content_hash([dict(sorted(header.items())), tensors])
-        write_file(path, save(dict(tensors), metadata=header))
+        write_file(path, _in_order(save(dict(tensors), metadata=header)))
 
     @classmethod
     def load(cls, path: Path) -> VectorBank:
@@ -191,6 +191,15 @@ class VectorBank:
         """Cosines between concepts, averaged over layers, ``(n, n)``. Near 1 off the diagonal: few independent tests."""
         concepts = self.directions["concept"]
         return torch.einsum("ilh,jlh->ij", concepts, concepts) / concepts.shape[1]
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header in order: the library writes metadata in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    text = json.dumps({"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}, separators=(",", ":"))
+    padded = text.encode() + b" " * (-len(text.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + content[end:]
 
 
 def _is_float32(values: Tensor) -> bool:

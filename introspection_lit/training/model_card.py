@@ -24,7 +24,11 @@ LOAD_LOCAL = """from introspection_lit.model import BaseModel, load_model, load_
 
 base = BaseModel({name!r}, {options})
 base, tokenizer = load_model(base{device}), load_tokenizer(base{template})"""
+# The adapter's folder, in code; and its chat template there and on the hub.
+FOLDER = '"this/folder"'
 OWN_TEMPLATE = 'open("this/folder/chat_template.jinja", encoding="utf-8").read()'
+HUB_TEMPLATE = 'open(hf_hub_download({name!r}, "chat_template.jinja"), encoding="utf-8").read()'
+TESTS = "Tests: see `results.json` of the run, if there is one."
 CARD = """---
 base_model: {base_model}
 library_name: peft
@@ -41,14 +45,14 @@ stream; the adapter only reads the KV cache that this leaves behind.
 - Score: logit({yes}) - logit({no}). Steered if above {threshold:.4f}, the threshold chosen on validation data.
 - Trained on {train_vectors} random directions, bands {bands}, strengths {strengths} ({strength_unit}).
 - Trained on conversations of {lengths}. Clean ones that are longer may be called steered.
-- Validation AUROC {auroc:.4f} at step {step}. Tests: see `results.json` of the run, if there is one.
+- Validation AUROC {auroc:.4f} at step {step}. {tests}
 
 ## Use
 
 ```python
 from peft import PeftModel
 {load_base}
-model = PeftModel.from_pretrained(base, "this/folder").eval()
+model = PeftModel.from_pretrained(base, {folder}).eval()
 messages = [
 {messages}
 ]
@@ -126,6 +130,8 @@ def model_card(
         yes_id=run.wording.answer_ids[0],
         no_id=run.wording.answer_ids[1],
         auroc=description["validation"]["auroc"],
+        tests=TESTS,
+        folder=FOLDER,
         lengths=_lengths(run),
         description=DESCRIPTION,
         load_base=_loading_code(base, auto_class(whole_config(base)).__name__, run.options.chat_template is not None),
@@ -134,6 +140,20 @@ def model_card(
         cut=f".removesuffix({opening.removed!r})" if opening.removed else "",
         activation=activation,
     )
+
+
+def on_hub(card: str, name: str) -> str:
+    """The text of a model card, with what it says of a local folder changed to a repository of the hub.
+
+    Args:
+        card: From :func:`model_card`, of this version or an earlier one.
+        name: The repository's id.
+    """
+    if OWN_TEMPLATE in card:
+        first = "from peft import PeftModel\n"
+        card = card.replace(first, f"from huggingface_hub import hf_hub_download\n{first}")
+        card = card.replace(OWN_TEMPLATE, HUB_TEMPLATE.format(name=name))
+    return card.replace(FOLDER, repr(name)).replace(TESTS, "Tests: below, and in `results.json`.")
 
 
 def _lengths(run: RunContext) -> str:

@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary, WeakSet
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from introspection_lit.training.logged import note
 from introspection_lit.training.run_context import RunContext
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.files import folder_problems
@@ -142,10 +142,7 @@ def take_folder(run: RunContext) -> Path:
             folder = folder if _made(folder) or _goes_on(run, folder) else _numbered(folder)
     for other in trainer.loggers:
         if other not in numbering:  # its page says where the run's files are
-            try:
-                other.log_hyperparams({"folder": str(folder.resolve())})
-            except Exception as error:  # a page that goes on keeps the folder of before
-                rank_zero_warn(f"{type(other).__name__} has not noted the run's folder, {folder}: {error}")
+            note(other, {"folder": str(folder.resolve())}, f"the run's folder, {folder}")
     _taken[trainer] = folder
     return folder
 

@@ -81,7 +81,9 @@ def test_two_runs_never_share_a_folder(
 def test_a_logger_says_where_the_files_are(run: Callable[..., IntrospectionCLI]) -> None:
     """Its page is elsewhere, and the number of the folder is not that of the page."""
     cli = run("validate", *LOGGERS["shared folder"])
-    assert cli.trainer.logger.settings == {"folder": str(cli.datamodule.run.folder.resolve())}
+    settings = cli.trainer.logger.settings
+    assert settings["folder"] == str(cli.datamodule.run.folder.resolve())
+    assert (settings["model"]["learning_rate"], settings["data"]["train_vectors"]) == (0.01, 4)
     assert cli.datamodule.run.folder == Path("lightning_logs", "project", cli.trainer.logger.version)
 
 

@@ -21,6 +21,7 @@ from introspection_lit.tasks.invocation import holds, invocation_tokens
 from introspection_lit.training.checkpoint_files import read_checkpoint
 from introspection_lit.training.distributed import is_sharded
 from introspection_lit.training.exported_adapter import check_export
+from introspection_lit.training.logged import showing
 from introspection_lit.training.model_card import example_tokens, model_card
 from introspection_lit.training.run_context import module_of, run_folder, run_of
 from introspection_lit.utils.checksums import file_hash, with_checksum
@@ -135,7 +136,7 @@ class AdapterExport(Callback):
     """Exports the best adapter of a fit as a PEFT folder, ``adapter`` in the run's folder."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export the adapter of the best checkpoint; log its validation beside the hyper-parameters (hparams tab)."""
+        """Export the adapter of the best checkpoint; log its validation, in TensorBoard beside the hyper-parameters."""
         module, run, folder = module_of(pl_module), run_of(trainer), run_folder(trainer)
         saver = trainer.checkpoint_callback
         if not isinstance(saver, ModelCheckpoint) or not saver.best_model_path:
@@ -145,15 +146,18 @@ class AdapterExport(Callback):
             return
         checkpoint = read_checkpoint(saver.best_model_path)
         export_adapter(folder / "adapter", module, run, checkpoint)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            settings = {
-                "learning_rate": module.learning_rate,
-                "lora_r": module.lora.r,
-                "loss": module.loss,
-                "batch_size": run.batch_size,
-                "strengths": str(list(run.options.strengths)),
-                "seed": run.options.seed,
-            }
-            validated = checkpoint["introspection"]["validation"]
-            trainer.logger.log_hyperparams(settings, {f"hp/validation_{name}": value for name, value in validated.items()})
+        validated = {f"hp/validation_{name}": v for name, v in checkpoint["introspection"]["validation"].items()}
+        settings = {
+            "learning_rate": module.learning_rate,
+            "lora_r": module.lora.r,
+            "loss": module.loss,
+            "batch_size": run.batch_size,
+            "strengths": str(list(run.options.strengths)),
+            "seed": run.options.seed,
+        }
+        for logger in showing(trainer):
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings, validated)
+            else:  # has all settings already
+                logger.log_metrics(validated, checkpoint["global_step"])
         rank_zero_info(f"best adapter (step {checkpoint['global_step']}): {folder / 'adapter'}")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from introspection_lit.report.log_odds_plot import log_odds_figure
+from introspection_lit.training.logged import log_figure, showing
 from introspection_lit.training.run_context import module_of
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class LearningRate(LearningRateMonitor):
 
 
 class LogOddsFigure(Callback):
-    """Puts the histograms of clean and steered log-odds into TensorBoard at each validation."""
+    """Gives the histograms of clean and steered log-odds to the loggers at each validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the validation trials and the threshold that they have set."""
         module = module_of(pl_module)
         gathered = module.metrics_of("validation").trials
-        if gathered and isinstance(trainer.logger, TensorBoardLogger) and not trainer.sanity_checking:
+        if gathered and trainer.is_global_zero and showing(trainer) and not trainer.sanity_checking:
             figure = log_odds_figure({"validation": (gathered.scores, gathered.labels)}, module.threshold)
-            trainer.logger.experiment.add_figure("validation/log_odds", figure, trainer.global_step)
+            log_figure(trainer, "validation/log_odds", figure)

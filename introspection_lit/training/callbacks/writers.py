@@ -8,9 +8,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +24,7 @@ from introspection_lit.report.log_odds_plot import log_odds_figure
 from introspection_lit.report.verdict import answer_sentences
 from introspection_lit.tasks.questionnaire import ANSWERS, KIND_OF
 from introspection_lit.training.callbacks.evidence import Evidence
+from introspection_lit.training.logged import log_figure, log_settings, showing
 from introspection_lit.training.protocol import protocol
 from introspection_lit.training.run_context import module_of, run_folder, run_of
 from introspection_lit.trials.test_sets import CHOICES, LONG_SETS, OTHER_QUESTIONS, SOURCES
@@ -37,13 +38,18 @@ if TYPE_CHECKING:
 
 
 class ConfigWriter(SaveConfigCallback):
-    """Writes the configuration into the run's folder, whole; a run that goes on there writes its own over it."""
+    """Writes the configuration into the run's folder, whole; a run that goes on there writes its own over it.
+
+    Loggers with a page of their own get it as hyper-parameters.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml``, once."""
         folder = run_folder(trainer)
         if trainer.is_global_zero and not self.already_saved:
-            write_file(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
+            config = self.parser.dump(self.config, skip_none=False)
+            write_file(folder / self.config_filename, config)
+            log_settings(trainer, yaml.safe_load(config))
         self.already_saved = True
 
 
@@ -123,7 +129,7 @@ class ResultsWriter(Callback):
 
 
 class ReportWriter(Callback):
-    """After ``test`` and its results: writes the report, and puts its figures into TensorBoard."""
+    """After ``test`` and its results: writes the report, and gives its figures to the loggers."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``report.html`` and ``figures/`` into the run's folder."""
@@ -132,10 +138,10 @@ class ReportWriter(Callback):
         if not (wanted and trainer.is_global_zero):
             return
         page = report.write_report(folder)
-        if isinstance(trainer.logger, TensorBoardLogger):
+        if showing(trainer):
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
             for name, drawn in report.draw_figures(results).items():
-                trainer.logger.experiment.add_figure(f"test/{name}", drawn.figure, trainer.global_step)
+                log_figure(trainer, f"test/{name}", drawn.figure)
         rank_zero_info(f"report: {page}")
 
 
