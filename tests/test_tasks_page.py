@@ -16,7 +16,8 @@ TASKS = ROOT / "docs" / "results" / "tasks"
 
 # The columns of docs/tasks.md: the file, and the observer in it.
 SEEDS = ("seed-0", "seed-1", "seed-2")
-COLUMNS = (("seed-0", "untrained"), ("single", "adapter"), ("visible", "adapter"), *((seed, "adapter") for seed in SEEDS))
+ADAPTERS = ("single", "visible", *SEEDS, "naming")
+COLUMNS = (("seed-0", "untrained"), *((name, "adapter") for name in ADAPTERS))
 
 
 def task_table() -> list[str]:
@@ -39,6 +40,20 @@ def test_table_of_the_tasks_agrees_with_the_results() -> None:
         results = json.loads((TASKS / f"{name}.json").read_text(encoding="utf-8"))
         assert results["commit"] in PAGE
         assert "+changes" not in results["commit"]
+
+
+def test_page_and_readme_say_how_often_concepts_are_named() -> None:
+    """By the adapter and by the untrained model, with the information of both; by digit or letter neither does."""
+    results = json.loads((TASKS / "naming.json").read_text(encoding="utf-8"))
+    rows = {(row["set"], row["observer"]): row for row in results["evidence"]["choices"]}
+    page, readme = (" ".join(text.split()) for text in (PAGE, README))
+    trained, untrained = (rows["naming", observer] for observer in ("adapter", "untrained"))
+    lettered = rows["identification", "adapter"]
+    assert f"{100 * trained['accuracy']:.0f} % of {trained['n']} caches" in page
+    assert f"the untrained model {100 * untrained['accuracy']:.0f} %" in page
+    assert f"{trained['information']:.1f} bits, {trained['information_by_chance']:.1f} by chance" in page
+    assert f"by digit or letter {lettered['accuracy']:.3f}".replace("0.", ".") in page
+    assert f"{100 * trained['accuracy']:.0f} % of held-out concepts" in readme
 
 
 def ablation_table() -> list[str]:
