@@ -79,8 +79,8 @@ def _detector(options: argparse.Namespace) -> Detector:
     Raises:
         ConfigurationError: The adapter, its model or the vectors cannot be used.
     """
-    from introspection_lit.detector import BANK, Detector
-    from introspection_lit.models.adapters import read_adapter
+    from introspection_lit.detector import Detector
+    from introspection_lit.models.adapters import BANK, read_adapter
     from introspection_lit.steering.vector_bank import VectorBank
     from introspection_lit.training.quiet import quieten
 
