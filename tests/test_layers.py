@@ -58,10 +58,10 @@ def package_of(name: str) -> str:
 
 
 def layer_of(name: str) -> float:
-    """How high a module stands: of the root, the detector right below the page, the others right below ``tools``."""
+    """How high a module stands: of the root, the detector right below page and publishing, the others above."""
     package = package_of(name)
     if not package:
-        return LAYERS.index({"page"}) + (-0.5 if name == f"{NAME}.{DETECTOR}" else 0.5)
+        return LAYERS.index({"page", "publishing"}) + (-0.5 if name == f"{NAME}.{DETECTOR}" else 0.5)
     return next(height for height, packages in enumerate(LAYERS) if package in packages)
 
 

@@ -108,5 +108,5 @@ def test_console_command_is_the_module_command() -> None:
     module, _, function = place.partition(":")
     program = f"import sys; from {module} import {function}; sys.argv = ['{command}', '--help']; sys.exit({function}())"
     done = subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert "{fit,validate,test,predict,show,report,serve}" in done.stdout
+    assert "{fit,validate,test,predict,show,report,serve,push,gguf}" in done.stdout
     assert "*.pyi" in setup["options.package_data"]["introspection_lit"].split()

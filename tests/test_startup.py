@@ -89,7 +89,7 @@ def test_list_of_subcommands_is_complete(capsys: pytest.CaptureFixture[str]) -> 
     assert stop.value.code == 0
     text = capsys.readouterr().out
     told = dict(re.findall(r"^    ([a-z]+) {2,}(\S.*\.)$", text, re.MULTILINE))
-    assert set(told) == {*IntrospectionCLI.subcommands(), "show", "report", "serve"}
+    assert set(told) == {*IntrospectionCLI.subcommands(), "show", "report", "serve", "push", "gguf"}
     assert f"{{{','.join(told)}}}" in text
 
 
