@@ -111,7 +111,8 @@ def draw_confusion(row: Mapping[str, Any]) -> ReportFigure:
     panel.set_ylabel("added")
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
-    title = f"Concept added and concept named{' in words' * (row['set'] == 'naming')}: {row['observer']}"
+    how = "by name" if row["set"] == "naming" else "by digit or letter"
+    title = f"Concept added and concept answered {how}: {row['observer']}"
     given = values.sum(axis=0)
     most = int(given.argmax())
     share = given[most] / given.sum()

@@ -116,7 +116,7 @@ def test_choices_are_counted(run: SimpleNamespace) -> None:
     assert sum(count for _, _, count in rows["identification", "adapter"]["confusion"]) == 16
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "Which part, which concept" in page
-    assert "Concept added and concept named: untrained" in page
+    assert "Concept added and concept answered by digit or letter: untrained" in page
 
 
 @pytest.mark.slow
