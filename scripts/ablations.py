@@ -16,15 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from introspection_lit.report.result_files import read_results
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.compared_runs import run_and_compare
 from introspection_lit.tools.fit_runs import reserved_option_problems
 from introspection_lit.tools.task_numbers import NUMBERS, task_numbers
 from introspection_lit.training.options import DataOptions
-from introspection_lit.utils.config_files import read_plain_yaml
+from introspection_lit.utils.config_files import read_yaml_file
 from introspection_lit.utils.errors import ConfigurationError
 
 # Options that the script sets for each run.
@@ -108,10 +106,7 @@ def data_of(config: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: The file cannot be read, or has no tasks.
     """
-    try:
-        read = read_plain_yaml(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError([f"--config {config}: cannot be read ({error})."]) from error
+    read = read_yaml_file(config, "--config")
     data = read.get("data") if isinstance(read, dict) else None
     if not isinstance(data, dict) or not isinstance(data.get("tasks"), dict):
         raise ConfigurationError([f"--config {config}: has no data.tasks. Expected one such as configs/tasks.yaml."])

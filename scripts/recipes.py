@@ -15,13 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from introspection_lit.tools import option_types, pipeline
 from introspection_lit.tools.compared_runs import run_and_compare
 from introspection_lit.tools.fit_runs import reserved_option_problems
 from introspection_lit.tools.recipe_numbers import LOWER_IS_BETTER, NUMBERS, recipe_numbers
-from introspection_lit.utils.config_files import read_plain_yaml
+from introspection_lit.utils.config_files import read_yaml_file
 from introspection_lit.utils.errors import ConfigurationError
 
 BASE = "base"
@@ -93,10 +91,7 @@ def read_recipes(path: Path) -> Mapping[str, Mapping[str, Any]]:
     Raises:
         ConfigurationError: The file cannot be read, or is not options by name by recipe.
     """
-    try:
-        read = read_plain_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError([f"--recipes {path}: cannot be read ({error})."]) from error
+    read = read_yaml_file(path, "--recipes")
     if not isinstance(read, dict) or not read or not all(isinstance(recipe, dict) for recipe in read.values()):
         raise ConfigurationError(
             [f"--recipes {path}: expected options of fit by recipe, such as rank-32: {{model.lora.r: 32}}."]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,12 +12,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from browsers import BROWSER, needs_browser
 from project_paths import ROOT
 
 import introspection_lit
 from introspection_lit.training.options import DataOptions
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 OF_ROOT = [ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *OF_ROOT])
@@ -106,7 +105,7 @@ def test_reference_has_every_public_name_and_every_option(site: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="no browser: looked for chromium, chromium-browser and google-chrome")
+@needs_browser
 def test_pasted_message_is_found_without_a_server(site: Path, tmp_path: Path) -> None:
     """The search of the site, read from the disk; what the page has loaded by then is its own."""
     message = "data.answers: 'extraordinarily' is 3 tokens after 'The answer is'. Expected a word of exactly one token"

@@ -6,11 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
+
+from introspection_lit.utils.errors import ConfigurationError
 
 # Values of a configuration with every alias written out. Ours have fewer than a hundred.
 MAX_VALUES = 100_000
@@ -49,6 +52,18 @@ def read_plain_yaml(stream: str) -> Any:
     """
     count_values(yaml.compose(stream, Loader=yaml.SafeLoader), {})
     return _construct(yaml.safe_load, stream)
+
+
+def read_yaml_file(path: Path, option: str) -> Any:
+    """Read a YAML file of plain values that an option names.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
+    try:
+        return read_plain_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError([f"{option} {path}: cannot be read ({error})."]) from error
 
 
 def _construct(load: Callable[[str], Any], stream: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,18 +15,18 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 import torch
+from browsers import BROWSER, needs_browser
 from project_paths import ROOT
 
 from introspection_lit.detector import Detector
 from introspection_lit.steering.specification import Steering
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
 pytest.importorskip("gradio", reason="no Gradio")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no browser: looked for chromium, chromium-browser and google-chrome"),
+    needs_browser,
 ]
 PHONE, DESK = 390, 1280
 # Serves, and writes down every address that the process connects to, or looks up.

@@ -5,21 +5,20 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import BROWSER, needs_browser
 from project_paths import ROOT
 from results_example import example, example_seeds
 
 from introspection_lit import report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no browser: looked for chromium, chromium-browser and google-chrome"),
+    needs_browser,
 ]
 
 OLD = ROOT / "docs/results/quickstart/seed-0.json"
