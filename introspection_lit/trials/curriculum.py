@@ -15,8 +15,8 @@ class Curriculum:
     """A range of strengths that moves while training, such as from strong, which is easy, to weak.
 
     The strength of trial ``i`` is drawn log-uniformly between two ends. On a log scale, these are ``i / trials`` of the way
-    from ``strengths`` to ``data.strengths``, where they stay from trial ``trials`` on. So a trial depends on its number alone,
-    not on the length of the training. Validation and tests have no curriculum.
+    from ``strengths`` to ``data.strengths``, where they stay from trial ``trials`` on. So a trial depends on its number
+    alone, not on the length of the training. Validation and tests have no curriculum.
 
     Attributes:
         strengths: Lowest and highest strength at the beginning, in ``data.strength_unit``.
