@@ -39,6 +39,7 @@ OPTIONS = {
     "--data": "training.options.DataOptions",
     "--data.long": "training.long_options.LongOptions",
     "--data.tasks.NAME": "tasks.task.TaskOptions",
+    "--data.curriculum": "trials.curriculum.Curriculum",
     "--data.grid": "trials.grid.Grid",
     "--data.reuse": "training.options.Reuse",
     "--model": "training.module.IntrospectionModule",

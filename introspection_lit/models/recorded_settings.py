@@ -44,6 +44,7 @@ SETTINGS = schema.fields(
         "data.thinking": schema.choice("closed", "open"),
         "data.bands": BANDS,
         "data.strengths": STRENGTHS,
+        "data.curriculum": schema.fields(strengths=STRENGTHS, trials=schema.COUNT),
         "data.strength_unit": UNIT,
         "data.control": schema.choice("none", "random_labels", "no_steering", "visible"),
         "data.prefill_adapter": schema.FLAG,

@@ -11,7 +11,7 @@ from introspection_lit.evaluation.rungs import CONTROLS, RUNGS, control_verdict
 from introspection_lit.publishing.finished_run import FinishedRun
 from introspection_lit.report.tables import CHOICE_SETS, SET_HEAD, TASK_SETS, set_cells
 from introspection_lit.report.verdict import answer_sentences, verdict_sentences
-from introspection_lit.training.model_card import on_hub
+from introspection_lit.training.model_card import beginning, on_hub
 
 Results = Mapping[str, Any]
 # Of a test set: the field, and the metric's identifier and name on the hub.
@@ -141,11 +141,12 @@ def limits(run: FinishedRun) -> list[str]:
     results, description = run.tested.results, run.description
     controls = [] if answer_sentences(results) else [control_verdict(dict(results.get("sets") or {}))]
     bands = ", ".join(f"{first}..{last}" for first, last in description["bands"])
+    begun = beginning(description.get("options") or {})
     return [
         *controls,
         *verdict_sentences(results),
         f"Trained on strengths {description['strengths'][0]:g} to {description['strengths'][-1]:g} "
-        f"({description['strength_unit']}), layers {bands}, for one base model in {description['dtype']}; elsewhere it has "
-        "not been measured unless the table says so.",
+        f"({description['strength_unit']}){begun}, layers {bands}, for one base model in {description['dtype']}; elsewhere "
+        "it has not been measured unless the table says so.",
         "It says that something was added to the activations, not what, and is no guard against somebody who knows it.",
     ]

@@ -21,19 +21,9 @@ from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_proble
 from introspection_lit.models.loading import load_config, load_tokenizer, read_template
 from introspection_lit.models.lora_checks import adapter_shapes_of
 from introspection_lit.steering.bands import resolve_bands
-from introspection_lit.steering.vector_bank import (
-    OPTIONAL_SPLITS,
-    REMEDY,
-    VectorBank,
-    bank_size_problems,
-)
+from introspection_lit.steering.vector_bank import OPTIONAL_SPLITS, REMEDY, VectorBank, bank_size_problems
 from introspection_lit.tasks.questionnaire import OPTIONS
-from introspection_lit.tasks.wording import (
-    Wording,
-    WordingOptions,
-    build_wording,
-    heldout_problems,
-)
+from introspection_lit.tasks.wording import Wording, WordingOptions, build_wording, heldout_problems
 from introspection_lit.training import checks
 from introspection_lit.training.batch_size import step_problems
 from introspection_lit.training.changed_caches import change_problems_of_model
@@ -187,6 +177,11 @@ def _check_subcommand(run: RunContext, problems: Problems) -> None:
         problems.add(step_problems(options.batch_size, options.effective_batch, trainer.world_size, accumulated))
     if options.grid is not None and subcommand not in (None, "predict"):
         rank_zero_warn("data.grid: only predict runs through it.")
+    if options.curriculum is not None and subcommand == "fit" and trainer.max_steps < 0:
+        moves, trained = options.curriculum.trials, (trainer.max_epochs or 0) * options.trials_per_epoch
+        if 0 < trained < moves:
+            early = f"the training ends after {trained}, before its strengths are data.strengths"
+            rank_zero_warn(f"data.curriculum.trials: got {moves}; {early}. Give fewer, or raise trainer.max_epochs.")
 
 
 def _check_run(run: RunContext, problems: Problems) -> None:

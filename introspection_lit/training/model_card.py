@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from introspection_lit.contexts.context import exchange
@@ -43,7 +44,7 @@ stream; the adapter only reads the KV cache that this leaves behind.
 
 - Question: "{question}" Answers: {answers}, after the assistant has begun with "{answer_prefix}".
 - Score: logit({yes}) - logit({no}). Steered if above {threshold:.4f}, the threshold chosen on validation data.
-- Trained on {train_vectors} random directions, bands {bands}, strengths {strengths} ({strength_unit}).
+- Trained on {train_vectors} random directions, bands {bands}, strengths {strengths} ({strength_unit}){begun}.
 - Trained on conversations of {lengths}. Clean ones that are longer may be called steered.
 - Validation AUROC {auroc:.4f} at step {step}. {tests}
 
@@ -133,6 +134,7 @@ def model_card(
         tests=TESTS,
         folder=FOLDER,
         lengths=_lengths(run),
+        begun=beginning(description["options"]),
         description=DESCRIPTION,
         load_base=_loading_code(base, auto_class(whole_config(base)).__name__, run.options.chat_template is not None),
         messages="\n".join(shown),
@@ -154,6 +156,14 @@ def on_hub(card: str, name: str) -> str:
         card = card.replace(first, f"from huggingface_hub import hf_hub_download\n{first}")
         card = card.replace(OWN_TEMPLATE, HUB_TEMPLATE.format(name=name))
     return card.replace(FOLDER, repr(name)).replace(TESTS, "Tests: below, and in `results.json`.")
+
+
+def beginning(options: Mapping[str, Any]) -> str:
+    """What ``options`` of ``introspection.json`` say of a curriculum, to follow the strengths; empty: there was none."""
+    if not (curriculum := options.get("data.curriculum")):
+        return ""
+    low, high = curriculum["strengths"]
+    return f", moving there from {low:g} to {high:g} in the first {curriculum['trials']} trials"
 
 
 def _lengths(run: RunContext) -> str:

@@ -30,6 +30,8 @@ def option_problems(options: DataOptions) -> list[str]:
         problems.append(f"data.test_doses: got {options.test_doses}. {expected}.")
     if options.strengths_of_tests != options.strengths:
         problems += strength_problems("test_strengths", options.strengths_of_tests)
+    if options.curriculum is not None:
+        problems += options.curriculum.problems(options.manifest is not None)
     problems += options.grid.problems() if options.grid is not None else []
     problems += options.reuse.problems()
     problems += options.long_options.problems()

@@ -11,14 +11,11 @@ from introspection_lit.contexts.context import BUILTIN, LARGE
 from introspection_lit.contexts.generation.sources import NEW
 from introspection_lit.steering.change_names import CHANGES
 from introspection_lit.steering.extraction import CONCEPTS
-from introspection_lit.tasks.questionnaire import (
-    IDENTIFICATION,
-    OWN_CACHES,
-    training_parts,
-)
+from introspection_lit.tasks.questionnaire import IDENTIFICATION, OWN_CACHES, training_parts
 from introspection_lit.tasks.task import LEAD_IN, TaskOptions
 from introspection_lit.tasks.task_questions import TRAINED_CONCEPTS
 from introspection_lit.training.long_options import LongOptions
+from introspection_lit.trials.curriculum import Curriculum
 from introspection_lit.trials.grid import Grid
 from introspection_lit.trials.test_sets import DEFAULT_TEST_SETS, LONG_SETS, OF_NEW_KINDS
 from introspection_lit.utils.paths import parse_path
@@ -111,6 +108,7 @@ class DataOptions:
         bands: Decoder layers that are steered: ``early``, ``middle``, ``late`` (thirds), ``all``, or [first, last], both
             inclusive. One that is named twice is drawn twice as often.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
+        curriculum: Begin the training with other strengths, from which the range moves to ``strengths``. Default: none.
         test_bands: The same for the test sets, if other than in training.
         test_strengths: The same for the test sets, if other than in training.
         test_doses: The strengths that the test sets ``doses`` and ``doses_concept`` run through, each as often in each
@@ -173,6 +171,7 @@ class DataOptions:
     trained_concepts: list[str] | None = None
     bands: list[str | list[int]] = field(default_factory=lambda: ["early", "middle", "late"])
     strengths: tuple[float, float] = (0.3, 2.0)
+    curriculum: Curriculum | None = None
     test_bands: list[str | list[int]] | None = None
     test_strengths: tuple[float, float] | None = None
     test_doses: list[float] = field(default_factory=lambda: list(DOSES))
@@ -338,8 +337,7 @@ class DataOptions:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
-        if self.long is not None:
-            values["long"] = asdict(self.long)
+        values |= {name: asdict(part) for name in ("long", "curriculum") if (part := getattr(self, name)) is not None}
         if self.lead_in_text:
             values["lead_in"] = self.lead_in_text
         if self.template_path is not None:

@@ -20,6 +20,7 @@ from introspection_lit.evaluation.cache_reader import (
 from introspection_lit.evaluation.observers import Features, Observers, cache_features, concatenate
 from introspection_lit.training.options import DEFAULT_BATCH_SIZE
 from introspection_lit.trials.batch import TrialBatch
+from introspection_lit.trials.changed_plans import without_curriculum
 from introspection_lit.trials.loaders import SplitBatches
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError
@@ -44,8 +45,12 @@ def cache_rows(batch: TrialBatch) -> torch.Tensor:
 
 
 def training_split(run: RunContext) -> Split:
-    """The training trials with their true labels and steering, also in control runs; each cache once."""
-    return replace(run.splits["train"], control="none").single_question()
+    """The training trials with their true labels and steering, also in control runs; each cache once.
+
+    There is no curriculum: its first trials alone are no sample of ``data.strengths``.
+    """
+    split = replace(run.splits["train"], control="none").single_question()
+    return replace(split, plan=without_curriculum(split.plan))
 
 
 def training_batches(run: RunContext, n: int, device: torch.device) -> Iterator[TrialBatch]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from introspection_lit.steering.bands import Bands
 from introspection_lit.tasks.questionnaire import STEERING, PairKinds
 from introspection_lit.trials.composed_plans import ExchangesPlan, MixedPlan, SeveralQuestionsPlan
+from introspection_lit.trials.curriculum import Curriculum
 from introspection_lit.trials.plans import PairedPlan, Plan, TrialPlan, equal_part
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.seeds import draw_in_rounds, generator
@@ -106,8 +108,32 @@ class BenignPlan(TrialPlan):
         return super().context_of(pair) + dict(self.variants).get(self.change_of(pair), 0)
 
 
-def benign_plan_of(plan: Plan) -> BenignPlan | None:
-    """The plan with benign changes that a plan is made of, if there is one."""
+def innermost(plan: Plan) -> Plan:
+    """The plan that contexts and interventions are drawn by, of a plan that may be made of others."""
     while isinstance(plan, SeveralQuestionsPlan | MixedPlan | ExchangesPlan):
         plan = plan.pairs
+    return plan
+
+
+def benign_plan_of(plan: Plan) -> BenignPlan | None:
+    """The plan with benign changes that a plan is made of, if there is one."""
+    plan = innermost(plan)
     return plan if isinstance(plan, BenignPlan) else None
+
+
+def curriculum_of(plan: Plan) -> Curriculum | None:
+    """The curriculum of the strengths of a plan, if there is one; its trials are caches."""
+    plan = innermost(plan)
+    return plan.curriculum if isinstance(plan, TrialPlan) else None
+
+
+PlanType = TypeVar("PlanType", bound=Plan)
+
+
+def without_curriculum(plan: PlanType) -> PlanType:
+    """The same plan, but every trial has the strengths that the curriculum ends with."""
+    if isinstance(plan, TrialPlan):
+        return replace(plan, curriculum=None)
+    if isinstance(plan, SeveralQuestionsPlan | MixedPlan | ExchangesPlan):
+        return replace(plan, pairs=without_curriculum(plan.pairs))
+    return plan

@@ -15,6 +15,7 @@ import numpy as np
 
 from introspection_lit.steering.bands import Bands
 from introspection_lit.tasks.questionnaire import PairKinds
+from introspection_lit.trials.curriculum import Curriculum
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.seeds import draw_in_rounds, generator, round_order
 
@@ -118,6 +119,7 @@ class TrialPlan(PairedPlan):
         vectors: Number of directions.
         bands: Bands to draw from, (first, last) layer inclusive.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
+        curriculum: Other strengths that the first trials begin with; None: all have ``strengths``.
     """
 
     seed: int
@@ -127,6 +129,7 @@ class TrialPlan(PairedPlan):
     vectors: int
     bands: Bands
     strengths: tuple[float, float]
+    curriculum: Curriculum | None = None
 
     def trial(self, number: int) -> Trial:
         """Make trial ``number``."""
@@ -136,7 +139,7 @@ class TrialPlan(PairedPlan):
         if not steered:
             return Trial(self.split, number, context, question, steered=False)
         random = generator(self.seed, "trial", self.split, number)
-        low, high = np.log(self.strengths)
+        low, high = np.log(self.strengths if self.curriculum is None else self.curriculum.range_at(number, self.strengths))
         return Trial(
             self.split,
             number,

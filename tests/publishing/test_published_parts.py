@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -72,6 +72,17 @@ def test_limits_begin_with_the_controls() -> None:
     assert "exchanged has an AUROC of 0.013" in limits(run)[0]
     assert "(factual) to an AUROC of 0.871" in limits(run)[0]
     assert not any(line.startswith("Controls: none") for line in limits(run))
+
+
+def test_limits_name_a_curriculum() -> None:
+    """Training with strong doses first is another training; without one nothing is said of it."""
+    options = {"data.curriculum": {"strengths": [0.3, 2.0], "trials": 1600}}
+    said = [
+        " ".join(limits(cast("Any", SimpleNamespace(tested=SimpleNamespace(results=example()), description=description))))
+        for description in (DESCRIPTION, {**DESCRIPTION, "options": options})
+    ]
+    assert "moving there" not in said[0]
+    assert "(relative), moving there from 0.3 to 2 in the first 1600 trials, layers" in said[1]
 
 
 def test_the_code_of_the_card_names_the_repository() -> None:
