@@ -8,7 +8,7 @@ VERSIONS ?= constraints.txt
 TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart pipeline test test-all commands docs newest oldest short lint format clean
+.PHONY: help install quickstart serve pipeline test test-all commands docs newest oldest short lint format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,6 +36,9 @@ $(PEERS): constraints-peers.txt $(INSTALLED)
 
 quickstart: $(INSTALLED)  ## Train and test the embedded model: minutes on two CPU cores
 	$(RUN) -m introspection_lit fit --config configs/quickstart.yaml
+
+serve: $(INSTALLED)  ## Open a page to try the adapter that comes with the embedded model, until Ctrl-C
+	$(RUN) -m introspection_lit serve
 
 # The commands of docs/pipeline.md; on a GPU, leave out SMALL and give the numbers of the scripts' own help.
 SMALL := --model smollm2-135m --config ../configs/quickstart.yaml

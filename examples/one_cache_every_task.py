@@ -13,9 +13,8 @@ from __future__ import annotations
 from example_detector import TALK, arguments, load, save
 from matplotlib.figure import Figure
 
-from introspection_lit import Question, Steering, ask_one_cache
+from introspection_lit import Question, Steering, ask_one_cache, concept_question
 
-LEAD_IN = "Introspection query:"  # before questions about steering, for adapters that were trained with it (data.tasks)
 STEERING = {
     "steered?": Question("Was your internal state tampered with just now? Answer yes or no."),
     "steered? exchanged": Question(
@@ -28,9 +27,6 @@ STEERING = {
         "Which half of our conversation so far was tampered with? Answer first for the first half and second for the "
         "second half.",
         ("first", "second"),
-    ),
-    "which concept?": Question(
-        "What were you steered towards? A bread, B cats, C the sea, D nothing. Answer with a letter.", tuple("ABCD")
     ),
 }
 OTHERS = {
@@ -45,9 +41,12 @@ if __name__ == "__main__":
     args = parser.parse_args()
     detector = load(args.adapter)
     assert detector.bank is not None
-    direction = detector.bank.directions["heldout"][0]
-    lead = f"{LEAD_IN} " if detector.question.startswith(LEAD_IN) else ""
-    asked = [question._replace(text=f"{lead}{question.text}") for question in STEERING.values()] + [*OTHERS.values()]
+    added, *others = detector.bank.names["concept"][:4]
+    direction = detector.bank.directions["concept"][0]
+    lead = f"{detector.lead_in} " if detector.lead_in else ""  # for adapters that were trained with one (data.tasks)
+    about = {name: question._replace(text=f"{lead}{question.text}") for name, question in STEERING.items()}
+    about["which concept?"] = concept_question(detector, [*others, added])
+    asked = [*about.values(), *OTHERS.values()]
     conditions = {"clean": None} | {f"{strength:g}": Steering(direction, strength) for strength in args.strengths}
     columns = {name: ask_one_cache(detector, TALK, asked, steering) for name, steering in conditions.items()}
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -57,7 +56,7 @@ if __name__ == "__main__":
         for question, row in zip(asked, zip(*columns.values(), strict=True), strict=True)
     ]
     image = panel.imshow(first, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    for place, name in enumerate((*STEERING, *OTHERS)):
+    for place, name in enumerate((*about, *OTHERS)):
         readings = [column[place] for column in columns.values()]
         words = [f"{each.answer} {each.probabilities[each.answer] / each.mass:.2f}" for each in readings]
         print(f"{name:20}", "   ".join(f"{word:12}" for word in words), f"mass {min(each.mass for each in readings):.4f}")
@@ -65,8 +64,8 @@ if __name__ == "__main__":
             strong = abs(first[place][column] - 0.5) > 0.35
             panel.text(column, place, word, ha="center", va="center", color="white" if strong else "black", fontsize=9)
     panel.set_xticks(range(len(columns)), list(columns))
-    panel.set_yticks(range(len(asked)), [*STEERING, *OTHERS])
-    panel.axhline(len(STEERING) - 0.5, color="black", linewidth=1.5)
+    panel.set_yticks(range(len(asked)), [*about, *OTHERS])
+    panel.axhline(len(about) - 0.5, color="black", linewidth=1.5)
     panel.set_xlabel("strength")
     figure.colorbar(image, label="P(first word) among the answer words")
     save(figure, "one_cache.png", args.adapter, args.out)

@@ -25,6 +25,7 @@ _PUBLIC = {
     "Steering": "steering.specification",
     "VectorBank": "steering.vector_bank",
     "ask_one_cache": "one_cache",
+    "concept_question": "one_cache",
     "load_contexts": "contexts.loading",
     "main": "cli",
     "read_answers": "steering.question_pass",

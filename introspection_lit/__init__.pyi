@@ -6,6 +6,7 @@ from introspection_lit.models.base_model import BaseModel as BaseModel
 from introspection_lit.models.base_model import Lora as Lora
 from introspection_lit.one_cache import Question as Question
 from introspection_lit.one_cache import ask_one_cache as ask_one_cache
+from introspection_lit.one_cache import concept_question as concept_question
 from introspection_lit.steering.intervention import Intervention as Intervention
 from introspection_lit.steering.intervention import steer as steer
 from introspection_lit.steering.prefill import steered_cache as steered_cache

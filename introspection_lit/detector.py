@@ -19,6 +19,7 @@ from introspection_lit.models.adapter_weights import load_adapter, weight_mismat
 from introspection_lit.models.adapters import (
     BANK,
     DESCRIPTION,
+    EMBEDDED,
     adapter_file_problems,
     base_mismatches,
     own_template,
@@ -95,6 +96,8 @@ class Detector:
         threshold: On the log-odds.
         prefill_adapter: The adapter is on while conversations are read, not only while the question is answered.
         bank: Vectors and residual norms of this model.
+        lead_in: What the questions that the adapter was trained to answer begin with; ``question`` has it already.
+        concepts: Names of the concepts that the adapter was trained to name; none: it was not.
 
     Raises:
         ConfigurationError: An answer word is not one token.
@@ -110,27 +113,30 @@ class Detector:
         threshold: float = 0.0,
         prefill_adapter: bool = False,
         bank: VectorBank | None = None,
+        lead_in: str = "",
+        concepts: tuple[str, ...] = (),
     ) -> None:
         self.model, self.tokenizer, self.layers = model.eval(), tokenizer, list(layers)
         self.question = question or builtin_questions([QUESTION], phrasing.answers)[0]
         self.phrasing, self.answer_ids = find_answer_tokens(tokenizer, [], [self.question], phrasing)
         self.threshold, self.prefill_adapter, self.bank = threshold, prefill_adapter, bank
+        self.lead_in, self.concepts = lead_in, concepts
         self.config = model.get_base_model().config.get_text_config(decoder=True)
 
     @classmethod
     def from_pretrained(
         cls,
-        folder_or_hub_id: str | Path,
+        folder_or_hub_id: str | Path = EMBEDDED,
         base: str | BaseModel | None = None,
         device: torch.device | str | None = None,
     ) -> Detector:
         """Load an adapter and its base model.
 
         Args:
-            folder_or_hub_id: An adapter as a run exports it (``adapter`` in the run's folder), or any PEFT adapter. Its
-                ``introspection.json`` says which model it is for, and what is asked; without that file the default
-                question is asked, and the threshold is 0. A ``vectors.safetensors`` in the folder or the one above it
-                becomes the detector's bank.
+            folder_or_hub_id: An adapter as a run exports it (``adapter`` in the run's folder), or any PEFT adapter; by
+                default the one that comes with this package, for the embedded model. Its ``introspection.json`` says which
+                model it is for, and what is asked; without that file the default question is asked, and the threshold is 0.
+                A ``vectors.safetensors`` in the folder or the one above it becomes the detector's bank.
             base: Another place to load the base model from, or other options of it. Needed where there is no
                 ``introspection.json``.
             device: Where the model goes; by default a GPU, if there is one.

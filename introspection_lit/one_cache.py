@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import Cache
 
 from introspection_lit.contexts.context import Context
-from introspection_lit.contexts.conversations import YES_NO, Encoded, encode
+from introspection_lit.contexts.conversations import YES_NO, Encoded, Phrasing, encode
 from introspection_lit.contexts.rows import Conversation, as_context
+from introspection_lit.contexts.usable import control_token_problems
 from introspection_lit.detector import Detector
 from introspection_lit.models.architecture import usable_positions
 from introspection_lit.models.architectures import reach
@@ -21,7 +22,9 @@ from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.prefill import pad, prefill_mode, steered_cache
 from introspection_lit.steering.question_pass import read_answers
 from introspection_lit.steering.specification import Steering
-from introspection_lit.tasks.answer_tokens import usable_words
+from introspection_lit.tasks.answer_tokens import first_tokens, usable_words
+from introspection_lit.tasks.task import AnswerWords, with_lead_in
+from introspection_lit.tasks.task_questions import IDENTIFICATION, NAMES, NOTHING
 from introspection_lit.training.window_checks import unread_band
 from introspection_lit.utils.errors import ConfigurationError, Problems, RunError
 
@@ -32,11 +35,25 @@ class Question(NamedTuple):
     Attributes:
         text: The user's message, answer words included; None: the question that follows in the conversation's own file
             (:attr:`~introspection_lit.contexts.context.Context.question_turns`).
-        answers: Two words or more, each one token. None: those that the conversation's file names, or yes and no.
+        answers: Two words or more, each one token, or else no two of which begin with the same token: then each is
+            scored by its first one. None: those that the conversation's file names, or yes and no.
     """
 
     text: str | None = None
     answers: tuple[str, ...] | None = None
+
+
+def concept_question(detector: Detector, concepts: Sequence[str]) -> Question:
+    """The question which of some concepts was added, or nothing, answered by name: as test set ``naming`` asks it.
+
+    Args:
+        detector: Its lead-in begins the question. Only an adapter that was trained to name concepts
+            (:attr:`~introspection_lit.detector.Detector.concepts`) has learned to answer.
+        concepts: Their names, without "nothing", which comes last.
+    """
+    names = (*concepts, NOTHING)
+    text = f"{IDENTIFICATION[0]} {NAMES.format(names=', '.join(names))}"
+    return Question(with_lead_in(detector.lead_in, text), names)
 
 
 class _Asked(NamedTuple):
@@ -156,16 +173,26 @@ def _asked(detector: Detector, context: Context, question: Question) -> _Asked:
         phrasing = replace(phrasing, answer_prefix=prefix, info="")
     shown = context.question if text is None else text
     assert shown is not None
-    found = usable_words(detector.tokenizer, shown, phrasing, [tuple(words)]) if len(words) > 1 else ()
-    if not found:
-        expected = f"Expected two words or more, no two the same, each one token after {phrasing.answer_prefix!r}"
+    found = _answer_words(detector, shown, phrasing, tuple(words))
+    if found is None:
+        expected = f"Expected two words or more, no two of which begin with the same token after {phrasing.answer_prefix!r}"
         raise ConfigurationError([f"questions: {shown[:60]!r}: got the answers {list(words)}. {expected}."])
-    encoded = encode(detector.tokenizer, context, text, replace(phrasing, joint=found[0].joint))
+    encoded = encode(detector.tokenizer, context, text, replace(phrasing, joint=found.joint))
     count, window = len(encoded.context_ids) + len(encoded.question_ids), usable_positions(detector.config)
     if window is not None and count > window:
         taken = f"it has {count} tokens with the conversation; the model takes {window}"
         raise ConfigurationError([f"questions: {shown[:60]!r}: {taken}. Shorten one of them."])
-    return _Asked(encoded, tuple(words), found[0].ids)
+    return _Asked(encoded, found.words, found.ids)
+
+
+def _answer_words(detector: Detector, question: str, phrasing: Phrasing, words: tuple[str, ...]) -> AnswerWords | None:
+    """The token by which each word is scored: its only one, or if a word has several, the first; None: they cannot be."""
+    if len(words) < 2 or not all(word.strip() for word in words) or control_token_problems(detector.tokenizer, words):
+        return None
+    if whole := usable_words(detector.tokenizer, question, phrasing, [words]):
+        return whole[0]
+    begun = first_tokens(detector.tokenizer, question, phrasing, words)
+    return begun if begun is not None and len(set(begun.ids)) == len(words) else None
 
 
 def _reading(logits: Tensor, words: tuple[str, ...], tokens: tuple[int, ...]) -> Reading:

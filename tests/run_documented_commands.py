@@ -28,7 +28,7 @@ JOBS = 2
 # Commands that go on for longer than a test may: what each prints when it works, after which it is stopped.
 WHILE = {
     r"tensorboard --logdir": r"TensorBoard [\d.]+ at http",
-    r"introspection_lit serve": r"^http://127\.0\.0\.1:\d+/$",
+    r"introspection_lit serve|^make serve": r"^http://127\.0\.0\.1:\d+/$",
     r"chaos\.py": r"^ *1/\d+ ",
     r"soak\.py": r"trials/s$",
     r"ablations\.py": r"^all/seed-1: ",

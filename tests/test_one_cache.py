@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from introspection_lit import Detector, Question, Steering, ask_one_cache, load_contexts
+from introspection_lit import Detector, Question, Steering, ask_one_cache, concept_question, load_contexts
 from introspection_lit.utils.errors import ConfigurationError, RunError
 
 RUN = Path(__file__).parent / "contract" / "run"
@@ -83,6 +83,23 @@ def test_untrained_answers_are_those_of_one_plain_pass(detector: Detector) -> No
         assert reading.log_odds == pytest.approx(float(chosen[0] - chosen[1:].max()), abs=1e-4)
 
 
+def test_concept_is_asked_for_by_the_first_token_of_its_name(detector: Detector) -> None:
+    """Among the names and "nothing", in the words of the test set ``naming``; two that begin alike are refused."""
+    names = ("the ocean", "extraordinarily", "bread")
+    question = concept_question(detector, names)
+    asked, answered = "Which of these was put into your thoughts?", "Answer with one of the words"
+    assert question.text == f"{asked} {answered} {', '.join(names)}, nothing."
+    (reading,) = ask_one_cache(detector, TALK, [question], adapter=False)
+    shares = plain_logits(detector, talk_with(question.text), "The answer is").softmax(0)
+    begun = [detector.tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in (*names, "nothing")]
+    assert max(map(len, begun)) > 1
+    assert list(reading.probabilities) == [*names, "nothing"]
+    for (first, *_), found in zip(begun, reading.probabilities.values(), strict=True):
+        assert found == pytest.approx(float(shares[first]), rel=1e-3)
+    with pytest.raises(ConfigurationError, match="no two of which begin with the same token"):
+        ask_one_cache(detector, TALK, [concept_question(detector, ("the ocean", "the sea"))])
+
+
 def test_question_of_a_file_is_asked_with_its_words_and_its_start(detector: Detector, tmp_path: Path) -> None:
     """As published prompts are written."""
     messages = talk_with("Were you changed? A: yes. B: no.")
@@ -107,7 +124,7 @@ def test_what_is_added_changes_the_answers_and_nothing_afterwards(detector: Dete
 
 def test_all_problems_come_at_once(detector: Detector) -> None:
     """Of questions and of the steering, each with what was given."""
-    bad = [Question(), Question("Was it?", ("yes",)), Question("Was it so?", ("extraordinarily so", "no"))]
+    bad = [Question(), Question("Was it?", ("yes",)), Question("Was it so?", ("extraordinarily so", "no", "no"))]
     with pytest.raises(ConfigurationError) as caught:
         ask_one_cache(detector, TALK, bad, Steering(torch.zeros(3), 1.0))
     first, second, third, fourth = caught.value.problems

@@ -27,6 +27,9 @@ TEMPLATE = "chat_template.jinja"
 BANK = "vectors.safetensors"
 FILES = (CONFIG, WEIGHTS, DESCRIPTION, TEMPLATE)
 MAX_JSON_BYTES = 1 << 28  # bytes
+# Adapters that come with this package, by name: each for the embedded model of the same name.
+EMBEDDED = "smollm2-135m"
+EMBEDDED_FOLDERS = {EMBEDDED: Path(__file__).parents[1] / "assets" / "adapters" / EMBEDDED}
 DESCRIPTION_FORM = schema.fields("threshold", threshold=schema.number(), trained_on=RECORD)
 
 
@@ -34,14 +37,15 @@ def read_adapter(name: str) -> Adapter:
     """Read and check an adapter's configuration and description, without its weights.
 
     Args:
-        name: A folder, or the id of a repository on the Hugging Face hub.
+        name: A folder, the id of a repository on the Hugging Face hub, or ``smollm2-135m``, the adapter that comes with
+            this package.
 
     Raises:
         ConfigurationError: The adapter does not exist, or its files cannot be used; with all problems.
     """
     folder = parse_path("model.adapter", name)
     if not folder.is_dir():
-        folder = _from_hub(name)
+        folder = EMBEDDED_FOLDERS.get(name) or _from_hub(name)
     if unusable := _unusable_files(name, folder):
         raise ConfigurationError(unusable)
     try:
@@ -86,7 +90,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _from_hub(name: str) -> Path:
-    expected = "Expected a folder with adapter_config.json, or a hub id such as NAME/ADAPTER"
+    expected = f"Expected a folder with adapter_config.json, a hub id such as NAME/ADAPTER, or {EMBEDDED}"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ConfigurationError([f"model.adapter: no such folder: {name}. {expected}."])
     from huggingface_hub import snapshot_download

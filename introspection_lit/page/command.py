@@ -32,8 +32,8 @@ def main(args: Sequence[str]) -> None:
     """
     about = "Serve a page to try a detector in a browser, from this machine alone, until Ctrl-C."
     parser = argparse.ArgumentParser("python -m introspection_lit serve", description=about, allow_abbrev=False)
-    named = "an adapter, as fit exports it (RUN/adapter), or a hub id"
-    parser.add_argument("--adapter", required=True, metavar="FOLDER", help=named)
+    named = "an adapter, as fit exports it (RUN/adapter), or a hub id; default: %(default)s, which comes with this package"
+    parser.add_argument("--adapter", default="smollm2-135m", metavar="FOLDER", help=named)
     parser.add_argument("--base", metavar="NAME", help="another place to load its base model from")
     beside = "directions to choose from; default: the vectors.safetensors in the adapter's folder or the one above"
     parser.add_argument("--vectors", type=Path, metavar="FILE", help=beside)

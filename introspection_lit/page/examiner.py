@@ -7,15 +7,20 @@ from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
+
 from introspection_lit.contexts.conversations import Encoded, encode
 from introspection_lit.contexts.rows import as_context
 from introspection_lit.detector import Answer, Detector
+from introspection_lit.one_cache import Question, Reading, ask_one_cache, concept_question
 from introspection_lit.steering.specification import Steering
 from introspection_lit.tasks.questions import with_answers
 from introspection_lit.utils.errors import ConfigurationError
 
 # Strengths of the curve, beside 0, which is the clean conversation.
 STRENGTHS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+# Concepts that are offered when it is asked which one was added, as in training.
+CONCEPTS = 9
 # Of a conversation: some 1,500 tokens, which two cores read in half a minute.
 MOST_CHARACTERS = 6_000
 
@@ -75,6 +80,44 @@ class Examiner:
         doses = [replace(steering, strength=strength) for strength in strengths]
         with self._model:
             return dict(zip(strengths, self.detector.ask_many([conversation] * len(doses), doses), strict=True))
+
+    def name_concept(
+        self, conversation: tuple[str, str], steering: Steering, concept: str
+    ) -> tuple[Reading, Reading] | None:
+        """Ask which concept was added, by name, about the clean and the steered conversation.
+
+        Args:
+            conversation: A user message, and the reply to it.
+            steering: What is added while it is read.
+            concept: Its name in the bank; it is offered among eight others of the bank, and "nothing".
+
+        Returns:
+            The answers of both; None if the adapter was not trained to name concepts, or these names cannot be told apart.
+
+        Raises:
+            ConfigurationError: The conversation or the steering cannot be used.
+            RunError: A score is NaN or infinite.
+        """
+        question = self.naming(concept)
+        if question is None:
+            return None
+        with self._model:
+            clean, steered = (ask_one_cache(self.detector, conversation, [question], added) for added in (None, steering))
+        return clean[0], steered[0]
+
+    def naming(self, concept: str) -> Question | None:
+        """The question which of nine concepts was added, in an order that depends on the concept alone."""
+        assert self.detector.bank is not None
+        tokenizer = self.detector.tokenizer
+        offered: dict[int, str] = {}  # by the first token of the name
+        others = [name for name in self.detector.bank.names["concept"] if name != concept]
+        random = np.random.default_rng(list(concept.encode()))
+        for name in (concept, *random.permutation(others)):
+            offered.setdefault(tokenizer(f" {name}", add_special_tokens=False)["input_ids"][0], str(name))
+        names = list(offered.values())[:CONCEPTS]
+        if not self.detector.concepts or len(names) < CONCEPTS:
+            return None
+        return concept_question(self.detector, [names[place] for place in random.permutation(CONCEPTS)])
 
     def tokens(self, conversation: tuple[str, str]) -> Encoded:
         """The conversation and the question as the model reads them."""

@@ -10,7 +10,7 @@ from introspection_lit.models.architectures import reach
 from introspection_lit.page.curve import draw_curve
 from introspection_lit.page.directions import CONCEPT, OWN, RANDOM, SPLITS, OwnDirections, choose, read_own
 from introspection_lit.page.examiner import Examiner
-from introspection_lit.page.showing import cards, codes, escaped, layers, problems, section, tokens
+from introspection_lit.page.showing import cards, codes, concepts, escaped, layers, problems, section, tokens
 from introspection_lit.steering.specification import Steering
 from introspection_lit.utils.errors import ConfigurationError, IntrospectionError
 
@@ -75,6 +75,7 @@ class Page:
                 (
                     cards(findings, self.detector, added),
                     _note(conversation),
+                    self._concept(conversation, steering, source, name),
                     section("The same question with the words exchanged", codes(findings, self.examiner)),
                     section("Which layers are steered", layers(band, self.n_layers)),
                     section("Which tokens are steered", self._tokens(conversation)),
@@ -90,6 +91,11 @@ class Page:
         except IntrospectionError as error:  # at a strength that nobody has chosen
             drawn = problems(error, "There is no curve.")
         yield shown, section(CURVE, drawn)
+
+    def _concept(self, conversation: tuple[str, str], steering: Steering, source: str, name: str | None) -> str:
+        """Which concept the model says was added, where one was and the adapter has learned to say it."""
+        found = self.examiner.name_concept(conversation, steering, name) if source == CONCEPT and name else None
+        return "" if found is None else section("Which concept was it?", concepts(*found, str(name)))
 
     def _tokens(self, conversation: tuple[str, str]) -> str:
         return tokens(self.examiner.tokens(conversation), self.detector.tokenizer)

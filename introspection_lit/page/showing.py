@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from introspection_lit.contexts.conversations import Encoded
 from introspection_lit.detector import Answer, Detector
+from introspection_lit.one_cache import Reading
 from introspection_lit.page.examiner import Examiner, Findings
 from introspection_lit.trials.shown import ANSWER
 from introspection_lit.utils.errors import IntrospectionError, visible
@@ -118,6 +119,33 @@ def _follows(findings: Findings, examiner: Examiner) -> str:
         f"Steering moves the answer towards “{first}” even where “{first}” means <em>not</em> steered: this adapter has "
         "learned to say a word when it reads a steered text, and not to answer the question."
     )
+
+
+def concepts(clean: Reading, steered: Reading, added: str) -> str:
+    """A table of the names that were offered, with the share of each among them, and a sentence on what is said.
+
+    Args:
+        clean: The answer about the clean conversation.
+        steered: The answer about the steered one.
+        added: The name of the concept that was added.
+    """
+    rows = "".join(
+        f'<tr class="{"added" if name == added else "other"}"><th scope="row">{escaped(name)}</th>'
+        f"{_share(clean, name)}{_share(steered, name)}</tr>"
+        for name in clean.probabilities
+    )
+    sentence = (
+        f"Asked which of these it was steered towards, the model says “{escaped(steered.answer)}” of the steered "
+        f"conversation ({escaped(added)} was added) and “{escaped(clean.answer)}” of the clean one (nothing was). Shares "
+        f"are among these words, which together have {100 * min(clean.mass, steered.mass):.0f} % of the probability."
+    )
+    head = '<tr><th scope="col">offered</th><th scope="col">clean</th><th scope="col">steered</th></tr>'
+    return f'<p class="note">{sentence}</p><table class="concepts">{head}{rows}</table>'
+
+
+def _share(reading: Reading, name: str) -> str:
+    share = f"{100 * reading.probabilities[name] / reading.mass:.0f} %"
+    return f"<td><strong>{share}</strong></td>" if name == reading.answer else f"<td>{share}</td>"
 
 
 def layers(band: tuple[int, int], n_layers: int) -> str:

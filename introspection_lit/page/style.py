@@ -34,6 +34,9 @@ CSS = """
 .shown .codes { table-layout: fixed; max-width: 46rem; }
 .shown .codes th { border-bottom: 0 !important; padding-top: .7rem !important; }
 .shown .codes span { color: var(--soft); font-weight: 400; font-size: .875rem; }
+.shown .concepts { max-width: 26rem; }
+.shown .concepts th { font-weight: 400; }
+.shown .concepts .added th { font-weight: 600; }
 .shown .layers { display: flex; flex-wrap: wrap; gap: 3px; }
 .shown .layers span { width: 1.65rem; text-align: center; font-size: .8rem; line-height: 1.6rem; border-radius: 3px;
   border: 1px solid var(--border-color-primary); }

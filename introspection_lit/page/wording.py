@@ -35,8 +35,11 @@ range of strengths; below it, steering is hard to notice, and far above it the t
 answers. One that has only learned to say "yes" when it reads something odd does not. The threshold does not apply to
 this question.
 
-**What this does not show.** That something was added is noticed, not what. One conversation is an anecdote: how often
-it is right is in the report of the run. Only the conversation is steered; question and answer are read without.
+**Which concept.** An adapter that was trained to name concepts is also asked which of nine was added, or nothing. It
+was trained on other concepts than those of this page. Others are not asked.
+
+**What this does not show.** One conversation is an anecdote: how often it is right is in the report of the run. Only the
+conversation is steered; question and answer are read without.
 """
 
 # A message and a reply each, written for this page.

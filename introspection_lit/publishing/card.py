@@ -136,11 +136,17 @@ def _table(results: Results) -> str:
     return table + ("\n" if table and choices else "") + "\n".join(choices) + ("\n" if choices else "")
 
 
+def _names(description: Mapping[str, Any]) -> bool:
+    """Whether the adapter was trained to say which concept was added."""
+    return bool((description.get("trained_on") or {}).get("concepts"))
+
+
 def limits(run: FinishedRun) -> list[str]:
     """What the test has found, controls first, and what no test of this package shows."""
     results, description = run.tested.results, run.description
     controls = [] if answer_sentences(results) else [control_verdict(dict(results.get("sets") or {}))]
     bands = ", ".join(f"{first}..{last}" for first, last in description["bands"])
+    what = " and, asked for it, which of some concepts" if _names(description) else ", not what"
     begun = beginning(description.get("options") or {})
     return [
         *controls,
@@ -148,5 +154,5 @@ def limits(run: FinishedRun) -> list[str]:
         f"Trained on strengths {description['strengths'][0]:g} to {description['strengths'][-1]:g} "
         f"({description['strength_unit']}){begun}, layers {bands}, for one base model in {description['dtype']}; elsewhere "
         "it has not been measured unless the table says so.",
-        "It says that something was added to the activations, not what, and is no guard against somebody who knows it.",
+        f"It says that something was added to the activations{what}, and is no guard against somebody who knows it.",
     ]

@@ -54,7 +54,7 @@ def base_of(adapter: Adapter, base: str | BaseModel | None) -> BaseModel:
 
 
 def recorded_wording(adapter: Adapter) -> dict[str, Any]:
-    """Question, phrasing, threshold and prefill of the adapter's training, as arguments; none without a record of it."""
+    """What an adapter's training asked and how, and its threshold, as arguments of a detector; none without a record."""
     recorded = adapter.description
     if recorded is None:
         return {}
@@ -65,4 +65,6 @@ def recorded_wording(adapter: Adapter) -> dict[str, Any]:
         "phrasing": Phrasing(**known | {"answers": tuple(phrasing["answers"])}),
         "threshold": float(recorded["threshold"]),
         "prefill_adapter": recorded["trained_on"]["prefill_adapter"],
+        "lead_in": recorded.get("options", {}).get("data.lead_in") or "",
+        "concepts": tuple(recorded["trained_on"].get("concepts", ())),
     }

@@ -199,6 +199,10 @@ class SmallCheckout:
         run = self.root / "lightning_logs" / "quickstart" / "version_0"
         shutil.copyfile(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "diverged.ckpt")
         shutil.copytree(run, self.root / "lightning_logs" / "default" / "version_0")
+        embedded = self.root / "introspection_lit" / "assets" / "adapters" / "smollm2-135m"
+        shutil.rmtree(embedded)
+        shutil.copytree(run / "adapter", embedded)
+        shutil.copyfile(run / "vectors.safetensors", embedded / "vectors.safetensors")
         (self.root / "NAME").symlink_to(next(self.cache.iterdir()))
         for name in ("RUN", "RUN_1", "RUN_2"):
             (self.root / name).symlink_to(run)

@@ -19,6 +19,7 @@ from tiny_adapter import CONCEPTS, QUESTION, THRESHOLD
 
 from introspection_lit.contexts.conversations import Phrasing
 from introspection_lit.detector import Answer, Detector
+from introspection_lit.one_cache import ask_one_cache
 from introspection_lit.page.directions import MOST_BYTES, OwnDirections
 from introspection_lit.page.examiner import MOST_CHARACTERS, STRENGTHS, Examiner
 from introspection_lit.page.functions import Page
@@ -89,6 +90,37 @@ def test_numbers_words_and_verdicts_are_shown(detector: Detector, page: Page) ->
     assert list(map(float, numbers)) == sorted([0, *STRENGTHS])
     assert (numbers["0"], numbers["2"]) == (f"{clean.log_odds:.2f}", f"{steered.log_odds:.2f}")
     assert re.search(r'<img src="data:image/webp;base64,[^"]+" alt="Curve of log-odds', curve)
+
+
+def test_concept_is_named(adapter: Path) -> None:
+    """Only where a concept was added, and by an adapter that has learned it: shares of nine names and nothing."""
+    detector = Detector.from_pretrained(adapter, device="cpu")
+    bank, letters = detector.bank, "abcdefghijk"
+    assert bank is not None
+    bank.names["concept"] = [*CONCEPTS, *(f"{letter}{letter}-thing" for letter in letters)]
+    bank.directions["concept"] = bank.directions["concept"][[0, 1, 2, *[2] * len(letters)]]
+    page = Page(Examiner(detector))
+    assert "Which concept was it?" not in asked(page)[0][0]
+    detector.concepts, detector.lead_in = ("apples",), "Query:"
+    assert "Which concept was it?" not in asked(page, source="random", name="heldout-0")[0][0]
+    shown = asked(page)[0][0].partition("Which concept was it?")[2].partition("</table>")[0]
+    rows = re.findall(r'<tr class="(\w+)"><th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td></tr>', shown)
+    question = page.examiner.naming("bread")
+    assert question is not None
+    assert (question.text or "").startswith("Query: Which of these was put into your thoughts?")
+    assert [html.unescape(name) for _, name, _, _ in rows] == list(question.answers or ())
+    assert [name for kind, name, _, _ in rows if kind == "added"] == ["bread"]
+    assert rows[-1][1] == "nothing"
+    assert len(rows) == 10
+    steering = Steering(direction(detector, "concept", 0), 2.0, (1, 3))
+    for column, added in ((2, None), (3, steering)):
+        (reading,) = ask_one_cache(detector, TALK, [question], added)
+        shares = [round(100 * share / reading.mass) for share in reading.probabilities.values()]
+        assert [int(re.sub(r"\D", "", row[column])) for row in rows] == shares
+        assert [html.unescape(row[1]) for row in rows if "<strong>" in row[column]] == [reading.answer]
+        assert f"“{reading.answer}” of the {'clean' if added is None else 'steered'} " in words(shown)
+    assert page.examiner.naming("bread") == question
+    assert page.examiner.naming("the ocean") != question
 
 
 def test_layers_and_tokens_that_are_steered(detector: Detector, page: Page) -> None:

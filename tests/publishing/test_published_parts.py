@@ -74,6 +74,17 @@ def test_limits_begin_with_the_controls() -> None:
     assert not any(line.startswith("Controls: none") for line in limits(run))
 
 
+def test_limits_say_whether_concepts_are_named() -> None:
+    """That only an adapter that was trained on concepts says what was added."""
+    for concepts, said in (
+        (["tea", "soup"], "and, asked for it, which of some concepts, and is"),
+        ([], ", not what, and is"),
+    ):
+        described = {**DESCRIPTION, "trained_on": {"concepts": concepts}}
+        run: Any = SimpleNamespace(tested=SimpleNamespace(results=example()), description=described)
+        assert said in limits(run)[-1]
+
+
 def test_limits_name_a_curriculum() -> None:
     """Training with strong doses first is another training; without one nothing is said of it."""
     options = {"data.curriculum": {"strengths": [0.3, 2.0], "trials": 1600}}
