@@ -43,6 +43,16 @@ def test_notebook_runs_and_holds_no_outputs(folder: Path) -> None:
     for number, cell in enumerate(cells):
         exec(compile("".join(cell["source"]), f"{NOTEBOOK}, cell {number}", "exec"), names)
     assert names["steered"].log_odds > names["clean"].log_odds
+    assert [trial["steered"] for trial in names["trials"]] == [False, True] * 10
+    rows = [json.loads(line) for line in (names["run"] / "trials.jsonl").read_text().splitlines()]
+    assert [answer.log_odds for answer in names["again"]] == pytest.approx(
+        [row["scores"]["adapter"] for row in rows], abs=1e-3
+    )
+    assert max(names["differences"]) < 1e-3
+    untested = Path("lightning_logs/default/version_0/adapter")  # of tests/contract, without trials.jsonl
+    names["ADAPTER"] = untested
+    exec("".join(cells[-1]["source"]), names)
+    assert (names["trials"], names["again"]) == ([], [])
 
 
 def test_script_asks_a_given_adapter(

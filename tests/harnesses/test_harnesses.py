@@ -1,10 +1,11 @@
-"""The trials of a tested run in lm-evaluation-harness and in Inspect AI: the log-odds of ``test``, and its rates."""
+"""The trials of a tested run wherever people ask: the log-odds of ``test``, and in other people's harnesses its rates."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peers import needs_peers, run_with_peers
+from run_scripts import script
 from sklearn.metrics import roc_auc_score
 
 from introspection_lit.cli import main
@@ -97,6 +99,46 @@ def test_detector_repeats_the_trials(run: Path, scores: dict[str, tuple[bool, fl
     for item, answer in zip(items, answers, strict=True):
         assert (item["steered"], item["log_odds"]) == scores[item["name"]]
         assert answer.log_odds == pytest.approx(item["log_odds"], abs=1e-4)
+
+
+def test_page_repeats_the_trials(run: Path, scores: dict[str, tuple[bool, float]]) -> None:
+    """By the function that its button calls; the directions chosen from its lists, or all given as files."""
+    pytest.importorskip("gradio", reason="no Gradio")
+    tested, ask_page = read_tested_run(run), script("compare_surfaces").ask_page
+    for files_only in (False, True):
+        found = ask_page(tested, files_only)
+        assert found == pytest.approx({name: odds for name, (_, odds) in scores.items()}, abs=1e-3)
+    clean, steered = tested.items[:2]
+    system = [{"role": "system", "content": "Be kind."}, *steered["messages"]]
+    longer = [steered["messages"][0], {"role": "assistant", "content": "word " * 1200}]
+    others: list[dict[str, Any]] = [{"unit": "absolute"}, {"strength": 4.5}, {"messages": system}, {"messages": longer}]
+    items = [clean, *(steered | {"name": str(number)} | other for number, other in enumerate(others))]
+    assert ask_page(replace(tested, items=items)).keys() == {clean["name"]}
+
+
+@pytest.mark.parametrize("inspect", [False, pytest.param(True, marks=needs_peers)])
+def test_all_agree(
+    run: Path, scores: dict[str, tuple[bool, float]], tmp_path: Path, inspect: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Notebook, page, lm-evaluation-harness and Inspect, side by side on the same trials, by one command."""
+    pytest.importorskip("gradio", reason="no Gradio")
+    words, name = [str(run), "--json", str(tmp_path / "compared.json")], "compare_surfaces"
+    if inspect:
+        printed = run_with_peers(str(ROOT / "scripts" / f"{name}.py"), *words, folder=tmp_path)
+    else:
+        script(name).main(words)
+        printed = capsys.readouterr().out
+    compared = json.loads((tmp_path / "compared.json").read_text())
+    asked = ["notebook", "page", "lm-eval", *(["Inspect"] if inspect else [])]
+    assert compared["not_asked"] == ({} if inspect else {"Inspect": "not installed"})
+    assert {trial["trial"]: (trial["steered"], trial["test"]) for trial in compared["trials"]} == scores
+    assert list(compared["largest_difference"]) == asked
+    for each in asked:
+        differences = [abs(trial[each] - trial["test"]) for trial in compared["trials"]]
+        assert compared["largest_difference"][each] == max(differences) < 1e-3
+        assert f"{max(differences):.1e}" in printed
+    assert printed.count("steered") == printed.count("clean") == TRIALS / 2
+    assert ("Inspect: not installed" in printed) != inspect
 
 
 def test_lm_evaluation_harness_steers(
