@@ -1,11 +1,11 @@
 """Compare two adapters on the same conversations and directions, which neither was trained on.
 
-    python examples/compare_adapters.py lightning_logs/quickstart/version_0/adapter RUN_2/adapter
+    python examples/compare_adapters.py lightning_logs/quickstart/version_0/adapter
 
 The conversations are those of examples/conversations.jsonl, the directions are drawn here, each with length 1. The
 figure has the share that each adapter calls steered against the strength, at its own threshold (dashed), with 95 %
-intervals, and the log-odds of one adapter against those of the other. Without adapters, two tiny ones are trained: one
-on strong steering, one on weaker.
+intervals, and the log-odds of one adapter against those of the other. The second is by default the one that comes with
+this package.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def log_odds(detector: Detector, strengths: list[float]) -> torch.Tensor:
 
 if __name__ == "__main__":
     parser = arguments(__doc__, ("first", "second"))
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0, 8.0])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0, 2.0])
     args = parser.parse_args()
-    detectors = {"first": load(args.first), "second": load(args.second, "tiny-weak", data__strengths="[1, 4]")}
+    detectors = {"first": load(args.first), "second": load(args.second)}
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     rates, scatter = figure.subplots(1, 2)
     scores = {}

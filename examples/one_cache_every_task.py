@@ -1,6 +1,6 @@
 """Read one cache in every task: the conversation is read once, and all questions are asked of the cache it left.
 
-    python examples/one_cache_every_task.py lightning_logs/quickstart/version_0/adapter
+    python examples/one_cache_every_task.py
 
 An honest detector changes its answer to the questions about steering, in both codes, and to no other. One that was
 trained on a single question says the same word to all (docs/tasks.md); configs/tasks.yaml trains the other kind. The
@@ -37,7 +37,7 @@ OTHERS = {
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0, 2.0])
     args = parser.parse_args()
     detector = load(args.adapter)
     assert detector.bank is not None

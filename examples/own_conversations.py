@@ -1,6 +1,6 @@
 """Ask a detector about conversations of your own: false alarms and hits by kind of text, before you rely on it.
 
-    python examples/own_conversations.py lightning_logs/quickstart/version_0/adapter
+    python examples/own_conversations.py
 
 Give your own with ``--conversations FILE``: a line of JSON each, as in examples/conversations.jsonl
 (docs/conversations.md has the other formats). An adapter calls clean text steered if it is unlike the text of its
@@ -24,7 +24,7 @@ CONVERSATIONS = Path(__file__).with_name("conversations.jsonl")
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--conversations", default=str(CONVERSATIONS), help="File; default: twelve of three kinds.")
-    parser.add_argument("--strength", type=float, default=2.0, help="Share of the residual norm (default: 2).")
+    parser.add_argument("--strength", type=float, default=1.0, help="Share of the residual norm (default: 1).")
     args = parser.parse_args()
     contexts = load_contexts(args.conversations)
     detector = load(args.adapter)

@@ -1,6 +1,6 @@
 """Steer with vectors from elsewhere, and see at which strength each is noticed.
 
-    python examples/own_vectors.py lightning_logs/quickstart/version_0/adapter
+    python examples/own_vectors.py
 
 Give your own with ``--vectors FILE ...``: a control vector of repeng (.gguf), a persona vector (.pt, layers + 1 rows, the
 embeddings first), or a row of an SAE's decoder (.npy or .safetensors, one hidden size long). Without files, three such
@@ -43,7 +43,7 @@ def log_odds(detector: Detector, direction: Tensor, strengths: list[float], band
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--vectors", type=Path, nargs="+", help="Files; default: three are made.")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0, 2.0])
     parser.add_argument("--band", default="middle", choices=("early", "middle", "late", "all"))
     args = parser.parse_args()
     detector = load(args.adapter)

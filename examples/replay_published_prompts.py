@@ -1,6 +1,6 @@
 """Replay published prompts, each with its own question and answer words: the adapter beside the untrained model.
 
-    python examples/replay_published_prompts.py lightning_logs/quickstart/version_0/adapter
+    python examples/replay_published_prompts.py
 
 Give your own copy with ``--prompts FILE``: conversations as in docs/conversations.md, or a prompt file of earlier work
 (``add_injection``, ``continue_msg``, ``yes_token``). The three in examples/published_prompts.json show the format; they
@@ -36,7 +36,7 @@ def replay(detector: Detector, prompt: Context, strengths: list[float], adapter:
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--prompts", default=str(PROMPTS), help="File of conversations (default: three of our own).")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0])
     args = parser.parse_args()
     prompts = load_contexts(args.prompts)
     detector = load(args.adapter)

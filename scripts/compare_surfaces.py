@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,8 +44,10 @@ def ask_notebook(tested: TestedRun) -> Asked:
     """Run ``examples/detector.ipynb`` with the run's adapter, as somebody who names it in the first cell."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert code.count("ADAPTER = None") == 1
-    code = code.replace("ADAPTER = None", f"ADAPTER = {str(tested.folder / 'adapter')!r}")
+    code, found = re.subn(
+        r"^ADAPTER = .*", lambda _: f"ADAPTER = {str(tested.folder / 'adapter')!r}", code, flags=re.MULTILINE
+    )
+    assert found == 1
     names: dict[str, Any] = {}
     sys.path.insert(0, str(NOTEBOOK.parent))
     try:

