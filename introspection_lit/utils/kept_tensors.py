@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -57,7 +57,7 @@ def kept_tensors(
             write_file(path, save(tensors, metadata={CHECKSUM: content_hash([identity, dict(sorted(tensors.items()))])}))
         except (RunError, OSError) as error:
             reason = error.problems[0] if isinstance(error, RunError) else str(error)
-            rank_zero_warn(f"{name} are not kept for other runs: INTROSPECTION_LIT_CACHE: {reason}")
+            warnings.warn(f"{name} are not kept for other runs: INTROSPECTION_LIT_CACHE: {reason}", stacklevel=2)
     return tensors
 
 
