@@ -195,7 +195,6 @@ def build_bank(
         measured_with: What measurements depend on besides the texts: the model and the arithmetic. With it they are kept in
             the cache for other runs; None: they are not.
     """
-
     depends_on = None if measured_with is None else {**measured_with, "code": _source_hash()}
 
     def measure_norms() -> dict[str, Tensor]:

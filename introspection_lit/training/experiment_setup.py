@@ -29,7 +29,6 @@ from introspection_lit.steering.vector_bank import (
 )
 from introspection_lit.tasks.questionnaire import OPTIONS
 from introspection_lit.tasks.wording import (
-    Wording,
     WordingOptions,
     build_wording,
     heldout_problems,

@@ -56,6 +56,7 @@ def bank(model: Path, some_contexts: list[str]) -> Bank:
 
 
 def test_the_same_bank(bank: Bank, reads: list[int]) -> None:
+    """Contexts and concepts are read once; the second run has all of the first one's bank."""
     first = bank()
     assert len(reads) == 2
     again = bank()

@@ -25,6 +25,7 @@ class Measured:
         self.calls = 0
 
     def __call__(self) -> dict[str, Tensor]:
+        """Other numbers each time, one of the two tensors not contiguous."""
         self.calls += 1
         numbers = torch.randn(3, 2, generator=torch.Generator().manual_seed(self.calls))
         return {"norms": numbers, "directions": numbers.T}
@@ -44,6 +45,7 @@ def same(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 
 def test_measured_once(cache: Path) -> None:
+    """The second time, the file is read."""
     measure = Measured()
     first = kept_tensors("norms", MODEL, measure)
     assert same(kept_tensors("norms", MODEL, measure), first)
@@ -54,6 +56,7 @@ def test_measured_once(cache: Path) -> None:
 
 @pytest.mark.parametrize("other", [{"threads": 2}, {"model": {"hashes": {"weights": "0124"}}}, {"texts": [[1, 2]]}])
 def test_measured_again_when_something_differs(cache: Path, other: dict[str, object]) -> None:
+    """Each has a file of its own."""
     measure = Measured()
     first = kept_tensors("norms", MODEL, measure)
     assert not same(kept_tensors("norms", MODEL | other, measure), first)
@@ -61,9 +64,10 @@ def test_measured_again_when_something_differs(cache: Path, other: dict[str, obj
 
 
 def test_measured_again_with_other_packages(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another torch may round otherwise."""
     measure = Measured()
     kept_tensors("norms", MODEL, measure)
-    monkeypatch.setattr(module, "version", lambda package: "0")
+    monkeypatch.setattr(module, "version", lambda _: "0")
     kept_tensors("norms", MODEL, measure)
     assert measure.calls == 2
 
@@ -82,6 +86,7 @@ def test_a_file_of_another_model_under_this_name_is_not_read(cache: Path) -> Non
 
 
 def test_a_damaged_file_is_replaced(cache: Path) -> None:
+    """Cut off, or with one bit changed."""
     kept_tensors("norms", MODEL, Measured())
     (path,) = cache.iterdir()
     whole = path.read_bytes()
@@ -125,6 +130,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_not_kept(
     cache: Path, monkeypatch: pytest.MonkeyPatch, depends_on: dict[str, object] | None, change: Callable[..., None]
 ) -> None:
+    """No file is written."""
     change(monkeypatch)
     measure = Measured()
     for _ in range(2):
@@ -134,6 +140,7 @@ def test_not_kept(
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(cache: Path) -> None:
+    """The run goes on with what it has measured."""
     cache.write_text("a file")
-    with pytest.warns(UserWarning, match=r"norms are not kept for other runs: INTROSPECTION_LIT_CACHE: .* cannot be written"):
+    with pytest.warns(UserWarning, match=r"norms are not kept .* INTROSPECTION_LIT_CACHE: .* cannot be written"):
         assert same(kept_tensors("norms", MODEL, Measured()), Measured()())
