@@ -8,11 +8,13 @@ one domain mistakes other domains for steering. Splits share no contexts, and ``
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 # Names of context sets that are not files: the one in the package, and the larger one of contexts/generation.
 BUILTIN, LARGE = "builtin", "large"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Message(NamedTuple):
@@ -78,4 +80,4 @@ def fingerprint(*texts: str) -> str:
 
 def has_lone_surrogate(text: str) -> bool:
     """Whether a text has half of a surrogate pair, which JSON can spell but no file can hold."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    return LONE_SURROGATE.search(text) is not None

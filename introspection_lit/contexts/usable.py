@@ -32,14 +32,40 @@ def control_token_problems(tokenizer: PreTrainedTokenizerBase, texts: Sequence[s
     return problems
 
 
+class ContextLengths:
+    """Lengths of contexts in tokens, each measured once: a set-up asks for the same context in several places.
+
+    A context with a question of its own is measured with that question too.
+
+    Args:
+        tokenizer: Has the chat template.
+        question: Any question of the experiment.
+        phrasing: System prompt, information before the question, and answer prefix.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, question: str, phrasing: Phrasing) -> None:
+        self.tokenizer, self.question, self.phrasing = tokenizer, question, phrasing
+        self._known: dict[Context, int | None] = {}
+
+    def of(self, context: Context) -> int | None:
+        """The length of a context; None if a text of it opens or closes turns, or is changed by the template."""
+        if context not in self._known:
+            questions = [self.question, None] if context.question_turns else [self.question]
+            try:
+                encoded = [encode(self.tokenizer, context, text, self.phrasing) for text in questions]
+                self._known[context] = max(len(each.context_ids) for each in encoded)
+            except UnfitText:
+                self._known[context] = None
+        return self._known[context]
+
+    def usable(self, contexts: Sequence[Context], limit: int) -> list[Context]:
+        """As :func:`usable_contexts`."""
+        return [context for context in contexts if (length := self.of(context)) is not None and length <= limit]
+
+
 def fakes_turns(tokenizer: PreTrainedTokenizerBase, context: Context, question: str, phrasing: Phrasing) -> bool:
     """Whether a text of a context opens or closes turns, or is changed by the template."""
-    try:
-        for text in [question, None] if context.question_turns else [question]:
-            encode(tokenizer, context, text, phrasing)
-    except UnfitText:
-        return True
-    return False
+    return ContextLengths(tokenizer, question, phrasing).of(context) is None
 
 
 def usable_contexts(
@@ -57,13 +83,4 @@ def usable_contexts(
         phrasing: System prompt, information before the question, and answer prefix.
         limit: Length of the longest usable context, in tokens.
     """
-    usable = []
-    for context in contexts:
-        questions = [question, None] if context.question_turns else [question]
-        try:
-            lengths = [len(encode(tokenizer, context, text, phrasing).context_ids) for text in questions]
-        except UnfitText:
-            continue
-        if max(lengths) <= limit:
-            usable.append(context)
-    return usable
+    return ContextLengths(tokenizer, question, phrasing).usable(contexts, limit)

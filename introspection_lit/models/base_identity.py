@@ -72,6 +72,22 @@ class BaseIdentity:
         texts = {"base_model": self.base.name, "revision": self.base.revision or ""}
         return texts | ({"base_hashes": json.dumps(self.hashes)} if self.hashes else {})
 
+    def exactly(self) -> dict[str, Any] | None:
+        """What can be kept for later runs depends on: the hashes, and size and time of change of each file of weights.
+
+        The hashes see samples of the weights; a file that was changed elsewhere has another time. None: the model has no
+        files, or they cannot be told apart, since code of its own may read others.
+        """
+        hashes = self.hashes
+        if not hashes or not all(hashes.values()) or self.base.trust_remote_code:
+            return None
+        try:
+            files = _files_of_weights(self.base)
+            states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        except UNREADABLE:
+            return None
+        return {"hashes": hashes, "files": states}
+
     def difference(self, recorded: Mapping[str, Any]) -> str | None:
         """How the model differs from the one that a file was made for, in words; None: it is the same.
 
@@ -158,6 +174,14 @@ def base_hashes(base: BaseModel) -> Hashes | None:
         }
     except UNREADABLE:  # loading says why
         return None
+
+
+def _files_of_weights(base: BaseModel) -> list[Path]:
+    """The files that hold a model's weights, which must be there."""
+    if (file := gguf_file(base)) is not None:
+        return parts_of(file)
+    source = resolve(base)
+    return [path for name in weight_files(source, model_config(source) or {}) if (path := present_file(source, name))]
 
 
 def _essential(config: Any) -> Any:

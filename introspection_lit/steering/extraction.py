@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from introspection_lit.steering.prefill import Forward, no_logits, pad, position
 from introspection_lit.steering.residual import residual
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank, random_unit_vectors
 from introspection_lit.utils.errors import RunError
+from introspection_lit.utils.kept_tensors import kept_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -170,6 +173,7 @@ def build_bank(
     metadata: dict[str, str],
     components: bool = False,
     trained_concepts: Sequence[str] = (),
+    measured_with: Mapping[str, Any] | None = None,
 ) -> VectorBank:
     """Draw the random directions, extract the concept directions and measure the residual norms.
 
@@ -188,34 +192,48 @@ def build_bank(
         metadata: ``base_model`` and ``revision``.
         components: Extract ``concept_pca`` too.
         trained_concepts: More words, of which ``concept_train`` is extracted; none: the bank has no such split.
+        measured_with: What measurements depend on besides the texts: the model and the arithmetic. With it they are kept in
+            the cache for other runs; None: they are not.
     """
+    depends_on = None if measured_with is None else {**measured_with, "code": _source_hash()}
 
-    def read(words: Sequence[str]) -> tuple[Tensor, Tensor]:
-        sentences = [template.format(word) for word in words for template in TEMPLATES]
-        readings = read_texts(forward, model, layers, [tokenizer(sentence)["input_ids"] for sentence in sentences])
-        means, lasts = (part.reshape(len(words), -1, *part.shape[1:]) for part in (readings.means, readings.last))
-        return means, lasts
+    def measure_norms() -> dict[str, Tensor]:
+        return {"norms": read_texts(forward, model, layers, contexts).norms.median(dim=1).values}
 
-    norms = read_texts(forward, model, layers, contexts).norms.median(dim=1).values
-    means, lasts = read(concepts)
-    hidden = means.shape[-1]
-    directions = {split: random_unit_vectors(sizes[split], hidden, seed, split) for split in RANDOM_SPLITS}
+    def concept_directions(words: Sequence[str], components: bool) -> dict[str, Tensor]:
+        rows = [tokenizer(template.format(word))["input_ids"] for word in words for template in TEMPLATES]
+
+        def measure() -> dict[str, Tensor]:
+            readings = read_texts(forward, model, layers, rows)
+            means, lasts = (part.reshape(len(words), -1, *part.shape[1:]) for part in (readings.means, readings.last))
+            differences = mean_differences(means)
+            found = {"concept": torch.nn.functional.normalize(differences, dim=-1), "lengths": differences.norm(dim=-1)}
+            return found | ({"concept_pca": principal_components(lasts)} if components else {})
+
+        texts = {"texts": rows, "concepts": len(words), "components": components}
+        return kept_tensors("concepts", depends_on and depends_on | texts, measure)
+
+    norms = kept_tensors("norms", depends_on and depends_on | {"texts": list(map(list, contexts))}, measure_norms)["norms"]
+    measured = concept_directions(concepts, components)
+    lengths, hidden = measured.pop("lengths"), measured["concept"].shape[-1]
+    directions = {split: random_unit_vectors(sizes[split], hidden, seed, split) for split in RANDOM_SPLITS} | measured
     names = {split: [f"{split}-{index}" for index in range(sizes[split])] for split in RANDOM_SPLITS}
-    differences = mean_differences(means)
-    directions["concept"] = torch.nn.functional.normalize(differences, dim=-1)
-    if components:
-        directions["concept_pca"] = principal_components(lasts)
     names |= {split: list(concepts) for split in directions if split not in RANDOM_SPLITS}
     if trained_concepts:
-        directions["concept_train"] = torch.nn.functional.normalize(mean_differences(read(trained_concepts)[0]), dim=-1)
+        directions["concept_train"] = concept_directions(trained_concepts, components=False)["concept"]
         names["concept_train"] = list(trained_concepts)
     return VectorBank(
         directions=directions,
         names=names,
         residual_norms=norms,
         metadata={**metadata, "seed": str(seed), "layer": "concepts: the output of each layer; random: any"},
-        lengths={"concept": differences.norm(dim=-1)},
+        lengths={"concept": lengths},
     )
+
+
+def _source_hash() -> str:
+    """A hash of this folder's code: what other code has measured is measured again."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 def require_finite_norms(bank: VectorBank) -> None:

@@ -16,6 +16,7 @@ from introspection_lit.training.batch_size import choose_batch_size
 from introspection_lit.training.cache_reuse import Prefills
 from introspection_lit.training.distributed import one_loads_for_all
 from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.kept_measurements import measured_with
 from introspection_lit.training.options import DEFAULT_VECTORS, DataOptions
 from introspection_lit.training.run_context import RunContext
 from introspection_lit.training.run_folders import share_folder
@@ -128,6 +129,7 @@ class IntrospectionDataModule(LightningDataModule):
             run.module.base_identity.as_texts(),
             components="concept_pca" in wanted,
             trained_concepts=options.concepts_to_train,
+            measured_with=measured_with(run),
         )
 
     def _make_shared_bank(self) -> VectorBank:

@@ -14,7 +14,7 @@ from introspection_lit.contexts.generation.build import large_contexts
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.splits import evenly_spaced, mix_by_kind, odd_contexts, split_contexts, split_problems
 from introspection_lit.contexts.template_notes import template_notes
-from introspection_lit.contexts.usable import fakes_turns, usable_contexts
+from introspection_lit.contexts.usable import ContextLengths
 from introspection_lit.models.adapters import adapter_problems
 from introspection_lit.models.architectures import Architecture, examine
 from introspection_lit.models.base_model import lora_problems, nf4_on_cpu_problems
@@ -23,7 +23,7 @@ from introspection_lit.models.lora_checks import adapter_shapes_of
 from introspection_lit.steering.bands import resolve_bands
 from introspection_lit.steering.vector_bank import OPTIONAL_SPLITS, REMEDY, VectorBank, bank_size_problems
 from introspection_lit.tasks.questionnaire import OPTIONS
-from introspection_lit.tasks.wording import Wording, WordingOptions, build_wording, heldout_problems
+from introspection_lit.tasks.wording import WordingOptions, build_wording, heldout_problems
 from introspection_lit.training import checks
 from introspection_lit.training.batch_size import step_problems
 from introspection_lit.training.changed_caches import change_problems_of_model
@@ -87,9 +87,10 @@ def _prepare(run: RunContext) -> Experiment:
         wording = problems.attempt(build_wording, _wording_options(options), every_context, config, tokenizer)
     problems.raise_if_any()
     assert config and contexts and bands and wording  # noqa: PT018 - a missing one is a problem, and raised by now
-    usable = _usable_contexts(run, contexts, wording)
+    lengths = ContextLengths(wording.tokenizer, wording.questions["train"][0], wording.phrasing)
+    usable = _usable_contexts(run, contexts, lengths)
     names, several = concept_names(options, bank), run.trainer.world_size > 1
-    joinable = {} if _runs_grid(run) else _joinable_contexts(run, contexts, usable, wording)
+    joinable = {} if _runs_grid(run) else _joinable_contexts(run, contexts, usable, lengths)
     builder = SplitBuilder(options, usable, vector_counts(options, bank), names, wording, bands, joinable, several)
     splits = (
         builder.grid(config, share_question_prefix=not is_sharded(run.trainer))
@@ -274,23 +275,22 @@ def _concept_problems(options: DataOptions, bank: VectorBank) -> list[str]:
     return problems
 
 
-def _usable_contexts(run: RunContext, contexts: dict[str, list[Context]], wording: Wording) -> dict[str, list[Context]]:
+def _usable_contexts(
+    run: RunContext, contexts: dict[str, list[Context]], lengths: ContextLengths
+) -> dict[str, list[Context]]:
     """The contexts of the run that are short enough and cannot be read as several turns, by context split.
 
     Raises:
         ConfigurationError: A context split that is needed is empty, or two splits share a text.
     """
-    options, question = run.options, wording.questions["train"][0]
+    options = run.options
     groups = {name: group for name, group in contexts.items() if _runs_grid(run) == (name == "all")}
-    usable = {
-        name: usable_contexts(wording.tokenizer, group, question, wording.phrasing, options.max_context_tokens)
-        for name, group in groups.items()
-    }
+    usable = {name: lengths.usable(group, options.max_context_tokens) for name, group in groups.items()}
     # Corrupted texts are made of others, which are counted already.
     before, after = (sum(len(part) for name, part in parts.items() if name != "odd") for parts in (groups, usable))
     if after < before:
         every_context = [context for name, group in groups.items() if name != "odd" for context in group]
-        as_turns = sum(fakes_turns(wording.tokenizer, context, question, wording.phrasing) for context in every_context)
+        as_turns = sum(lengths.of(context) is None for context in every_context)
         long = f"{before - after - as_turns} longer than {options.max_context_tokens} tokens"
         reason = f"{long}, {as_turns} with control tokens or other text that the chat template would not leave as text"
         rank_zero_info(f"left out: {before - after} of {before} contexts ({reason})")
@@ -307,20 +307,20 @@ def _usable_contexts(run: RunContext, contexts: dict[str, list[Context]], wordin
 
 
 def _joinable_contexts(
-    run: RunContext, contexts: dict[str, list[Context]], usable: dict[str, list[Context]], wording: Wording
+    run: RunContext,
+    contexts: dict[str, list[Context]],
+    usable: dict[str, list[Context]],
+    lengths: ContextLengths,
 ) -> dict[str, list[Context]]:
     """Contexts that long conversations are joined from, by context split: also those that are too long by themselves.
 
     Raises:
         ConfigurationError: Two splits share a text.
     """
-    options, question = run.options, wording.questions["train"][0]
+    options = run.options
     limits = {"train": options.longest_trained, "validation": options.longest_validated} if options.trains_long else {}
     limits |= {SOURCES[name].contexts: options.longest_tested for name in LONG_SETS if name in options.test_sets}
-    joinable = {
-        name: usable_contexts(wording.tokenizer, contexts[name], question, wording.phrasing, limit)
-        for name, limit in limits.items()
-    }
+    joinable = {name: lengths.usable(contexts[name], limit) for name, limit in limits.items()}
     if problems := split_problems({name: [*group, *joinable.get(name, ())] for name, group in usable.items()}, (), 0):
         raise ConfigurationError(problems)
     return joinable

@@ -155,3 +155,27 @@ def test_records_of_others_are_read_with_care(record: dict[str, Any], said: str,
     assert said in problem
     assert "set model.adapter_base to any" in problem
     assert BaseIdentity(BaseModel(str(tiny)), accepts_any=True).problems("x: it", record) == []
+
+
+def test_a_weight_between_the_samples_counts_for_what_is_kept(model: Path) -> None:
+    """The hashes see samples; what is kept for other runs must not outlive a change elsewhere."""
+    before, file = BaseIdentity(BaseModel(str(model))), model / "model.safetensors"
+    found, content = before.exactly(), bytearray(file.read_bytes())
+    assert found == BaseIdentity(BaseModel(str(model))).exactly()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    del header["__metadata__"]
+    largest = max(header.values(), key=lambda tensor: tensor["data_offsets"][1] - tensor["data_offsets"][0])
+    content[start + largest["data_offsets"][0]] ^= 1  # the first byte; samples are from the middle
+    file.write_bytes(content)
+    after = BaseIdentity(BaseModel(str(model)))
+    assert after.hashes == before.hashes
+    assert after.exactly() != found
+
+
+def test_models_that_cannot_be_told_from_others(model: Path) -> None:
+    """Nothing is kept of random weights, and of models whose own code may read other files."""
+    assert BaseIdentity(BaseModel("random:tiny")).exactly() is None
+    assert BaseIdentity(BaseModel(str(model), trust_remote_code=True)).exactly() is None
+    (model / "model.safetensors").unlink()
+    assert BaseIdentity(BaseModel(str(model))).exactly() is None
