@@ -11,8 +11,8 @@ PACKAGE = Path(introspection_lit.__file__).parent
 NAME = PACKAGE.name
 # Files beside the packages.
 ROOT = ("__main__", "cli", "detector", "model", "one_cache", "subcommands")
-# Of them, the one that the page is made for; the others call the page.
-DETECTOR = "detector"
+# Of them, those that the page is made for; the others call the page.
+DETECTORS = {f"{NAME}.detector", f"{NAME}.one_cache"}
 # From the ground up; packages in one set do not know each other.
 LAYERS = (
     {"utils"},
@@ -58,10 +58,10 @@ def package_of(name: str) -> str:
 
 
 def layer_of(name: str) -> float:
-    """How high a module stands: of the root, the detector right below page and publishing, the others above."""
+    """How high a module stands: of the root, the detectors right below page and publishing, the others above."""
     package = package_of(name)
     if not package:
-        return LAYERS.index({"page", "publishing"}) + (-0.5 if name == f"{NAME}.{DETECTOR}" else 0.5)
+        return LAYERS.index({"page", "publishing"}) + (-0.5 if name in DETECTORS else 0.5)
     return next(height for height, packages in enumerate(LAYERS) if package in packages)
 
 
