@@ -122,6 +122,6 @@ def test_readme_says_what_several_tasks_show() -> None:
     assert f"`swapped` {lowest['swapped']}, `factual` {factual:.3f}".replace(" 0.", " .") in words
     assert f"answer words never trained on {lowest['newcodes']}" in words
     places = [f"{100 * min(seed[name] for seed in found):.0f} %" for name in ("halves", "lines")]
-    assert "the half ({}) or the line ({})".format(*places) in words
+    assert "the half ({}) or the line ({};".format(*places) in words
     (verdict,) = {answer_sentences(run)[0].split(".")[0] for run in runs}
     assert f'says "{verdict}" of all three' in " ".join(PAGE.split())

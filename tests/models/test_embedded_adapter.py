@@ -72,4 +72,7 @@ def test_it_answers_what_it_is_asked() -> None:
     assert auroc(torch.tensor(scores), steered) > 0.97
     assert auroc(torch.tensor(swapped), steered) > 0.95
     assert sum(named) > 0.85 * len(named)
-    assert 0.2 < auroc(torch.tensor(fact), steered) < 0.8
+    moved, not_moved = (
+        abs(torch.tensor(odds)[steered].mean() - torch.tensor(odds)[~steered].mean()) for odds in (scores, fact)
+    )
+    assert not_moved < 0.1 * moved
