@@ -45,7 +45,7 @@ if __name__ == "__main__":
     direction = detector.bank.directions["concept"][0]
     lead = f"{detector.lead_in} " if detector.lead_in else ""  # for adapters that were trained with one (data.tasks)
     about = {name: question._replace(text=f"{lead}{question.text}") for name, question in STEERING.items()}
-    about["which concept?"] = concept_question(detector, [*others, added])
+    about["which concept?"] = concept_question(detector, [added, *others])
     asked = [*about.values(), *OTHERS.values()]
     conditions = {"clean": None} | {f"{strength:g}": Steering(direction, strength) for strength in args.strengths}
     columns = {name: ask_one_cache(detector, TALK, asked, steering) for name, steering in conditions.items()}

@@ -4,11 +4,13 @@
 
 Give your own copy with ``--prompts FILE``: conversations as in docs/conversations.md, or a prompt file of earlier work
 (``add_injection``, ``continue_msg``, ``yes_token``). The three in examples/published_prompts.json show the format; they
-are ours. The figure has the log-odds of the first answer word against the strength, one panel for each prompt.
+are ours. An adapter of several tasks answers questions that begin with its lead-in: for it, each is also asked so. The
+figure has the log-odds of the first answer word against the strength, one panel for each prompt.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from example_detector import arguments, load, save
@@ -16,7 +18,7 @@ from matplotlib.figure import Figure
 
 from introspection_lit import Detector, Question, Steering, ask_one_cache, load_contexts
 from introspection_lit.contexts.context import Context
-from introspection_lit.report.log_odds_plot import CLEAN, STEERED
+from introspection_lit.report.log_odds_plot import ANOTHER, CLEAN, STEERED
 
 PROMPTS = Path(__file__).with_name("published_prompts.json")
 
@@ -33,6 +35,12 @@ def replay(detector: Detector, prompt: Context, strengths: list[float], adapter:
     return means
 
 
+def begun(prompt: Context, lead_in: str) -> Context:
+    """The same prompt with a lead-in before its question."""
+    first, *rest = prompt.question_turns
+    return replace(prompt, question_turns=(first._replace(content=f"{lead_in} {first.content}"), *rest))
+
+
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--prompts", default=str(PROMPTS), help="File of conversations (default: three of our own).")
@@ -43,10 +51,12 @@ if __name__ == "__main__":
     figure = Figure(figsize=(3.1 * len(prompts) + 0.6, 3.4), layout="constrained")
     panels = figure.subplots(1, len(prompts), sharey=True, squeeze=False)[0]
     for prompt, panel in zip(prompts, panels, strict=True):
-        for adapter, colour, marker in ((True, STEERED, "o"), (False, CLEAN, "s")):
-            odds = replay(detector, prompt, args.strengths, adapter)
-            name = "adapter" if adapter else "untrained"
-            print(f"{prompt.kind:22} {name:10}", "  ".join(f"{value:+7.2f}" for value in odds))
+        asked = [("adapter", prompt, STEERED, "o"), ("untrained", prompt, CLEAN, "s")]
+        if detector.lead_in:
+            asked.append(("with lead-in", begun(prompt, detector.lead_in), ANOTHER, "D"))
+        for name, question, colour, marker in asked:
+            odds = replay(detector, question, args.strengths, name != "untrained")
+            print(f"{prompt.kind:22} {name:12}", "  ".join(f"{value:+7.2f}" for value in odds))
             panel.plot(range(len(odds)), odds, color=colour, marker=marker, label=name)
         panel.set_title(prompt.kind, fontsize=10)
         panel.set_xticks(range(len(args.strengths) + 1), ["clean", *(f"{strength:g}" for strength in args.strengths)])
