@@ -22,7 +22,7 @@ from introspection_lit.evaluation import rungs
 from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import random_config
 from introspection_lit.steering.bands import named_band
-from introspection_lit.tools import baseline, ladder, vector_report
+from introspection_lit.tools import baseline, ladder, recipe_numbers, vector_report
 from introspection_lit.tools.scaling import formulas
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -424,6 +424,18 @@ def test_ratios_of_two_builds_agree_with_the_benchmarks_own_output(path: Path) -
     for row in results["rows"]:
         rates = f"{row['this']:.2f} | {row['other']:.2f} | {row['ratio']:.3f} | {row['standard_error']:.3f}"
         assert f"| {row['path']} | {row['batch']} | {rates} |" in page
+
+
+def test_table_of_the_recipes_agrees_with_the_results() -> None:
+    """Row by row, with a column for each recipe that was run, and the commit."""
+    results = json.loads((ROOT / "docs" / "results" / "recipes" / "recipes.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"| | {' | '.join(results['rows'])} |" in page
+    for name, title in recipe_numbers.NUMBERS.items():
+        cells = [f"{row[name]['values'][0]:.3f}" for row in results["rows"].values()]
+        assert f"| {title} | {' | '.join(cells)} |" in page
+    assert f"`{results['commit']}`" in page
+    assert "+changes" not in results["commit"]
 
 
 def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
