@@ -7,7 +7,6 @@ which savings are exact.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from introspection_lit.models.base_model import BaseModel, Implementation, Lora,
 from introspection_lit.models.loading import meta_model
 from introspection_lit.models.lora_checks import placement_problems
 from introspection_lit.models.lora_targets import default_targets
+from introspection_lit.utils.cache_option import NEW, OLD, takes
 from introspection_lit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ ENCODERS = (
 REFUSED: dict[str, str] = {
     **dict.fromkeys(ENCODERS.split(), ENCODER),
     **dict.fromkeys(("jamba", "zamba"), SECOND_PASS),
+    # Since transformers 5.24 their option has the name that those of other architectures have.
+    **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "xlstm"), OWN_CACHE),
     **dict.fromkeys(("deepseek_v4", "hy_v4", "qwen4_exp", "qwen4_exp_text"), STREAMS),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model, whose caches it reads"),
     "blt": "it reads bytes in patches, with three decoders",
@@ -102,7 +104,7 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
         detail = f"{type(error).__name__}: {problem[0][:200]}"
         found.problems.append(f"{name}, of which no causal language model can be made ({detail}). {INSTEAD}.")
         return found
-    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+    if not any(takes(type(model), option) for option in (NEW, OLD)):
         found.problems.append(f"{name}, which cannot be used: {OWN_CACHE}. {INSTEAD}.")
         return found
     found = found._replace(attention=_attention(model, base, found))

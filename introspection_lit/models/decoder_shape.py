@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.whole_model import auto_class
+from introspection_lit.utils.cache_option import cache_option
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -151,7 +152,7 @@ def _cache_layers(model: PreTrainedModel, text: PretrainedConfig) -> tuple[Cache
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
         cache, places = DynamicCache(config=text), torch.arange(tokens, device="meta")[None]
         with torch.no_grad():
-            model(input_ids=ids, position_ids=places, past_key_values=cache, logits_to_keep=1)
+            model(input_ids=ids, position_ids=places, logits_to_keep=1, **{cache_option(model): cache})
         found = []
         for layer in cache.layers:
             held = [

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from introspection_lit.steering.intervention import Intervention, steer
+from introspection_lit.utils.cache_option import cache_option
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,7 +79,7 @@ def fill_cache(forward: Forward, cache: Cache, ids: Tensor, mask: Tensor) -> Non
         input_ids=ids,
         attention_mask=mask,
         position_ids=position_ids(mask),
-        past_key_values=cache,
+        **{cache_option(forward): cache},
         use_cache=True,
         logits_to_keep=no_logits(ids),
     )

@@ -14,6 +14,7 @@ from introspection_lit.steering.activation_checkpointing import recompute_layers
 from introspection_lit.steering.caches import fork, select_rows
 from introspection_lit.steering.intervention import Intervention, steer
 from introspection_lit.steering.prefill import Forward, no_logits, position_ids
+from introspection_lit.utils.cache_option import cache_option
 
 # A further pass over all weights must save so many padded tokens, and so large a share of them.
 LEAST_SAVED, LEAST_SHARE_SAVED = 128, 0.1
@@ -114,7 +115,7 @@ def read_positions(
             input_ids=prefix,
             attention_mask=context_mask,
             position_ids=_last_positions(context_mask, prefix.shape[1], starts),
-            past_key_values=cache,
+            **{cache_option(forward): cache},
             use_cache=True,
             logits_to_keep=no_logits(prefix),
         )
@@ -156,7 +157,7 @@ def _read_rows(
             input_ids=question_ids,
             attention_mask=mask,
             position_ids=_last_positions(mask, question_mask.shape[1], starts),
-            past_key_values=cache,
+            **{cache_option(forward): cache},
             use_cache=True,
             logits_to_keep=kept,
         )

@@ -28,6 +28,7 @@ from introspection_lit.contexts.odd_text import ODD, make_odd, typos
 from introspection_lit.contexts.splits import shared_messages, split_contexts
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
+from introspection_lit.utils.cache_option import cache_option
 from introspection_lit.utils.errors import ConfigurationError
 
 build_contexts = script("build_contexts")
@@ -315,7 +316,7 @@ def test_sampling_matches_the_model_without_a_cache(tokenizer: PreTrainedTokeniz
         logits = torch.full((2, 1, len(tokenizer)), -1e9)
         for row in (0, 1):
             logits[row, 0, script[row][min(now, len(script[row]) - 1)]] = 0
-        return SimpleNamespace(logits=logits, past_key_values=None)
+        return SimpleNamespace(logits=logits, **{cache_option(model): None})
 
     made = SimpleNamespace(device="cpu", generation_config=SimpleNamespace(eos_token_id=[end]))
     wrapped = type("Scripted", (), {"__call__": lambda _, **names: model(**names), **vars(made)})()

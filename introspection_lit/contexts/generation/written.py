@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from introspection_lit.contexts.context import Context, exchange
+from introspection_lit.utils.cache_option import cache_option
 from introspection_lit.utils.seeds import generator
 
 KIND = "model-written"
@@ -74,18 +75,18 @@ def sample(
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
     replies: list[list[int]] = [[] for _ in users]
     open_rows = set(range(len(users)))
-    cache = None
+    cache, name = None, cache_option(model)
     for _ in range(LONGEST):
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         output = model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            **{name: cache},
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
+        cache = getattr(output, name)
         probabilities = (output.logits[:, -1].float().cpu() / TEMPERATURE).softmax(-1)
         tokens = torch.multinomial(probabilities, 1, generator=random).to(model.device)
         mask = torch.cat([mask, torch.ones_like(tokens)], 1)
