@@ -117,7 +117,7 @@ def test_targets_that_a_model_lacks_are_an_error(examined: Examine) -> None:
 
 def test_all_problems_come_at_once(examined: Examine) -> None:
     """Attention and targets: neither waits for the other."""
-    found = examined("codegen", attention="flash_attention_2", lora=Lora(target_modules=["nosuch"]))
+    found = examined("bloom", attention="flash_attention_2", lora=Lora(target_modules=["nosuch"]))
     assert [problem.partition(":")[0] for problem in found.problems] == ["base.attention", "model.lora.target_modules"]
 
 
