@@ -226,7 +226,7 @@ def table_of(compared: dict[str, Any]) -> Table:
     for column in ("trial", "", "test", *differences):
         table.add_column(column, justify="right" if column not in ("trial", "") else "left", no_wrap=True)
     for trial in compared["trials"]:
-        odds = ["" if trial[name] is None else f"{trial[name]:+.4f}" for name in ("test", *differences)]
+        odds = ["" if trial[name] is None else f"{trial[name]:+.3f}" for name in ("test", *differences)]
         table.add_row(trial["trial"], "steered" if trial["steered"] else "clean", *odds)
     table.add_section()
     table.add_row("difference", "at most", "", *("" if most is None else f"{most:.1e}" for most in differences.values()))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 # Since transformers 5.24, which takes the other one, too, until 5.40; and before, or in code that comes with a model.
 NEW, OLD = "cache", "past_key_values"
@@ -21,18 +20,20 @@ def cache_option(forward: Any) -> str:
         forward: A causal language model, possibly in wrappers such as PEFT's, DDP or FSDP. Of a plain function nothing is
             known: the name is that of the installed transformers.
     """
+    from transformers import PreTrainedModel  # torch, accelerate and more: not for --help
+
     modules = forward.modules() if isinstance(forward, nn.Module) else ()
     model = next((module for module in modules if isinstance(module, PreTrainedModel)), None)
     return _usual() if model is None else NEW if takes(type(model), NEW) else OLD
 
 
-@cache
+@lru_cache(maxsize=64)
 def takes(kind: type, option: str) -> bool:
     """Whether the forward of a class of models has an option."""
     return option in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
 
 
-@cache
+@lru_cache(maxsize=1)
 def _usual() -> str:
     """The name in the installed transformers."""
     major, minor = version("transformers").split(".")[:2]

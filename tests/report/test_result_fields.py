@@ -27,7 +27,6 @@ OPTIONAL = {
 # What a file may have and none of them has got.
 ALLOWED = {
     "mass_interval": "a row may have an interval of each of its rates",
-    "other_base": "what the user has accepted of a base model; older files do not say",
 }
 
 
