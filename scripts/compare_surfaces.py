@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -166,19 +167,21 @@ def ask_inspect(tested: TestedRun) -> Asked:
         model = ["--model", f"introspection/{tested.folder / 'adapter'}", "-T", f"run={tested.folder}"]
         log = ["--display", "plain", "--log-dir", folder, "--log-format", "json"]
         program = str(Path(sys.executable).with_name("inspect"))
-        _run([program, "eval", "introspection_lit/introspection", *model, *log, "--limit", str(TRIALS)])
+        # With PYTHONPATH Inspect finds the metadata beside the sources, and takes the package for one that is not installed.
+        installed = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        _run([program, "eval", "introspection_lit/introspection", *model, *log, "--limit", str(TRIALS)], installed)
         (file,) = Path(folder).rglob("*.json")
         samples = json.loads(file.read_text(encoding="utf-8"))["samples"]
     return {sample["id"]: sample["scores"]["detection"]["metadata"]["log_odds"] for sample in samples}
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Run a program.
 
     Raises:
         RunError: It failed; the end of what it has said.
     """
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ended.returncode:
         raise RunError([f"{' '.join(command)} ended with {ended.returncode}: {(ended.stdout + ended.stderr)[-3000:]}"])
 
