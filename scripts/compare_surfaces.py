@@ -167,7 +167,7 @@ def ask_inspect(tested: TestedRun) -> Asked:
         model = ["--model", f"introspection/{tested.folder / 'adapter'}", "-T", f"run={tested.folder}"]
         log = ["--display", "plain", "--log-dir", folder, "--log-format", "json"]
         program = str(Path(sys.executable).with_name("inspect"))
-        # With PYTHONPATH Inspect finds the metadata beside the sources, and takes the package for one that is not installed.
+        # With PYTHONPATH Inspect finds the metadata beside the sources, and takes the package for not installed.
         installed = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         _run([program, "eval", "introspection_lit/introspection", *model, *log, "--limit", str(TRIALS)], installed)
         (file,) = Path(folder).rglob("*.json")
