@@ -86,7 +86,7 @@ def ask_page(tested: TestedRun, files_only: bool = False) -> Asked:
             self.last = super().compare(conversation, steering)
             return self.last
 
-    examiner, found = Noting(Detector.from_pretrained(tested.folder / "adapter")), {}
+    examiner, found = Noting(Detector.from_pretrained(tested.folder / "adapter")), dict[str, float]()
     page = Page(examiner)
     ask = next(event.fn for event in build(page).fns.values() if event.fn == page.ask)
     # A clean trial, too, is shown beside a steered one: this.

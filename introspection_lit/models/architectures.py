@@ -104,7 +104,7 @@ def examine(base: BaseModel, config: PretrainedConfig, lora: Lora | None = None)
         detail = f"{type(error).__name__}: {problem[0][:200]}"
         found.problems.append(f"{name}, of which no causal language model can be made ({detail}). {INSTEAD}.")
         return found
-    if not any(takes(type(model), option) for option in (NEW, OLD)):
+    if not any(takes(type(model).forward, option) for option in (NEW, OLD)):
         found.problems.append(f"{name}, which cannot be used: {OWN_CACHE}. {INSTEAD}.")
         return found
     found = found._replace(attention=_attention(model, base, found))

@@ -135,5 +135,5 @@ def without_curriculum(plan: PlanType) -> PlanType:
     if isinstance(plan, TrialPlan):
         return replace(plan, curriculum=None)
     if isinstance(plan, SeveralQuestionsPlan | MixedPlan | ExchangesPlan):
-        return replace(plan, pairs=without_curriculum(plan.pairs))
+        return replace(plan, pairs=without_curriculum(plan.pairs))  # type: ignore[arg-type]
     return plan

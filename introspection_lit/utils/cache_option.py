@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -24,13 +25,13 @@ def cache_option(forward: Any) -> str:
 
     modules = forward.modules() if isinstance(forward, nn.Module) else ()
     model = next((module for module in modules if isinstance(module, PreTrainedModel)), None)
-    return _usual() if model is None else NEW if takes(type(model), NEW) else OLD
+    return _usual() if model is None else NEW if takes(type(model).forward, NEW) else OLD
 
 
 @lru_cache(maxsize=64)
-def takes(kind: type, option: str) -> bool:
+def takes(forward: Callable[..., Any], option: str) -> bool:
     """Whether the forward of a class of models has an option."""
-    return option in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+    return option in inspect.signature(forward).parameters
 
 
 @lru_cache(maxsize=1)
