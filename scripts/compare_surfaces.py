@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -30,6 +29,7 @@ from introspection_lit.tools import pipeline
 from introspection_lit.utils.console import PlainConsole
 from introspection_lit.utils.errors import RunError
 from introspection_lit.utils.files import write_file
+from introspection_lit.utils.launchers import without_launcher
 
 if TYPE_CHECKING:
     from introspection_lit.harnesses.tested_run import Item, TestedRun
@@ -168,19 +168,19 @@ def ask_inspect(tested: TestedRun) -> Asked:
         log = ["--display", "plain", "--log-dir", folder, "--log-format", "json"]
         program = str(Path(sys.executable).with_name("inspect"))
         # With PYTHONPATH Inspect finds the metadata beside the sources, and takes the package for not installed.
-        installed = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        _run([program, "eval", "introspection_lit/introspection", *model, *log, "--limit", str(TRIALS)], installed)
+        _run([program, "eval", "introspection_lit/introspection", *model, *log, "--limit", str(TRIALS)], {"PYTHONPATH"})
         (file,) = Path(folder).rglob("*.json")
         samples = json.loads(file.read_text(encoding="utf-8"))["samples"]
     return {sample["id"]: sample["scores"]["detection"]["metadata"]["log_odds"] for sample in samples}
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Run a program.
+def _run(command: Sequence[str], unset: Collection[str] = ()) -> None:
+    """Run a program, without some variables of the environment, and without those of launchers.
 
     Raises:
         RunError: It failed; the end of what it has said.
     """
+    environment = {name: value for name, value in without_launcher().items() if name not in unset}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ended.returncode:
         raise RunError([f"{' '.join(command)} ended with {ended.returncode}: {(ended.stdout + ended.stderr)[-3000:]}"])

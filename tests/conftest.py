@@ -28,6 +28,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from introspection_lit.models.base_model import BaseModel
 from introspection_lit.models.loading import load_model
+from introspection_lit.utils.launchers import without_launcher
 
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they save
 
@@ -180,6 +181,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRuns:
 def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """LightningCLI warns when the test runner's own command line is there beside the arguments it is given."""
     monkeypatch.setattr("sys.argv", ["pytest"])
+
+
+@pytest.fixture(autouse=True)
+def no_group_of_processes() -> Iterator[None]:
+    """What Lightning leaves in the environment after DDP or FSDP in one test would make others join a group of processes."""
+    yield
+    for name in os.environ.keys() - without_launcher():
+        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)

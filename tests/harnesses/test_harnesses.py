@@ -118,10 +118,16 @@ def test_page_repeats_the_trials(run: Path, scores: dict[str, tuple[bool, float]
 
 @pytest.mark.parametrize("inspect", [False, pytest.param(True, marks=needs_peers)])
 def test_all_agree(
-    run: Path, scores: dict[str, tuple[bool, float]], tmp_path: Path, inspect: bool, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    scores: dict[str, tuple[bool, float]],
+    tmp_path: Path,
+    inspect: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Notebook, page, lm-evaluation-harness and Inspect, side by side on the same trials, by one command."""
     pytest.importorskip("gradio", reason="no Gradio")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as Lightning leaves it behind; Accelerate would look for the others
     words, name = [str(run), "--json", str(tmp_path / "compared.json")], "compare_surfaces"
     if inspect:
         printed = run_with_peers(str(ROOT / "scripts" / f"{name}.py"), *words, folder=tmp_path)

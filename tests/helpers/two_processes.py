@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from project_paths import HELPERS, ROOT
 
-LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+from introspection_lit.utils.launchers import without_launcher
+
 
 
 class ShardCount(Callback):
@@ -34,13 +34,8 @@ class ShardCount(Callback):
 
 
 def environment_of_processes() -> dict[str, str]:
-    """The environment of processes that work together, one thread each.
-
-    Lightning's launcher leaves its variables in ``os.environ`` (2.6.6), also after a fit in this process with FSDP of one:
-    with them, others would wait for each other for ever, or meet where this process still listens.
-    """
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    return {**inherited, "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
+    """The environment of processes that work together, one thread each."""
+    return {**without_launcher(), "PYTHONPATH": f"{ROOT}:{HELPERS}", "OMP_NUM_THREADS": "1"}
 
 
 def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> None:

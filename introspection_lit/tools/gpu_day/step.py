@@ -21,14 +21,13 @@ from typing import Any
 from introspection_lit.tools.fit_runs import GRACE, Training
 from introspection_lit.utils.checksums import checksum_problem, write_json
 from introspection_lit.utils.errors import ConfigurationError, RunError, visible
+from introspection_lit.utils.launchers import without_launcher
 
 Record = dict[str, Any]
 DONE, FAILED, OUT_OF_TIME = "done", "failed", "out of time"
 # A step may take so many times its estimate, which is of a GPU: a rehearsal may take longer.
 PATIENCE = 2.0
 KEPT = 1500  # characters of a failed process's last words
-# Variables of launchers, with which Lightning would wait for processes that somebody else starts.
-LAUNCHERS = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_")
 MEASURE = ["-m", "introspection_lit.tools.gpu_day.measure"]
 RECORD = "--trainer.callbacks+=introspection_lit.tools.gpu_day.recorder.RunRecorder"
 
@@ -233,8 +232,7 @@ def shown(words: Sequence[str], root: Path) -> str:
 
 def _run(words: Sequence[str], root: Path, output: Any, seconds: float) -> int | None:
     """Run a process and all that it starts; its exit status, or None if it took longer and was ended."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    environment["HF_HUB_OFFLINE"] = "1"  # nothing needs a network, and nothing waits for one
+    environment = without_launcher() | {"HF_HUB_OFFLINE": "1"}  # nothing needs a network, and nothing waits for one
     process = subprocess.Popen(
         words, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
