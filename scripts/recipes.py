@@ -3,8 +3,9 @@
     python recipes.py --config ../docs/results/recipes/weak-doses.yaml --recipes ../docs/results/recipes/recipes.yaml
     python recipes.py --config ../configs/smollm2-135m.yaml --recipes ../docs/results/recipes/recipes.yaml --only rank-32
 
-RECIPES is a YAML file with options of `fit` by name of the recipe; `base`, the configuration as it is, comes first. Each
-training lands in FOLDER/NAME/seed-N. What is there already is not run again, so the same command goes on after Ctrl-C.
+RECIPES is a YAML file with options of `fit` by name of the recipe; `base`, the configuration as it is unless the file
+gives it options (such as measurements that the others go without), comes first. Each training lands in FOLDER/NAME/seed-N.
+What is there already is not run again, so the same command goes on after Ctrl-C.
 Writes recipes.json: mean, standard deviation and worst seed of every number of the table.
 """
 
@@ -60,20 +61,20 @@ def compare(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
     Raises:
         ConfigurationError: A file cannot be read, a recipe is not in it, or an option is reserved.
     """
-    recipes = read_recipes(options.recipes)
+    recipes = {BASE: {}, **read_recipes(options.recipes)}
     wanted = options.only or list(recipes)
     problems = [] if options.config.is_file() else [f"--config {options.config}: no such file."]
     problems += [
         f"--only: {name!r} is not in {options.recipes} ({', '.join(recipes)})." for name in wanted if name not in recipes
     ]
     problems += reserved_option_problems(more, RESERVED)
-    for name in recipes:
-        problems += reserved_option_problems([f"--{option}" for option in recipes[name]], RESERVED)
+    for recipe in recipes.values():
+        problems += reserved_option_problems([f"--{option}" for option in recipe], RESERVED)
     if problems:
         raise ConfigurationError(problems)
-    shared = ["--config", str(options.config)]
+    names = dict.fromkeys([BASE, *wanted])
     return run_and_compare(
-        {BASE: shared, **{name: [*shared, *pipeline.as_arguments(recipes[name])] for name in wanted if name != BASE}},
+        {name: ["--config", str(options.config), *pipeline.as_arguments(recipes[name])] for name in names},
         more,
         range(options.first, options.first + options.seeds),
         (options.folder or Path("lightning_logs") / "recipes" / options.config.stem).expanduser(),

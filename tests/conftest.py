@@ -185,7 +185,7 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_group_of_processes() -> Iterator[None]:
-    """What Lightning leaves in the environment after DDP or FSDP in one test would make others join a group of processes."""
+    """Variables that Lightning leaves after DDP or FSDP would make later tests join a group of processes."""
     yield
     for name in os.environ.keys() - without_launcher():
         del os.environ[name]

@@ -16,7 +16,6 @@ from project_paths import HELPERS, ROOT
 from introspection_lit.utils.launchers import without_launcher
 
 
-
 class ShardCount(Callback):
     """Writes down how many parameters this process holds after each training step, to ``shards.rankN.json``."""
 

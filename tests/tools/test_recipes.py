@@ -72,12 +72,13 @@ def test_recipes_are_run_and_compared(
     config["model"]["base"] = {"name_or_path": "random:tiny"}
     config["trainer"]["max_epochs"] = 1
     config["evidence"] = {
-        "sets": ["doses", "doses_concept"], "probe_trials": 0, "reader_trials": 64, "lens_trials": 0, "texts": 2,
-        "facts": 4, "report": False,
+        "sets": ["doses", "doses_concept"], "probe_trials": 0, "lens_trials": 0, "texts": 2, "facts": 4, "report": False,
     }  # fmt: skip
     file, recipes, folder = tmp_path / "doses.yaml", tmp_path / "recipes.yaml", tmp_path / "runs"
     file.write_text(yaml.safe_dump(config))
-    recipes.write_text("rank-2: {model.lora.r: 2}\nfast: {model.learning_rate: 1.0e-2}\n")
+    recipes.write_text(
+        "base: {evidence.reader_trials: 64}\nrank-2: {model.lora.r: 2}\nfast: {model.learning_rate: 1.0e-2}\n"
+    )
     in_process(monkeypatch)
     command = ["--config", str(file), "--recipes", str(recipes), "--folder", str(folder), "--only", "rank-2"]
     script("recipes").main(command)
@@ -87,9 +88,11 @@ def test_recipes_are_run_and_compared(
     assert json.loads((folder / "rank-2" / "seed-0" / "results.json").read_text())["lora"]["r"] == 2
     for name, row in rows.items():
         evidence = json.loads((folder / name / "seed-0" / "results.json").read_text())["evidence"]
-        assert evidence["reader_trials"] == 64
+        observers = {"auroc": "adapter"} | ({"reader": "cache reader"} if name == "base" else {})
+        assert evidence["reader_trials"] == (64 if name == "base" else None)
+        assert ("random_reader" in row) == (name == "base")
         for vectors in ("random", "concept"):
-            for number, observer in (("auroc", "adapter"), ("reader", "cache reader")):
+            for number, observer in observers.items():
                 (point,) = (point for point in evidence["curves"][vectors][observer] if point["strength"] == 0.04)
                 assert row[f"{vectors}_{number}"]["values"] == [point["auroc"]]
         assert {"heldout", "worst_cell", "perplexity"} <= set(row) <= set(recipe_numbers.NUMBERS)
