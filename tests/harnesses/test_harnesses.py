@@ -210,3 +210,14 @@ def test_inspect_asks_any_model(run: Path, tiny: Path, scores: dict[str, tuple[b
     assert text["metrics"] == {"fpr": 0.5, "answered": 0.5}
     assert set(text["scores"]) == set(plain["scores"]) == set(clean)
     assert all(one["log_odds"] is None for one in text["scores"].values())
+
+
+@needs_peers
+def test_inspect_keeps_answers_of_one_adapter(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its cache of answers; of another one in the same folder it asks again."""
+    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "kept"))
+    program = str(Path(__file__).with_name("cached_by_inspect.py"))
+    said = json.loads(run_with_peers(program, str(run), str(tmp_path), folder=tmp_path).splitlines()[-1])
+    first, again, changed = said["found"]
+    assert first == again != changed
+    assert said["kept"] >= 2

@@ -60,10 +60,16 @@ class IntrospectionAPI(ModelAPI):
         from introspection_lit.detector import Detector  # torch: not whenever Inspect looks at its extensions
         from introspection_lit.harnesses.tested_run import identity_of
         from introspection_lit.models.adapters import read_adapter
+        from introspection_lit.utils.checksums import CHECKSUM, file_hash, with_checksum
 
         super().__init__(model_name, base_url, api_key, [], config)
-        self.identity = identity_of(read_adapter(model_name))
+        adapter = read_adapter(model_name)
+        self.identity = identity_of(adapter)
         self.detector = Detector.from_pretrained(model_name, base, device)
+        # With --cache, Inspect tells models apart by name and address; this address is that of the files that answer.
+        files = {file.name: file_hash(file) for file in adapter.folder.iterdir() if file.is_file()}
+        bank = self.detector.bank and self.detector.bank.fingerprint
+        self.base_url = "sha256:" + with_checksum({"adapter": files, "bank": bank, "base": base})[CHECKSUM]
         self.one_at_a_time = threading.Lock()
 
     async def generate(
