@@ -1,4 +1,4 @@
-"""What loggers are given besides metrics: figures and the configuration, each in the way of its service."""
+"""What loggers are given besides metrics: figures, warnings and the configuration, each in the way of its service."""
 
 from __future__ import annotations
 
@@ -42,6 +42,24 @@ def log_figure(trainer: Trainer, name: str, figure: Figure) -> None:
             logger.log_image(name, [picture], step)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_image(logger.run_id, picture, key=name, step=step, synchronous=True)
+
+
+def log_text(trainer: Trainer, name: str, text: str) -> None:
+    """Give a text, at the trainer's step, to every logger that shows figures, which show texts, too. First process only.
+
+    Args:
+        trainer: With the loggers.
+        name: As metrics are called: ``group/name``. Of texts with the same name MLflow keeps the last.
+        text: Plain.
+    """
+    step = trainer.global_step
+    for logger in showing(trainer):
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, text, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_text(name, ["text"], [[text]], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_text(logger.run_id, text, f"{name}.txt")
 
 
 def log_settings(trainer: Trainer, settings: Mapping[str, Any]) -> None:

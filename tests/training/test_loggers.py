@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from PIL import Image
 from project_paths import CONFIG
+
+from introspection_lit.training.logged import log_text
 
 METRICS = {"train/loss", "validation/auroc", "heldout/auroc", "lr-AdamW", "hp/validation_auroc"}
 SETTINGS = {"model/learning_rate": 0.01, "model/lora/r": 16, "data/train_vectors": 4, "seed_everything": 0}
@@ -78,6 +82,16 @@ def test_wandb(tiny: Path, some_contexts: list[str], tmp_path: Path) -> None:
     assert config["folder"] == str(run)
 
 
+def test_wandb_texts(tmp_path: Path) -> None:
+    """A warning is a table with a single cell."""
+    logger = WandbLogger(project="steering", offline=True, save_dir=tmp_path)
+    log_text(Trainer(logger=logger, accelerator="cpu", enable_model_summary=False), "warnings/mass", "mass has collapsed")
+    logger.experiment.finish()
+    (table,) = tmp_path.rglob("*.table.json")
+    assert json.loads(table.read_text())["data"] == [["mass has collapsed"]]
+    assert "/warnings/mass_" in str(table)
+
+
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # mlflow 3.17 with SQLAlchemy 2.1
 def test_mlflow(tiny: Path, some_contexts: list[str], tmp_path: Path) -> None:
     """A database in a file, as MLflow's own client reads it."""
@@ -94,3 +108,15 @@ def test_mlflow(tiny: Path, some_contexts: list[str], tmp_path: Path) -> None:
     images = [file.path for file in client.list_artifacts(found.info.run_id, "images") if file.path.endswith(".png")]
     assert {path.removeprefix("images/").split("+")[0].replace("~", "/") for path in images} == expected_figures(run)
     assert Image.open(client.download_artifacts(found.info.run_id, images[0], str(tmp_path))).size[0] > 500
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # mlflow 3.17 with SQLAlchemy 2.1
+def test_mlflow_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning is a file."""
+    monkeypatch.chdir(tmp_path)
+    logger = MLFlowLogger(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    log_text(Trainer(logger=logger, accelerator="cpu", enable_model_summary=False), "warnings/mass", "mass has collapsed")
+    (file,) = logger.experiment.list_artifacts(logger.run_id, "warnings")
+    assert file.path == "warnings/mass.txt"
+    downloaded = logger.experiment.download_artifacts(logger.run_id, file.path, str(tmp_path))
+    assert Path(downloaded).read_text() == "mass has collapsed"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from introspection_lit.training.logged import log_text
 from introspection_lit.training.run_context import module_of
 
 # Below this, nine tenths of what the model would say is neither answer: the log-odds are those of a rare event. Untrained
@@ -110,15 +110,13 @@ class Watch(Callback):
         )
 
     def _warn(self, trainer: Trainer, cause: str, trouble: str | None) -> None:
-        """Say it once, and in TensorBoard."""
+        """Say it once, and to the loggers."""
         if trouble is None or cause in self.said:
             return
         self.said.append(cause)
         text = f"step {trainer.global_step}, epoch {trainer.current_epoch}: {trouble}"
         rank_zero_warn(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("warnings", text, trainer.global_step)
+        log_text(trainer, f"warnings/{cause.replace(' ', '_')}", text)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
