@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+# Losses above it, of a ruined model, have one perplexity, 3e43: that of 710 is no float, nor is the square of that of 355.
+MOST_NATS = 100.0
+
 
 class Adapted(Forward, Protocol):
     """A forward pass, and the model with its adapter that it runs.
@@ -92,8 +95,8 @@ def perplexity(
         device: The model's device.
 
     Returns:
-        ``nats``: mean cross-entropy per token (logits in float32); ``perplexity``: exp(``nats``), best 1; ``tokens``: their
-        number.
+        ``nats``: mean cross-entropy per token (logits in float32); ``perplexity``: exp(``nats``), best 1, at most
+        exp(:data:`MOST_NATS`); ``tokens``: their number.
 
     Raises:
         ConfigurationError: No text has two tokens.
@@ -113,7 +116,7 @@ def perplexity(
     token_losses = torch.cat(losses).double().cpu()
     require_finite(token_losses)
     nats = float(token_losses.mean())
-    return {"nats": nats, "perplexity": math.exp(nats), "tokens": len(token_losses)}
+    return {"nats": nats, "perplexity": math.exp(min(nats, MOST_NATS)), "tokens": len(token_losses)}
 
 
 def fact_scores(

@@ -14,8 +14,8 @@ HELD = {True: "✓ held", False: "✗ not held", None: "? not judged"}
 
 
 def format_rate(value: float | None) -> str:
-    """A share, an AUROC, bits or log-odds, with three decimals."""
-    return MISSING if value is None else f"{value:.3f}"
+    """A share, an AUROC, bits or log-odds, with three decimals; the perplexity of a ruined model in scientific notation."""
+    return MISSING if value is None else f"{value:.3f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
 def format_interval(ends: Sequence[float | None] | None) -> str:

@@ -31,7 +31,8 @@ CELL = fields("vectors band", **ROW)
 LINES = fields("mean", "mean low high", mean=NUMBERS, low=NUMBERS, high=NUMBERS)
 SAID = dict.fromkeys(("said_yes_clean", "said_yes_steered"), SHARE)
 FACTS = fields(**RATES, yes=SHARE, log_odds=NUMBER)
-LANGUAGE = fields(nats=NUMBER, perplexity=number(0, 1e300))  # of a ruined model
+RUINED = 1e300  # the perplexity of a ruined model is less (evaluation/side_effects.py)
+LANGUAGE = fields(nats=NUMBER, perplexity=number(0, RUINED))
 
 
 def test_sets(value: Any, place: str) -> Iterator[str]:
@@ -115,7 +116,7 @@ EVIDENCE = fields(
     odd=listed(fields("kind", **ROW)),
     lens=fields(layers=listed(LAYER), n=COUNT, clean=LINES, steered=LINES),
     side_effects=fields(
-        perplexity=fields(off=LANGUAGE, on=LANGUAGE, change=NUMBER),
+        perplexity=fields(off=LANGUAGE, on=LANGUAGE, change=number(-1, RUINED)),
         factual=fields(off=FACTS, on=FACTS),
         facts=COUNT,
         texts=COUNT,

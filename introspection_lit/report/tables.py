@@ -246,7 +246,7 @@ def side_effects_table(evidence: Results) -> Table | None:
     for name, group, key in measures:
         off, on = lookup(effects, group, "off", key), lookup(effects, group, "on", key)
         if off is not None or on is not None:
-            change = MISSING if off is None or on is None else f"{on - off:+.3f}"
+            change = MISSING if off is None or on is None else f"{'+' if on >= off else ''}{format_rate(on - off)}"
             rows.append((name, format_rate(off), format_rate(on), change))
     return Table("Side effects of the adapter", ("measure", "off", "on", "change"), rows) if rows else None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from introspection_lit.report.formatting import format_rate
 from introspection_lit.tools.fit_runs import Training, run_missing
 from introspection_lit.tools.several_seeds import Row, seed_statistics
 from introspection_lit.utils.checksums import write_json
@@ -92,6 +93,6 @@ def compared_tables(
         for number, words in titles.items():
             means = [(rows[name].get(number) or {}).get("mean") for name in shown]
             if any(mean is not None for mean in means):
-                table.add_row(words, *("" if mean is None else f"{mean:.3f}" for mean in means))
+                table.add_row(words, *("" if mean is None else format_rate(mean) for mean in means))
         tables.append(table)
     return tables

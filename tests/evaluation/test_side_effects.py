@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from project_paths import ROOT
 from transformers import PreTrainedTokenizerFast
 
 from introspection_lit.contexts.context import BUILTIN, exchange
@@ -19,9 +21,13 @@ from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.evaluation import side_effects as se
 from introspection_lit.models.base_model import BaseModel, Lora
 from introspection_lit.models.loading import add_lora, load_model
+from introspection_lit.report.result_files import read_results
+from introspection_lit.report.tables import side_effects_table
 from introspection_lit.tasks.answer_tokens import find_answer_tokens
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, QUESTION, TRUE_QUESTIONS
+from introspection_lit.tools.several_seeds import perplexity_change, seed_statistics
 from introspection_lit.training.module import IntrospectionModule
+from introspection_lit.utils.checksums import write_json
 from introspection_lit.utils.errors import ConfigurationError, RunError
 
 FACTS = se.load_facts()
@@ -257,6 +263,32 @@ def test_facts_are_balanced_and_distinct() -> None:
     for question in folded:
         assert question.index("?") == len(question) - 1
         assert not {"you", "your", "model", "activations"} & set(question.strip("?").split())
+
+
+@pytest.mark.parametrize("nats", [30.0, 5000.0])
+def test_a_ruined_model_has_a_perplexity(
+    nats: float, module: IntrospectionModule, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Results that hold it can be read again and shown, and seeds that hold it compared."""
+
+    def ruined(**options: Any) -> Any:
+        logits = torch.zeros(*options["input_ids"].shape, len(tokenizer))[:, :-1]
+        return SimpleNamespace(logits=logits.scatter(2, options["input_ids"][:, 1:, None], -nats))
+
+    on = se.perplexity(ruined, tokenizer, TEXTS, 4)
+    assert on["nats"] == pytest.approx(nats + math.log(len(tokenizer)), rel=1e-3)
+    off = {"nats": 0.0, "perplexity": 1.0, "tokens": on["tokens"]}
+    results = json.loads((ROOT / "docs/results/smollm2-135m/results.json").read_text())
+    results["evidence"]["side_effects"]["perplexity"] = {"off": off, "on": on, "change": on["perplexity"] - 1}
+    write_json(tmp_path / "results.json", results)
+    read = read_results(tmp_path / "results.json")
+    table = side_effects_table(read["evidence"])
+    assert table is not None
+    assert max(len(cell) for row in table.rows for cell in row) < 60
+    changes = {seed: perplexity_change(read["evidence"]["side_effects"]) for seed in range(3)}
+    statistics = seed_statistics(changes, highest_is_worst=True)
+    assert statistics is not None
+    assert math.isfinite(statistics["sd"])
 
 
 def test_what_cannot_be_measured_is_refused(
