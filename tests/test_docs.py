@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from project_paths import ROOT
 from rich.console import Console
 from rich.table import Table
 
 from introspection_lit.evaluation import rungs
+from introspection_lit.evaluation.trial_table import CURVES
 from introspection_lit.models.decoder_shape import decoder_shape
 from introspection_lit.models.random_models import random_config
+from introspection_lit.report.formatting import format_rate
 from introspection_lit.steering.bands import named_band
-from introspection_lit.tools import baseline, ladder, recipe_numbers, vector_report
+from introspection_lit.tools import baseline, ladder, vector_report
 from introspection_lit.tools.scaling import formulas
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -426,16 +429,32 @@ def test_ratios_of_two_builds_agree_with_the_benchmarks_own_output(path: Path) -
         assert f"| {row['path']} | {row['batch']} | {rates} |" in page
 
 
-def test_table_of_the_recipes_agrees_with_the_results() -> None:
-    """Row by row, with a column for each recipe that was run, and the commit."""
-    results = json.loads((ROOT / "docs" / "results" / "recipes" / "recipes.json").read_text(encoding="utf-8"))
+def test_tables_of_the_recipes_agree_with_the_results() -> None:
+    """A row for each recipe that was run, the others by name, what the cache reader found, more seeds, and the commit."""
+    folder = ROOT / "docs" / "results" / "recipes"
+    results, seeds = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("recipes", "batches-of-4")
+    )
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert f"| | {' | '.join(results['rows'])} |" in page
-    for name, title in recipe_numbers.NUMBERS.items():
-        cells = [f"{row[name]['values'][0]:.3f}" for row in results["rows"].values()]
-        assert f"| {title} | {' | '.join(cells)} |" in page
-    assert f"`{results['commit']}`" in page
-    assert "+changes" not in results["commit"]
+    columns = [f"{vectors}_{number}" for number in ("auroc", "strength") for vectors in CURVES]
+    columns += ["heldout", "worst_kind", "swapped", "perplexity"]
+    rows = results["rows"]
+    for name, row in rows.items():
+        assert f"| {name} | {' | '.join(format_rate(row[column]['values'][0]) for column in columns)} |" in page
+    recipes = yaml.safe_load((folder / "recipes.yaml").read_text(encoding="utf-8"))
+    assert f"Not run: {', '.join(name for name in recipes if name not in rows)}." in page
+    found = [format_rate(rows["base"][f"{vectors}_reader"]["values"][0])[1:] for vectors in CURVES]
+    assert re.search(rf"reaches {found[0]} \(.*\) and {found[1]} \(", page)
+    columns = [f"{vectors}_{number}" for vectors in CURVES for number in ("auroc", "reader")]
+    columns += [f"{vectors}_strength" for vectors in CURVES]
+    first = [(rows["base"] if "reader" in column else rows["smallest-batches"])[column]["values"][0] for column in columns]
+    others = zip(*(seeds["rows"]["base"][column]["values"] for column in columns), strict=True)
+    for seed, values in enumerate((first, *others)):
+        assert f"| {seed} | {' | '.join(map(format_rate, values))} |" in page
+    for each in (results, seeds):
+        assert f"`{each['commit']}`" in page
+        assert "+changes" not in each["commit"]
+    assert seeds["command"] in page
 
 
 def test_fits_of_the_scaling_page_are_those_of_the_benchmark() -> None:
