@@ -32,7 +32,7 @@ WHILE = {
     r"chaos\.py": r"^ *1/\d+ ",
     r"soak\.py": r"trials/s$",
     r"ablations\.py": r"^all/seed-1: ",
-    r"recipes\.py": r"^base/seed-0: ",
+    r"recipes\.py": r"^base/seed-\d: ",
 }
 # The steps of the pipeline need what those before them have left: they are run one after the other, in this order.
 PIPELINE = r"(generate_vectors|baseline_benchmark|generate_training_data|finetune|evaluate)\.py"
