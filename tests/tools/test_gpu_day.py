@@ -77,6 +77,17 @@ def test_a_failed_step_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [left.name for left in step.remaining(tmp_path, [fails, lacks, works])] == ["fails", "lacks"]
 
 
+def test_contexts_of_the_full_experiment(tmp_path: Path) -> None:
+    """A file made elsewhere is what all seeds are given, and nothing else is; without one, what the configuration says."""
+    file = tmp_path / "contexts.jsonl"
+    with pytest.raises(ConfigurationError, match=r"--contexts: no such file: .*contexts\.jsonl"):
+        day_steps(ROOT, tmp_path, tiny=False, contexts=file)
+    file.write_text("{}")
+    for contexts, seeds in ((file, {"seed-0", "seed-1", "seed-2"}), (None, set())):
+        steps = day_steps(ROOT, tmp_path, tiny=False, contexts=contexts)
+        assert {each.name for each in steps if str(file) in " ".join(each.commands[0])} == seeds
+
+
 def test_exit_statuses_with_a_result(tmp_path: Path) -> None:
     """Tests that fail are a result, too."""
     failed, _ = run(day(tmp_path), writing(tmp_path, "tests", f"{WRITES}; raise SystemExit(1)", accepted=(0, 1)))

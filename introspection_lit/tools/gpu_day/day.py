@@ -15,7 +15,7 @@ from introspection_lit.report.verdict import worst_unseen
 from introspection_lit.tools import pipeline
 from introspection_lit.tools.gpu_day.recorded import differences, read_recorded
 from introspection_lit.tools.gpu_day.step import Step, fit_command, measure_command, read_result
-from introspection_lit.utils.errors import RunError
+from introspection_lit.utils.errors import ConfigurationError, RunError
 
 SEEDS = (0, 1, 2)
 # Of the same training twice.
@@ -44,6 +44,8 @@ FEW_TESTS: dict[str, Any] = {
     "data.test_trials": dict.fromkeys(SETS.split(), 4),
     "evidence": {"probe_trials": 32, "info_trials": 2, "lens_trials": 2, "texts": 1, "facts": 2},
 }
+# The sweep of the largest batch looks no further: larger ones take minutes, and the products of matrices grow no faster.
+LARGEST = 128
 # The arithmetic of the large models: 4 bits, packed as bfloat16.
 NF4: dict[str, Any] = {
     "trainer.precision": "bf16-mixed",
@@ -53,16 +55,22 @@ NF4: dict[str, Any] = {
 }
 
 
-def day_steps(root: Path, folder: Path, tiny: bool) -> list[Step]:
+def day_steps(root: Path, folder: Path, tiny: bool, contexts: Path | None = None) -> list[Step]:
     """The steps of the day.
 
     Args:
         root: Of the checkout.
         folder: Gets their files; absolute.
         tiny: A rehearsal: the same commands with tiny models and few trials.
+        contexts: Of the full experiment: a file, absolute; None: built from the packages that are installed.
+
+    Raises:
+        ConfigurationError: There is no such file.
     """
+    if contexts is not None and not contexts.is_file():
+        raise ConfigurationError([f"--contexts: no such file: {contexts}. Expected one of build_contexts.py."])
     work = folder / "work"
-    seeds = [_seed(seed, work / f"seed-{seed}", tiny) for seed in SEEDS]
+    seeds = [_seed(seed, work / f"seed-{seed}", tiny, contexts) for seed in SEEDS]
     speeds = [_speed(name, root, work / f"speed-{name}", tiny) for name in SHAPES]
     copies, nf4 = (work / name / "found.json" for name in ("fsdp2", "nf4"))
     trials = ["--trials", "4"] if tiny else []
@@ -103,10 +111,11 @@ def _speed(name: str, root: Path, work: Path, tiny: bool) -> Step:
     """Throughput and memory of a geometry in NF4 with random weights."""
     file = work / "speed.json"
     words = [str(root / "scripts" / "benchmark.py"), "--json", str(file), "--model", "tiny" if tiny else SHAPES[name]]
-    words += ["--batch-sizes", "4", "--sweep", "--each-saving", "--quantization", "nf4", "--precision", "bf16-mixed"]
-    words += ["--rounds", "1" if tiny else "2"]
+    words += ["--batch-sizes", "4", "--sweep", "--sweep-limit", "8" if tiny else str(LARGEST), "--each-saving"]
+    words += ["--quantization", "nf4", "--precision", "bf16-mixed", "--rounds", "1" if tiny else "2"]
+    words += ["--steps", "1" if tiny else "2"]
     if tiny:
-        words += ["--steps", "1", "--contexts", "8", "--sweep-limit", "8"]
+        words += ["--contexts", "8"]
         words += pipeline.as_arguments({name: FEW[name] for name in FEW if "vectors" in name or "concepts" in name})
 
     def collect() -> dict[str, Any]:
@@ -122,10 +131,11 @@ def _options(config: str, tiny: bool, *settings: Mapping[str, Any]) -> list[str]
     return ["--config", f"configs/{config}.yaml", *pipeline.as_arguments(merged)]
 
 
-def _seed(seed: int, work: Path, tiny: bool) -> Step:
+def _seed(seed: int, work: Path, tiny: bool, contexts: Path | None) -> Step:
     """The full experiment on the embedded model."""
     run = work / "run"
     settings = {"seed_everything": seed, "data.seed": seed, "test_after_fit": True, "trainer.devices": 1}
+    settings |= {} if contexts is None else {"data.contexts": str(contexts)}
     few_tests = pipeline.as_arguments(FEW_TESTS) if tiny else []
     command = fit_command(run, [*_options("smollm2-135m", tiny, settings), *few_tests])
 

@@ -101,7 +101,7 @@ def speed_rows(name: str) -> list[Row]:
         rows = [row._replace(target="", met=None) for row in rows]
     return [
         *rows,
-        Row("largest batch that fits", lambda found: str(found["largest_batch"])),
+        Row("largest batch that fits, of at most 128", lambda found: str(found["largest_batch"])),
         Row("start to first step, s", lambda found: digits(found["seconds_to_start"]["total"])),
     ]
 

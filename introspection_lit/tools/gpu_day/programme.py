@@ -50,6 +50,9 @@ def parser(programme: Programme) -> argparse.ArgumentParser:
     made.add_argument("--tables", type=Path, metavar="FOLDER", help="write the tables in docs from these files, and end")
     if programme.least > 1:
         made.add_argument("--processes", type=option_types.positive, help="how many (default: all GPUs; with --tiny 2)")
+    else:
+        contexts = "of the full experiment, from build_contexts.py elsewhere (default: built from what is installed here)"
+        made.add_argument("--contexts", type=Path, metavar="FILE", help=contexts)
     return made
 
 
@@ -130,7 +133,7 @@ def _steps(programme: Programme, options: argparse.Namespace, folder: Path, gpus
             [f"GPUs: torch finds {gpus}. Expected at least {needed}; --tiny rehearses every step with tiny models."]
         )
     if programme.least == 1:
-        return day_steps(programme.root, folder, options.tiny)
+        return day_steps(programme.root, folder, options.tiny, options.contexts and options.contexts.resolve())
     if not 2 <= processes <= 8:
         raise ConfigurationError([f"--processes: got {processes}. Expected 2 to 8, of one node."])
     return node_steps(folder, processes, options.tiny, "gpu" if gpus >= processes else "cpu")
