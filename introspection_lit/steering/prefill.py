@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,20 +26,34 @@ class Forward(Protocol):
 
 @contextmanager
 def prefill_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
-    """The mode of the model while caches are written: eval, no gradient, adapter off; restored at the end.
+    """The mode of the model while caches are written: eval, no gradient, adapter off.
+
+    At the end every module gets the mode back that it had.
 
     Args:
         model: The model with its LoRA adapter.
         adapter: Leave the adapter on. It is meant to *read* caches, so normally it is off.
     """
-    training = model.training
-    model.eval()
-    off: AbstractContextManager[Any] = nullcontext() if adapter else model.disable_adapter()
+    from peft.tuners.tuners_utils import BaseTunerLayer  # PEFT takes a second to import: not for --help
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    # One walk over the modules: PEFT's own context walks over them seven times, 20 ms for a model of 30 layers.
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)  # all that can be switched off
+    reading: list[Any] = [] if adapter else [m for m in modules if isinstance(m, kinds) and not m.disable_adapters]
+    for module in training:
+        module.training = False
+    for module in reading:
+        module.enable_adapters(False)
     try:
-        with torch.no_grad(), off:
+        with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module in reading:
+            module.enable_adapters(True)
+        for module in training:
+            module.training = True
 
 
 def pad(rows: Sequence[Sequence[int]], pad_token: int, side: str) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,8 @@ def batch_cache(
 def answer_references(forward: Forward, module: IntrospectionModule, batch: TrialBatch) -> None:
     """Let the untrained model answer the references of a batch with its caches, and read its plain texts."""
     references, texts = batch.references, batch.texts
+    if references is None and texts is None:
+        return
     reading = question_attention(module.base, module.model)
     with prefill_mode(module.model, adapter=False), reading:
         if references is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
@@ -194,6 +195,22 @@ def test_writing_mode_restores_what_it_found(family_model: PreTrainedModel) -> N
     assert all(module.training for module in peft.modules())
     assert torch.is_grad_enabled()
     assert all(parameter.requires_grad for name, parameter in peft.named_parameters() if "lora_" in name)
+
+
+def test_writing_mode_leaves_what_was_off_before(family_model: PreTrainedModel) -> None:
+    """A module in eval mode stays in it, an adapter that was off stays off; the others are on again."""
+    peft = add_lora(family_model, Lora()).train()
+    first, *others = [module for module in peft.modules() if isinstance(module, BaseTunerLayer)]
+    first.enable_adapters(False)
+    first.eval()
+    with prefill_mode(peft, adapter=False):
+        assert all(layer.disable_adapters for layer in (first, *others))
+    assert first.disable_adapters
+    assert not first.training
+    assert not any(layer.disable_adapters for layer in others)
+    assert all(layer.training for layer in others)
+    with prefill_mode(peft, adapter=True):
+        assert not any(layer.training or layer.disable_adapters for layer in others)
 
 
 def trained_a_little(peft) -> None:
