@@ -28,7 +28,7 @@ class Forward(Protocol):
 def prefill_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
     """The mode of the model while caches are written: eval, no gradient, adapter off.
 
-    At the end every module gets the mode back that it had.
+    At the end every module gets the mode back that it had, and every weight whether it is trained.
 
     Args:
         model: The model with its LoRA adapter.
@@ -42,6 +42,7 @@ def prefill_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
     training = [module for module in modules if module.training]
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)  # all that can be switched off
     reading: list[Any] = [] if adapter else [m for m in modules if isinstance(m, kinds) and not m.disable_adapters]
+    frozen = [parameter for module in reading for parameter in module.parameters() if not parameter.requires_grad]
     for module in training:
         module.training = False
     for module in reading:
@@ -52,6 +53,9 @@ def prefill_mode(model: PeftModel, adapter: bool) -> Iterator[None]:
     finally:
         for module in reading:
             module.enable_adapters(True)
+        for parameter in frozen:  # enabling makes an adapter trainable that was loaded for inference (PEFT issue 3447)
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
         for module in training:
             module.training = True
 

@@ -198,17 +198,20 @@ def test_writing_mode_restores_what_it_found(family_model: PreTrainedModel) -> N
 
 
 def test_writing_mode_leaves_what_was_off_before(family_model: PreTrainedModel) -> None:
-    """A module in eval mode stays in it, an adapter that was off stays off; the others are on again."""
+    """A module in eval mode stays in it, an adapter that was off or not trained stays so; the others are on again."""
     peft = add_lora(family_model, Lora()).train()
     first, *others = [module for module in peft.modules() if isinstance(module, BaseTunerLayer)]
     first.enable_adapters(False)
     first.eval()
+    others[0].requires_grad_(False)  # as an adapter that was loaded for inference
+    trained = [parameter.requires_grad for parameter in peft.parameters()]
     with prefill_mode(peft, adapter=False):
         assert all(layer.disable_adapters for layer in (first, *others))
     assert first.disable_adapters
     assert not first.training
     assert not any(layer.disable_adapters for layer in others)
     assert all(layer.training for layer in others)
+    assert [parameter.requires_grad for parameter in peft.parameters()] == trained
     with prefill_mode(peft, adapter=True):
         assert not any(layer.training or layer.disable_adapters for layer in others)
 

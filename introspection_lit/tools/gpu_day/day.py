@@ -134,7 +134,7 @@ def _options(config: str, tiny: bool, *settings: Mapping[str, Any]) -> list[str]
 def _seed(seed: int, work: Path, tiny: bool, contexts: Path | None) -> Step:
     """The full experiment on the embedded model."""
     run = work / "run"
-    settings = {"seed_everything": seed, "data.seed": seed, "test_after_fit": True, "trainer.devices": 1}
+    settings: dict[str, Any] = {"seed_everything": seed, "data.seed": seed, "test_after_fit": True, "trainer.devices": 1}
     settings |= {} if contexts is None else {"data.contexts": str(contexts)}
     few_tests = pipeline.as_arguments(FEW_TESTS) if tiny else []
     command = fit_command(run, [*_options("smollm2-135m", tiny, settings), *few_tests])
