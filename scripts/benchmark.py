@@ -126,6 +126,7 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
 
     imported = seconds_since_start()
     cli = attach(arguments(options, more, gpu=torch.cuda.is_available()))
+    parsed = seconds_since_start()
     if problems := half_problems(str(cli.trainer.precision)):
         raise ConfigurationError(problems)
     amount = Amount(
@@ -136,7 +137,8 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> None:
     )
     limit = options.sweep_limit if options.sweep else None
     found = benchmark.compare(cli, sizes, amount, options.rounds, limit, options.each_saving, options.tasks)
-    found["seconds_to_start"] = {"imports": imported, **found["seconds_to_start"]}
+    options_took = None if imported is None or parsed is None else parsed - imported
+    found["seconds_to_start"] = {"imports": imported, "options": options_took, **found["seconds_to_start"]}
     results = {**provenance(), "options": vars(options), "more": list(more), **found}
     console = Console(width=100)
     console.print(benchmark_report.table(results))

@@ -81,7 +81,8 @@ def compare(
     if cli.trainer.world_size > 1:
         raise ConfigurationError(["--trainer.devices: the benchmark measures one process. Leave it at 1."])
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # repeats the hardware for every fit
-    seconds: dict[str, float | None] = dict.fromkeys(("model", "bank"))
+    seconds: dict[str, float | None] = dict.fromkeys(("setup", "model", "bank"))
+    timed(data, "setup", seconds, "setup")  # the model and the bank are made in it
     timed(module, "configure_model", seconds, "model")
     timed(data, "make_bank", seconds, "bank")
     size = data.run.batch_size  # set for each measurement
