@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import weakref
 from collections.abc import Callable
@@ -311,6 +312,20 @@ def test_tables_of_the_guide_are_computed(name: str) -> None:
     assert parts in guide, parts
     rows = batches_on_cards(name, shape)
     assert all(row in guide for row in rows), "\n".join(rows)
+
+
+def test_peaks_on_a_gpu_are_the_computed_ones() -> None:
+    """Of the 32B on an H200, at the smallest and the largest batch, within 3 %; and the guide says both."""
+    guide = " ".join((ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split())
+    found = json.loads((ROOT / "docs" / "results" / "gpu-day" / "speed-32b.json").read_text(encoding="utf-8"))["result"]
+    longest = [found[f"{part}_tokens"]["longest"] for part in ("context", "question")]
+    shape = decoder_shape(random_config("qwen2.5-coder-32b"))
+    rows = [row for row in found["rows"] if row["path"] == "batched, reuse"]
+    assert [row["batch"] for row in rows] == [4, 128]
+    for row in rows:
+        computed = estimate(shape, NF4, Lora(), Load(row["batch"], *longest)).device / 2**30
+        assert row["peak_gib"] == pytest.approx(computed, rel=0.03)
+        assert f"{row['batch']} trials: {computed:.1f} GiB computed, {row['peak_gib']:.1f} measured" in guide
 
 
 @pytest.mark.slow
