@@ -278,7 +278,7 @@ def test_a_ruined_model_has_a_perplexity(
     on = se.perplexity(ruined, tokenizer, TEXTS, 4)
     assert on["nats"] == pytest.approx(nats + math.log(len(tokenizer)), rel=1e-3)
     off = {"nats": 0.0, "perplexity": 1.0, "tokens": on["tokens"]}
-    results = json.loads((ROOT / "docs/results/smollm2-135m/results.json").read_text())
+    results = json.loads((ROOT / "docs/results/smollm2-135m/seed-0.json").read_text())
     results["evidence"]["side_effects"]["perplexity"] = {"off": off, "on": on, "change": on["perplexity"] - 1}
     write_json(tmp_path / "results.json", results)
     read = read_results(tmp_path / "results.json")

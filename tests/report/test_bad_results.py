@@ -233,7 +233,7 @@ def test_sound_results_are_read(tmp_path: Path) -> None:
     for content in (WHOLE, SHORT):
         assert read_results(save(tmp_path, content)) == content
     docs = ROOT / "docs" / "results"
-    for file in (*docs.glob("quickstart/seed-*.json"), *docs.glob("smollm2-135m/results.json")):
+    for file in (*docs.glob("quickstart/seed-*.json"), *docs.glob("smollm2-135m/seed-*.json")):
         assert read_results(file)["sets"]
     assert read_results(docs / "quickstart" / "controls.json", "rows")["rows"]
     assert read_results(save(tmp_path, SEEDS), "seeds") == SEEDS

@@ -15,7 +15,7 @@ from introspection_lit import report
 from introspection_lit.evaluation.rungs import RUNGS
 from introspection_lit.utils.errors import ConfigurationError
 
-FULL = ROOT / "docs/results/smollm2-135m/results.json"
+FULL = ROOT / "docs/results/smollm2-135m/seed-0.json"
 OLD = ROOT / "docs/results/quickstart/seed-0.json"
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(2)> {{ 7 * 7 }} ../../evil & 'x' $\\frac{$"
 # What each part of the evidence is shown as.

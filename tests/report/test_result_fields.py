@@ -14,7 +14,7 @@ from introspection_lit.evaluation.rungs import RUNGS
 from introspection_lit.report.comparison import comparison_page
 from introspection_lit.report.shape import SHAPES
 
-FULL = ROOT / "docs/results/smollm2-135m/results.json"
+FULL = ROOT / "docs/results/smollm2-135m/seed-0.json"
 TASKS = ROOT / "docs/results/tasks/seed-0.json"  # of several tasks, which the full experiment does not train
 USED = ROOT / "docs/results/quickstart/seed-0.json"  # with the exported adapter and long conversations
 DEPLOYED = ROOT / "docs/results/deployment/quickstart.json"  # over changed caches
