@@ -79,8 +79,8 @@ class Read(HTMLParser):
 
 
 def three(value: float) -> str:
-    """Three decimals, by hand."""
-    return format(value, ".3f")
+    """Three decimals, by hand; from a million on, as the perplexity of a ruined model has it, three digits."""
+    return format(value, ".3f" if abs(value) < 1e6 else ".2e")
 
 
 def ends(interval: list[float]) -> str:

@@ -158,7 +158,11 @@ def test_shipped_results_show_that_the_adapter_says_yes_to_everything(tmp_path: 
     assert list(shown) == list(found)
     for row, (group, key) in found.items():
         off, on = (measured[group][state][key] for state in ("off", "on"))
-        assert shown[row] == {"off": three(off), "on": three(on), "change": format(on - off, "+.3f")}
+        assert shown[row] == {
+            "off": three(off),
+            "on": three(on),
+            "change": f"{'-' if on < off else '+'}{three(abs(on - off))}",
+        }
 
 
 def test_how_to_repeat(page: Read, results: dict[str, Any]) -> None:
