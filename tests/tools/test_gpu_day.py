@@ -53,7 +53,8 @@ def test_steps_are_kept_and_not_run_again(tmp_path: Path) -> None:
     record = read_records(tmp_path)["first"]
     assert (record["status"], record["result"], record["seed"]) == (DONE, {"found": "x"}, 7)
     assert {name: record[name] for name in ORIGIN} == ORIGIN
-    assert record["step_commands"][0].startswith("python -S -c ")
+    assert record["step_commands"][0].startswith("python -S -c 'file = '\"'\"'FOLDER/first.found")
+    assert str(tmp_path) not in json.dumps({**record, "result": None})
     failed, said = run(day(tmp_path), first, second)
     assert failed == []
     assert "first: there already, of commit abc" in said

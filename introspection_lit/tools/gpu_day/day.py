@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from introspection_lit.report.result_files import read_results
 from introspection_lit.report.verdict import worst_unseen
 from introspection_lit.tools import pipeline
+from introspection_lit.tools.gpu_day.figures import LARGEST
 from introspection_lit.tools.gpu_day.recorded import differences, read_recorded
 from introspection_lit.tools.gpu_day.step import Step, fit_command, measure_command, read_result
 from introspection_lit.utils.errors import ConfigurationError, RunError
@@ -44,8 +45,6 @@ FEW_TESTS: dict[str, Any] = {
     "data.test_trials": dict.fromkeys(SETS.split(), 4),
     "evidence": {"probe_trials": 32, "info_trials": 2, "lens_trials": 2, "texts": 1, "facts": 2},
 }
-# The sweep of the largest batch looks no further: larger ones take minutes, and the products of matrices grow no faster.
-LARGEST = 128
 # The arithmetic of the large models: 4 bits, packed as bfloat16.
 NF4: dict[str, Any] = {
     "trainer.precision": "bf16-mixed",

@@ -190,7 +190,7 @@ def run_step(day: Day, step: Step) -> Record:
     log = day.folder / f"{step.name}.log"
     with log.open("w", encoding="utf-8") as output:
         for words in step.commands:
-            output.write(f"$ {shown(words, day.root)}\n")
+            output.write(f"$ {shown(words, day)}\n")
             output.flush()
             code = _run([sys.executable, *words], day.root, output, end - time.monotonic())
             if code is None:
@@ -208,7 +208,7 @@ def run_step(day: Day, step: Step) -> Record:
         printed = log.read_text(encoding="utf-8", errors="replace")
         printed = re.sub(r"[^\n]*\r(?!\n)", "", printed)  # of a progress bar only its last state
         last = printed[-KEPT:].strip()
-        error = visible(f"{error}. {log.name} ends with:\n{last}").replace(f"{day.root}{os.sep}", "")
+        error = without_places(visible(f"{error}. {log.name} ends with:\n{last}"), day)
     record = {
         "step": step.name,
         "status": status,
@@ -217,17 +217,23 @@ def run_step(day: Day, step: Step) -> Record:
         "seed": step.seed,
         "seconds": time.monotonic() - start,
         "estimated_minutes": step.minutes,
-        "step_commands": [shown(words, day.root) for words in step.commands],
+        "step_commands": [shown(words, day) for words in step.commands],
         **day.origin,
+        "command": without_places(day.origin["command"], day),
         "result": result,
     }
     write_json(day.folder / f"{step.name}.json", record)
     return record
 
 
-def shown(words: Sequence[str], root: Path) -> str:
+def shown(words: Sequence[str], day: Day) -> str:
     """A command as a user types it in the root of the checkout."""
-    return f"python {shlex.join(words)}".replace(f"{root}{os.sep}", "")
+    return without_places(f"python {shlex.join(words)}", day)
+
+
+def without_places(text: str, day: Day) -> str:
+    """A text whose paths begin in the checkout, or with FOLDER for a folder outside it: records are published."""
+    return text.replace(f"{day.root}{os.sep}", "").replace(str(day.folder), "FOLDER")
 
 
 def _run(words: Sequence[str], root: Path, output: Any, seconds: float) -> int | None:
