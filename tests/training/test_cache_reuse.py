@@ -6,12 +6,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from project_paths import CONFIG
 
 from introspection_lit.cli import main
+from introspection_lit.training.cache_reuse import answer_references
 from introspection_lit.training.callbacks import adapter_export
 from introspection_lit.training.module import IntrospectionModule
 
@@ -98,3 +100,10 @@ def test_settings_are_checked(fit: Callable[..., SimpleNamespace], capsys: pytes
     with pytest.raises(SystemExit):
         fit("--data.reuse.gib", "-1")
     assert "data.reuse: got gib -1.0 and group 16" in capsys.readouterr().err
+
+
+def test_nothing_is_switched_where_there_are_no_references() -> None:
+    """A batch of detection alone has none: the model is not looked at."""
+    batch: Any = SimpleNamespace(references=None, texts=None)
+    untouched: Any = object()  # whatever is read of it raises an error
+    answer_references(untouched, untouched, batch)
