@@ -159,11 +159,12 @@ def on_hub(card: str, name: str) -> str:
 
 
 def beginning(options: Mapping[str, Any]) -> str:
-    """What ``options`` of ``introspection.json`` say of a curriculum, to follow the strengths; empty: there was none."""
-    if not (curriculum := options.get("data.curriculum")):
-        return ""
-    low, high = curriculum["strengths"]
-    return f", moving there from {low:g} to {high:g} in the first {curriculum['trials']} trials"
+    """What ``options`` of ``introspection.json`` say of both signs and a curriculum, to follow the strengths."""
+    said = ", added or subtracted" if options.get("data.both_signs") else ""
+    if curriculum := options.get("data.curriculum"):
+        low, high = curriculum["strengths"]
+        said += f", moving there from {low:g} to {high:g} in the first {curriculum['trials']} trials"
+    return said
 
 
 def _lengths(run: RunContext) -> str:

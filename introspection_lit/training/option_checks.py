@@ -32,6 +32,9 @@ def option_problems(options: DataOptions) -> list[str]:
         problems += strength_problems("test_strengths", options.strengths_of_tests)
     if options.curriculum is not None:
         problems += options.curriculum.problems(options.manifest is not None)
+    if options.both_signs and options.manifest is not None:
+        found = "a manifest lists directions that are added"
+        problems.append(f"data.both_signs: {found}. Leave data.manifest or data.both_signs out.")
     problems += options.grid.problems() if options.grid is not None else []
     problems += options.reuse.problems()
     problems += options.long_options.problems()

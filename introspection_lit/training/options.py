@@ -109,6 +109,8 @@ class DataOptions:
             inclusive. One that is named twice is drawn twice as often.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
         curriculum: Begin the training with other strengths, from which the range moves to ``strengths``. Default: none.
+        both_signs: Training adds or subtracts each random direction, drawn at random. Added alone, 100 directions can be
+            detected by a linear rule, which does not hold for others.
         test_bands: The same for the test sets, if other than in training.
         test_strengths: The same for the test sets, if other than in training.
         test_doses: The strengths that the test sets ``doses`` and ``doses_concept`` run through, each as often in each
@@ -172,6 +174,7 @@ class DataOptions:
     bands: list[str | list[int]] = field(default_factory=lambda: ["early", "middle", "late"])
     strengths: tuple[float, float] = (0.3, 2.0)
     curriculum: Curriculum | None = None
+    both_signs: bool = False
     test_bands: list[str | list[int]] | None = None
     test_strengths: tuple[float, float] | None = None
     test_doses: list[float] = field(default_factory=lambda: list(DOSES))
@@ -338,11 +341,9 @@ class DataOptions:
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
         values |= {name: asdict(part) for name in ("long", "curriculum") if (part := getattr(self, name)) is not None}
-        if self.lead_in_text:
-            values["lead_in"] = self.lead_in_text
-        if self.template_path is not None:
-            values["chat_template"] = self.template_path.name
-        if self.thinking != "closed":
-            values["thinking"] = self.thinking
+        special = {"lead_in": self.lead_in_text, "both_signs": self.both_signs}
+        special["chat_template"] = self.template_path and self.template_path.name
+        special["thinking"] = self.thinking if self.thinking != "closed" else None
+        values |= {name: value for name, value in special.items() if value}
         values["info"] = info.name if info.suffix == ".txt" else self.info
         return {f"data.{name}": value for name, value in values.items()}

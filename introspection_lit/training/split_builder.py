@@ -120,8 +120,9 @@ class SplitBuilder:
             plan = OncePlan(*drawn_from, strengths, trials)
         else:
             plan = TrialPlan(*drawn_from, (options.long_options.test_strength,) * 2 if source.long else strengths)
-            if name == "train" and options.curriculum is not None:
-                plan = replace(plan, curriculum=options.curriculum.for_caches(questionnaire.each if questionnaire else 1))
+            if name == "train":
+                begun = options.curriculum and options.curriculum.for_caches(questionnaire.each if questionnaire else 1)
+                plan = replace(plan, curriculum=begun, both_signs=options.both_signs)
             kinds = None if questionnaire is None else questionnaire.kinds
             if not is_test and (kinds is None or VISIBLE not in kinds.kinds):
                 plan, contexts, variants = with_benign_changes(options, plan, contexts, words, kinds, len(more))

@@ -127,6 +127,12 @@ def curriculum_of(plan: Plan) -> Curriculum | None:
     return plan.curriculum if isinstance(plan, TrialPlan) else None
 
 
+def subtracts(plan: Plan) -> bool:
+    """Whether some trials of a plan subtract their direction."""
+    plan = innermost(plan)
+    return isinstance(plan, TrialPlan) and plan.both_signs
+
+
 PlanType = TypeVar("PlanType", bound=Plan)
 
 

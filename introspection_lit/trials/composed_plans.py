@@ -96,7 +96,7 @@ class MixedPlan(PairedPlan):
             drawn = random.choice(self.concepts, 2, replace=False)
             if random.random() < NOTHING_SHARE and not second:
                 return Trial(self.split, number, trial.context, trial.question, steered=False)
-            return trial._replace(vector=int(drawn[second]), vectors=self.concept_vectors)
+            return trial._replace(vector=int(drawn[second]), vectors=self.concept_vectors, opposite=False)
         places, weaker = [0, 1], 0.0
         if kind == IN_LINES:
             places = random.choice(LINES, 2, replace=False).tolist()

@@ -23,7 +23,7 @@ def clean_trial(trial: Trial) -> Trial:
     """
     change = trial.change if trial.change in DROPS else ""
     clean = trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="", divided="")
-    return clean._replace(change=change)
+    return clean._replace(opposite=False, change=change)
 
 
 def make_intervention(
@@ -61,7 +61,8 @@ def _direction_and_scale(
     scales = torch.zeros(len(trials), len(norms))
     for row, trial in enumerate(trials):
         if trial.strength:
-            directions[row] = source.sign * sets[trial.vectors or source.vectors][trial.vector]
+            sign = -source.sign if trial.opposite else source.sign
+            directions[row] = sign * sets[trial.vectors or source.vectors][trial.vector]
             scales[row] = layer_scale(trial.strength, trial.band, norms, strength_unit)
     return directions, scales
 

@@ -9,7 +9,7 @@ from typing import Any
 from introspection_lit.contexts.context import fingerprint
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import PLAIN_TEXT, STEERING
-from introspection_lit.trials.changed_plans import benign_plan_of, curriculum_of
+from introspection_lit.trials.changed_plans import benign_plan_of, curriculum_of, subtracts
 from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import ASK_TRAINED
 
@@ -44,6 +44,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; ``lead_in``; and
         where there are any, the kinds of ``pairs`` and the ``concepts`` that are trained on. With benign changes of caches
         ``benign``: their share and names. With a curriculum ``curriculum``: its first strengths, and its length in caches.
+        With both signs of the directions ``both_signs``.
     """
     used = [splits[name] for name in ("train", "validation")]
     train = splits["train"]
@@ -63,6 +64,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         several["benign"] = [benign.share, *benign.changes]
     if curriculum := curriculum_of(train.plan):
         several["curriculum"] = [*curriculum.strengths, curriculum.trials]
+    if subtracts(train.plan):
+        several["both_signs"] = True
     return several | {
         "messages": sorted({message for split in used for message in split.messages()}),
         "kinds": sorted({context.kind for split in used for context in split.contexts}),

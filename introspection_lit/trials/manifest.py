@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from introspection_lit.contexts.context import fingerprint
 from introspection_lit.steering.vector_bank import VectorBank
-from introspection_lit.trials.changed_plans import benign_plan_of, curriculum_of
+from introspection_lit.trials.changed_plans import benign_plan_of, curriculum_of, subtracts
 from introspection_lit.trials.composed_plans import ExchangesPlan
 from introspection_lit.trials.plans import PairedPlan
 from introspection_lit.trials.trial import Trial
@@ -78,12 +78,14 @@ def distinct_pairs(plan: PairedPlan, count: int) -> Iterator[tuple[Trial, Trial]
 
     Raises:
         ConfigurationError: The plan does not have that many, or steers parts of contexts, or changes caches besides
-            steering, or has a curriculum: no line can say that.
+            steering, or has a curriculum, or subtracts directions: no line can say that.
     """
     if benign_plan_of(plan) is not None:
         raise ConfigurationError(["data.benign: a manifest lists trials without changes. Leave data.benign out."])
     if curriculum_of(plan) is not None:
         raise ConfigurationError(["data.curriculum: a manifest's strengths are all in data.strengths. Leave it out."])
+    if subtracts(plan):
+        raise ConfigurationError(["data.both_signs: a manifest lists directions that are added. Leave it out."])
     if isinstance(plan, ExchangesPlan):
         raise ConfigurationError(["data.long: a manifest lists contexts that are steered as a whole. Leave data.long out."])
     yielded = repeated = pair = 0

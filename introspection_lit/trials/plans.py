@@ -120,6 +120,7 @@ class TrialPlan(PairedPlan):
         bands: Bands to draw from, (first, last) layer inclusive.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
         curriculum: Other strengths that the first trials begin with; None: all have ``strengths``.
+        both_signs: Half of the steered trials, drawn at random, subtract the direction.
     """
 
     seed: int
@@ -130,6 +131,7 @@ class TrialPlan(PairedPlan):
     bands: Bands
     strengths: tuple[float, float]
     curriculum: Curriculum | None = None
+    both_signs: bool = False
 
     def trial(self, number: int) -> Trial:
         """Make trial ``number``."""
@@ -149,6 +151,7 @@ class TrialPlan(PairedPlan):
             vector=draw_in_rounds(self.seed, self.split, "vector", pair, self.vectors),
             band=self.bands[int(random.integers(len(self.bands)))],
             strength=float(np.exp(random.uniform(low, high))),
+            opposite=self.both_signs and bool(random.integers(2)),
         )
 
     def context_of(self, pair: int) -> int:

@@ -12,7 +12,7 @@ from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.trials.batch import TrialBatch
 from introspection_lit.trials.manifest_plan import ManifestPlan
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.trial import Trial
+from introspection_lit.trials.trial import Trial, subtracted
 from introspection_lit.utils.errors import ConfigurationError
 
 # Characters of a question in a message.
@@ -72,6 +72,7 @@ def format_trial(row: Mapping[str, Any]) -> str:
         row: The trial as :meth:`~introspection_lit.trials.split.Split.describe` returns it.
     """
     vector = f"vector {row['vector_name']!r} ({row['vectors']}), band {row['band']}, strength {row['strength']:.6g}"
+    vector += subtracted(bool(row.get("opposite")))
     return (
         f"{row['split']}:{row['number']}, {'steered' if row['steered'] else 'clean'} (context {row['context_key']!r} of "
         f"kind {row['kind']!r}, question {row['question_text'][:QUESTION_LENGTH]!r}"

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from introspection_lit.trials.interventions import steered_positions
 from introspection_lit.trials.split import Split
-from introspection_lit.trials.trial import Trial
+from introspection_lit.trials.trial import Trial, subtracted
 from introspection_lit.utils.errors import visible
 
 # Around steered text, and at the position whose next token is scored; colours alone are lost in files.
@@ -27,9 +27,8 @@ def shown_trial(split: Split, trial: Trial) -> Text:
     """
     encoded, query = split.encoded_trial(trial), split.query(trial)
     shares = _shares(split, trial, len(encoded.context_ids))
-    what = (
-        f"steered at layers {trial.band[0]} to {trial.band[1]}, strength {trial.strength:.3g}" if any(shares) else "clean"
-    )
+    (first, last), sign = trial.band, subtracted(trial.opposite)
+    what = f"steered at layers {first} to {last}, strength {trial.strength:.3g}{sign}" if any(shares) else "clean"
     changed = f", cache changed: {trial.change}" if trial.change else ""
     context = split.contexts[trial.context]
     shown = Text(

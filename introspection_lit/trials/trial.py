@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # Fields that most trials leave empty.
-OPTIONAL = ("parts", "vectors", "divided", "change")
+OPTIONAL = ("parts", "vectors", "divided", "opposite", "change")
 # What parts of a context can be, if not equal parts of its tokens.
 IN_LINES, IN_EXCHANGES = "lines", "exchanges"
 
@@ -27,6 +27,7 @@ class Trial(NamedTuple):
         parts: Share of the strength in each of the parts that the context is divided into; empty: all of it everywhere.
         vectors: Split of the vector bank that the direction comes from; empty: that of the trial's split.
         divided: What the parts are: ``lines`` or ``exchanges`` of the context; empty: equal parts of its tokens.
+        opposite: The direction is subtracted.
         change: What is done to the cache besides, a key of
             :data:`~introspection_lit.steering.change_names.CHANGES`; empty: nothing.
     """
@@ -42,9 +43,15 @@ class Trial(NamedTuple):
     parts: tuple[float, ...] = ()
     vectors: str = ""
     divided: str = ""
+    opposite: bool = False
     change: str = ""
 
     def as_row(self) -> dict[str, object]:
         """The trial as plain values, for JSON; those of :data:`OPTIONAL` only where they are not empty."""
         row = {**self._asdict(), "band": list(self.band), "parts": list(self.parts)}
         return {name: value for name, value in row.items() if value or name not in OPTIONAL}
+
+
+def subtracted(opposite: bool) -> str:
+    """What messages add to a strength whose direction is subtracted; empty: it is added."""
+    return ", subtracted" if opposite else ""
