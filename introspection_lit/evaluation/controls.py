@@ -73,12 +73,17 @@ CONTROLS = {
 }
 
 
-def control_rows(sets: Mapping[str, Row], trials: TrialTable) -> list[Row]:
+# What ``flipped`` is where training had both signs of its directions.
+TRAINED_SIGN = "the training directions with their sign flipped, on which it was trained as well"
+
+
+def control_rows(sets: Mapping[str, Row], trials: TrialTable, both_signs: bool = False) -> list[Row]:
     """Evaluate every control that a test ran.
 
     Args:
         sets: Summaries of the test sets, by name.
         trials: All trials of the test.
+        both_signs: Whether training had both signs of its directions.
 
     Returns:
         A row for each control that has clean and steered trials to compare: ``name``, ``what``, ``expected``, ``auroc``,
@@ -99,7 +104,8 @@ def control_rows(sets: Mapping[str, Row], trials: TrialTable) -> list[Row]:
             numbers, recalibrated = {"auroc": float(np.mean(areas)) if areas else None, "tpr": None, "fpr": None}, np.nan
         if numbers[CONTROLS[name].key] is None:
             continue
-        rows.append(control_row(name, numbers, None if np.isnan(recalibrated) else recalibrated))
+        row = control_row(name, numbers, None if np.isnan(recalibrated) else recalibrated)
+        rows.append(row | {"what": TRAINED_SIGN} if both_signs and name == "flipped" else row)
     return rows
 
 

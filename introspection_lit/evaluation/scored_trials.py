@@ -28,6 +28,7 @@ def analyse_rows(
     summaries: Mapping[str, dict[str, Any]],
     classes: Sequence[tuple[int, int]] = (),
     longest_trained: int = 0,
+    both_signs: bool = False,
 ) -> dict[str, Any]:
     """Run every analysis that needs nothing but the scored trials.
 
@@ -40,13 +41,14 @@ def analyse_rows(
         summaries: The metrics of each test set.
         classes: Of the lengths of conversations.
         longest_trained: Tokens of the longest conversation in training.
+        both_signs: Whether training had both signs of its directions.
 
     Returns:
         The part of ``evidence`` in ``results.json`` that follows from them.
     """
     return {
         **analysis.analyse(trials, threshold, weakest),
-        "controls": controls.control_rows(summaries, trials),
+        "controls": controls.control_rows(summaries, trials, both_signs),
         "tasks": task_rows(trials),
         "choices": choice_rows(rows, trained),
         "as_exported": compare_exported(trials, threshold),

@@ -17,7 +17,7 @@ from run_scripts import script
 from seeds_in_process import in_process
 
 from introspection_lit.cli import attach, main
-from introspection_lit.evaluation.controls import CONTROLS, control_row, control_rows
+from introspection_lit.evaluation.controls import CONTROLS, TRAINED_SIGN, control_row, control_rows
 from introspection_lit.evaluation.trial_table import TrialTable
 from introspection_lit.training.changed_caches import change_problems
 from introspection_lit.training.datamodule import IntrospectionDataModule
@@ -333,6 +333,8 @@ def test_sets_are_judged_by_their_summaries(name: str) -> None:
         "held": True,
         "run": None,
     }
+    (of_both_signs,) = control_rows({name: fine}, trials, both_signs=True)
+    assert of_both_signs == found | ({"what": TRAINED_SIGN} if name == "flipped" else {})
     (found,) = control_rows({name: {"auroc": 0.9, "tpr": 1.0, "fpr": 0.1}}, trials)
     assert found["held"] is False
     assert control_rows({"heldout": fine}, trials) == []

@@ -13,6 +13,7 @@ import torch
 from project_paths import CONFIG
 
 from introspection_lit.cli import attach, main
+from introspection_lit.evaluation.controls import TRAINED_SIGN
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tasks.questionnaire import CONCEPTS
 from introspection_lit.training.experiment_setup import prepare
@@ -140,13 +141,24 @@ def test_a_training_records_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In the adapter's description and card; a run that is resumed without it has other data, and is refused."""
+    """In the adapter's description and card, beside the control that it trained on; resuming without is refused."""
     monkeypatch.chdir(tmp_path)
-    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, "--data.test_trials", "{seen: 4}"]
-    folder = Path(main(["fit", *words, *GIVEN]).trainer.log_dir)
+    words = [
+        "--config",
+        CONFIG,
+        "--model.base.name_or_path",
+        str(tiny),
+        *some_contexts,
+        "--data.test_trials",
+        "{flipped: 8}",
+    ]
+    tested = ["--test_after_fit", "true", "--evidence.enabled", "true"]
+    folder = Path(main(["fit", *words, *GIVEN, *tested]).trainer.log_dir)
     described = json.loads((folder / "adapter" / "introspection.json").read_text())
     assert described["options"]["data.both_signs"] is True
     assert "(relative), added or subtracted." in (folder / "adapter" / "README.md").read_text()
+    (control,) = json.loads((folder / "results.json").read_text())["evidence"]["controls"]
+    assert (control["name"], control["what"]) == ("flipped", TRAINED_SIGN)
     capsys.readouterr()
     bank = ["--data.bank", str(folder / "vectors.safetensors")]
     with pytest.raises(SystemExit):

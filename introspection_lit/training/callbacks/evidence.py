@@ -226,6 +226,7 @@ class Evidence(Callback):
             module.summaries,
             classes,
             run.options.longest_trained,
+            run.options.both_signs,
         )
         self.found = found | {
             "lens": summarise_lens(self.lens),
