@@ -1,0 +1,96 @@
+"""What docs/results.md says of own and other directions and of the rank is what the results files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from project_paths import ROOT
+
+from introspection_lit.evaluation.trial_table import CURVES
+from introspection_lit.report.formatting import format_rate
+
+FOLDER = ROOT / "docs" / "results" / "recipes"
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+Number = Callable[[dict[str, Any]], str]
+
+
+def loaded(name: str) -> dict[str, Any]:
+    """A results file of the folder."""
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_table_of_signs_and_ranks_agrees_with_the_results() -> None:
+    """The smaller experiment's rows, with what each adapter detects of its own directions; and the full-size run."""
+    results, full = loaded("signs"), loaded("full-size")
+    recipes = yaml.safe_load((FOLDER / "signs.yaml").read_text(encoding="utf-8"))
+    columns = [f"{vectors}_{number}" for number in ("auroc", "strength") for vectors in CURVES]
+    assert f"Not run: {', '.join(name for name in recipes if name not in results['rows'])}." in PAGE
+
+    def of_directions(name: str) -> tuple[list[str], str]:
+        found = loaded(f"by-direction-{name}")
+        return [format_rate(found["sets"][split]["auroc"]) for split in ("seen", "flipped", "heldout")], found["commit"]
+
+    commits = {results["commit"], full["commit"]}
+    for name, row in results["rows"].items():
+        areas, commit = of_directions(name)
+        commits.add(commit)
+        numbers = [format_rate(row[column]["values"][0]) for column in columns]
+        assert f"| {name} | {' | '.join([*numbers, *areas])} |" in PAGE
+    areas, commit = of_directions("full-size")
+    for each in commits | {commit}:
+        assert f"`{each}`" in PAGE
+        assert "+changes" not in each
+    before = loaded("../smollm2-135m/seed-1")
+    for title, number in full_size_numbers().items():
+        assert f"| {title} | {number(before)} | {number(full)} |" in PAGE
+    assert f"own directions {areas[0]}, with their sign flipped {areas[1]}, held-out ones {areas[2]}" in " ".join(
+        PAGE.split()
+    )
+    assert full["evidence"]["training"]["auroc"][-1] == pytest.approx(0.998, abs=5e-4)
+    assert "validation AUROC of .998" in PAGE
+    assert f"{100 * full['sets']['newkinds']['fpr']:.1f} % of 1,125 clean texts" in PAGE
+    assert full["sets"]["newkinds"]["n_clean_distinct"] == 1125
+
+
+def test_what_is_said_of_rounding() -> None:
+    """The AUROC at a vanishing strength in both precisions, and the clean texts above the threshold in float32."""
+    said = " ".join(PAGE.split())
+    found = {name: loaded(name) for name in ("vanishing", "vanishing-float32")}
+    areas = [
+        [f"{row['auroc']:.3f}".lstrip("0") for row in run["evidence"]["curves"]["random"]["adapter"]]
+        for run in found.values()
+    ]
+    assert f"its AUROC is {areas[0][0]}; the same adapter, on the same trials, in float32: {areas[1][0]} (" in said
+    alarms = 100 * found["vanishing-float32"]["sets"]["doses"]["fpr"]
+    assert f"At .04 it is {areas[0][1]}, in float32 {areas[1][1]}, where {alarms:.0f} % of the clean texts" in said
+    assert [run["precision"] for run in found.values()] == ["bf16-mixed", "32-true"]
+
+
+def full_size_numbers() -> dict[str, Number]:
+    """What docs/results.md compares of two full-size runs, by title."""
+
+    def point(vectors: str, key: str) -> Number:
+        return lambda run: format_rate(
+            next(row for row in run["evidence"]["curves"][vectors]["adapter"] if row["strength"] == 0.04)[key]
+        )
+
+    def lowest(vectors: str) -> Number:
+        return lambda run: format_rate(
+            min(r["tpr"] for r in run["evidence"]["grid"] if (r["vectors"], r["strength"]) == (vectors, 0.16))
+        )
+
+    def strength(vectors: str) -> Number:
+        return lambda run: format_rate(run["evidence"]["detection_strength"][vectors]["strength"])
+
+    numbers: dict[str, Number] = {}
+    for vectors, name in (("random", "random vectors"), ("concept", "concepts")):
+        numbers[f"AUROC at .04, {name}"] = point(vectors, "auroc")
+        numbers[f"TPR at .04 and 1 % FPR, {name}"] = point(vectors, "tpr")
+        numbers[f"75 % detected from, {name}"] = strength(vectors)
+        numbers[f"TPR at .16, lowest band, {name}"] = lowest(vectors)
+    return numbers
