@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from project_paths import CONFIG
+from splits import splits_of, trials_of
 
 from introspection_lit.cli import attach, main
 from introspection_lit.evaluation.controls import TRAINED_SIGN
@@ -25,9 +26,7 @@ from introspection_lit.trials.manifest import distinct_pairs
 from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.replay import format_trial
 from introspection_lit.trials.shown import shown_trial
-from introspection_lit.trials.split import Split
 from introspection_lit.trials.test_sets import SOURCES
-from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
 
 GIVEN = ["--data.both_signs", "true"]
@@ -40,17 +39,6 @@ TASKS = (
 def plan(both_signs: bool) -> TrialPlan:
     """Of two bands."""
     return TrialPlan(3, "train", 12, 2, 7, ((0, 1), (2, 3)), (0.1, 1.0), both_signs=both_signs)
-
-
-def splits_of(tiny: Path, contexts: list[str], *options: str) -> dict[str, Split]:
-    """The splits of a configuration; no model is loaded."""
-    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false"]
-    return prepare(attach([*words, *contexts, *options]).datamodule.run).splits
-
-
-def trials_of(split: Split, count: int) -> list[Trial]:
-    """The first trials of a split."""
-    return [split.plan.trial(number) for number in range(count)]
 
 
 def test_half_of_the_steered_trials_subtract_and_all_else_is_as_without() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from project_paths import CONFIG
+from splits import splits_of, trials_of
 
 from introspection_lit.cli import IntrospectionCLI, attach, main
 from introspection_lit.models.base_model import MAX_COUNT
@@ -22,7 +23,6 @@ from introspection_lit.trials.changed_plans import curriculum_of
 from introspection_lit.trials.curriculum import Curriculum
 from introspection_lit.trials.manifest import distinct_pairs
 from introspection_lit.trials.plans import TrialPlan
-from introspection_lit.trials.split import Split
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
 from introspection_lit.utils.seeds import generator
@@ -40,17 +40,6 @@ def plan(curriculum: Curriculum | None) -> TrialPlan:
 def strengths_of(curriculum: Curriculum | None, first: int, end: int) -> np.ndarray:
     """Of the steered trials from number ``first`` to the one before ``end``."""
     return np.array([plan(curriculum).trial(number).strength for number in range(first | 1, end, 2)])
-
-
-def splits_of(tiny: Path, contexts: list[str], *options: str) -> dict[str, Split]:
-    """The splits of a configuration; no model is loaded."""
-    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false"]
-    return prepare(attach([*words, *contexts, *options]).datamodule.run).splits
-
-
-def trials_of(split: Split, count: int) -> list[Trial]:
-    """The first trials of a split."""
-    return [split.plan.trial(number) for number in range(count)]
 
 
 def test_without_a_curriculum_strengths_are_as_ever() -> None:
