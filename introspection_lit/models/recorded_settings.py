@@ -46,6 +46,7 @@ SETTINGS = schema.fields(
         "data.strengths": STRENGTHS,
         "data.curriculum": schema.fields(strengths=STRENGTHS, trials=schema.COUNT),
         "data.both_signs": schema.FLAG,
+        "data.dither": schema.number(),
         "data.strength_unit": UNIT,
         "data.control": schema.choice("none", "random_labels", "no_steering", "visible"),
         "data.prefill_adapter": schema.FLAG,

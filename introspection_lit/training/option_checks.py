@@ -35,6 +35,9 @@ def option_problems(options: DataOptions) -> list[str]:
     if options.both_signs and options.manifest is not None:
         found = "a manifest lists directions that are added"
         problems.append(f"data.both_signs: {found}. Leave data.manifest or data.both_signs out.")
+    if options.dither and not LEAST_STRENGTH <= options.dither < min(options.strengths):
+        expected = f"Expected 0, or a strength from {LEAST_STRENGTH:g} to below all of data.strengths"
+        problems.append(f"data.dither: got {options.dither}. {expected}.")
     problems += options.grid.problems() if options.grid is not None else []
     problems += options.reuse.problems()
     problems += options.long_options.problems()

@@ -109,8 +109,8 @@ class DataOptions:
             inclusive. One that is named twice is drawn twice as often.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
         curriculum: Begin the training with other strengths, from which the range moves to ``strengths``. Default: none.
-        both_signs: Training adds or subtracts each random direction, drawn at random. Added alone, 100 directions can be
-            detected by a linear rule, which does not hold for others.
+        both_signs: Training adds or subtracts each random direction: no linear rule for its directions detects them.
+        dither: Strength, below ``strengths``, that clean training caches have, so that rounding does not tell them; 0: no.
         test_bands: The same for the test sets, if other than in training.
         test_strengths: The same for the test sets, if other than in training.
         test_doses: The strengths that the test sets ``doses`` and ``doses_concept`` run through, each as often in each
@@ -175,6 +175,7 @@ class DataOptions:
     strengths: tuple[float, float] = (0.3, 2.0)
     curriculum: Curriculum | None = None
     both_signs: bool = False
+    dither: float = 0.0
     test_bands: list[str | list[int]] | None = None
     test_strengths: tuple[float, float] | None = None
     test_doses: list[float] = field(default_factory=lambda: list(DOSES))
@@ -341,7 +342,7 @@ class DataOptions:
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
         values |= {name: asdict(part) for name in ("long", "curriculum") if (part := getattr(self, name)) is not None}
-        special = {"lead_in": self.lead_in_text, "both_signs": self.both_signs}
+        special = {"lead_in": self.lead_in_text, "both_signs": self.both_signs, "dither": self.dither}
         special["chat_template"] = self.template_path and self.template_path.name
         special["thinking"] = self.thinking if self.thinking != "closed" else None
         values |= {name: value for name, value in special.items() if value}

@@ -159,6 +159,7 @@ class SplitBuilder:
             texts=texts.questions if texts else 0.0,
             text_weight=texts.weight if texts else 1.0,
             same_passes=self.several_processes,
+            dither=options.dither if name == "train" else 0.0,
         )
 
     def _contexts(

@@ -11,6 +11,7 @@ from introspection_lit.steering.bands import layer_scale
 from introspection_lit.steering.change_names import DROPS
 from introspection_lit.steering.intervention import Intervention
 from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.trials.plans import Plan
 from introspection_lit.trials.test_sets import Source
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.seeds import generator
@@ -24,6 +25,22 @@ def clean_trial(trial: Trial) -> Trial:
     change = trial.change if trial.change in DROPS else ""
     clean = trial._replace(steered=False, vector=-1, band=(-1, -1), strength=0.0, parts=(), vectors="", divided="")
     return clean._replace(opposite=False, change=change)
+
+
+def dithered(trial: Trial, strength: float, plan: Plan, seed: int) -> Trial:
+    """The trial, or if nothing is added, the one that adds next to nothing: so that its rounding is that of steered trials.
+
+    Args:
+        trial: Stays as it is if it is steered.
+        strength: Of what is added to a clean trial; 0: nothing is.
+        plan: The trial's plan: band, direction and sign are drawn from its bands and vectors.
+        seed: The experiment's seed.
+    """
+    if trial.strength or not strength:
+        return trial
+    random = generator(seed, "dither", trial.split, trial.number)
+    vector, band, opposite = (int(random.integers(count)) for count in (plan.vectors, len(plan.bands), 2))
+    return trial._replace(vector=vector, band=plan.bands[band], strength=strength, opposite=bool(opposite))
 
 
 def make_intervention(

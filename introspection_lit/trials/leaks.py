@@ -44,7 +44,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; ``lead_in``; and
         where there are any, the kinds of ``pairs`` and the ``concepts`` that are trained on. With benign changes of caches
         ``benign``: their share and names. With a curriculum ``curriculum``: its first strengths, and its length in caches.
-        With both signs of the directions ``both_signs``.
+        With both signs of the directions ``both_signs``; with dither its strength, ``dither``.
     """
     used = [splits[name] for name in ("train", "validation")]
     train = splits["train"]
@@ -66,6 +66,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         several["curriculum"] = [*curriculum.strengths, curriculum.trials]
     if subtracts(train.plan):
         several["both_signs"] = True
+    if train.dither:
+        several["dither"] = train.dither
     return several | {
         "messages": sorted({message for split in used for message in split.messages()}),
         "kinds": sorted({context.kind for split in used for context in split.contexts}),

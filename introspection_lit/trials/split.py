@@ -22,7 +22,7 @@ from introspection_lit.tasks.task import AnswerWords, Query
 from introspection_lit.trials.batch import EarlyAnswers, References, Texts, TrialBatch
 from introspection_lit.trials.changed_rows import SPLICED, as_wide_as_needed, cache_changes, partner_of
 from introspection_lit.trials.composed_plans import MixedPlan, SeveralQuestionsPlan
-from introspection_lit.trials.interventions import clean_trial, make_intervention
+from introspection_lit.trials.interventions import clean_trial, dithered, make_intervention
 from introspection_lit.trials.plans import Plan
 from introspection_lit.trials.test_sets import Source
 from introspection_lit.trials.trial import IN_EXCHANGES, IN_LINES, Trial
@@ -57,6 +57,7 @@ class Split:
         text_weight: Factor of their mean loss.
         same_passes: Every batch has a reference and a text, if need be one that counts nothing: several processes must make
             the same forward passes.
+        dither: Strength at which clean caches are steered (see :func:`~introspection_lit.trials.interventions.dithered`).
         share_question_prefix: Tokens that all questions of a batch begin with are read once for each cache. For grids,
             which ask each cache many questions. It takes another forward pass, so FSDP cannot use it.
     """
@@ -80,6 +81,7 @@ class Split:
     texts: float = 0.0
     text_weight: float = 1.0
     same_passes: bool = False
+    dither: float = 0.0
     _encoded: dict[tuple[int, int], Encoded] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
 
@@ -144,9 +146,7 @@ class Split:
         """The text of a trial's question."""
         if self.questionnaire is not None:
             return self.query(trial).text
-        question = self.question(trial.context, trial.question)
-        if question is None:
-            question = self.contexts[trial.context].question
+        question = self.question(trial.context, trial.question) or self.contexts[trial.context].question
         assert question is not None
         return question
 
@@ -184,9 +184,8 @@ class Split:
         """
         encoded, queries = [self.encoded_trial(trial) for trial in trials], [self.query(trial) for trial in trials]
         learns = self.name in ("train", "validation")  # tests only compare scores
-        clean = [
-            clean_trial(trial) for trial, query in zip(trials, queries, strict=True) if learns and query.target is None
-        ]
+        pairs = zip(trials, queries, strict=True)
+        clean = [clean_trial(trial) for trial, query in pairs if learns and query.target is None]
         partners = {self._cache_key(trial): self._partner(trial) for trial in trials if trial.change == SPLICED}
         tokens = {self._cache_key(trial): row.context_ids for trial, row in reversed([*zip(trials, encoded, strict=True)])}
         first: dict[tuple[Any, ...], Trial] = {}  # a trial of each cache; references read clean ones
@@ -208,7 +207,7 @@ class Split:
         context_ids, context_mask = as_wide_as_needed(context_ids, context_mask, self._pad_token, cache_trials)
         question_ids, question_mask = pad([question[prefix:] for question in questions], self._pad_token, "right")
         intervention = make_intervention(
-            [trial if self.control != "no_steering" else clean_trial(trial) for trial in cache_trials],
+            [self._added(trial) for trial in cache_trials],
             context_mask,
             bank,
             self.source,
@@ -247,6 +246,10 @@ class Split:
                 self.seed,
             ),
         )
+
+    def _added(self, trial: Trial) -> Trial:
+        """The trial whose intervention the cache of a trial has."""
+        return dithered(clean_trial(trial) if self.control == "no_steering" else trial, self.dither, self.plan, self.seed)
 
     def _weights(self, queries: list[Query]) -> Tensor | None:
         """Factors of the rows' losses in the loss of their batch, ``(batch,)``: each task's mean times its weight."""
