@@ -9,6 +9,7 @@ import numpy as np
 
 from introspection_lit.evaluation.statistics import auroc, recalibrated_accuracy
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
+from introspection_lit.steering.bands import LEAST_STRENGTH
 
 Row = dict[str, Any]
 
@@ -69,6 +70,13 @@ CONTROLS = {
     ),
     "scattered": Control(
         "the direction is added at a random half of the positions", "detected: AUROC .95", "auroc", 0.95, 1.0
+    ),
+    "vanishing": Control(
+        f"a strength of {LEAST_STRENGTH:g}, which changes rounding only",
+        "cannot tell rounding: AUROC near .5",
+        "auroc",
+        0.35,
+        0.65,
     ),
 }
 

@@ -118,7 +118,7 @@ class TrialTable:
         return [self.vectors, self.contexts]
 
 
-# Test sets with the questions of training, uncorrupted contexts of the usual length and unchanged caches.
+# Test sets with the questions of training, uncorrupted contexts of the usual length, unchanged caches and usual strengths.
 PLAIN_SETS = tuple(
     name
     for name, source in SOURCES.items()
@@ -126,6 +126,7 @@ PLAIN_SETS = tuple(
     and source.contexts not in ("odd", "train", "validation")
     and not source.long
     and not source.changed
+    and not source.strength
 )
 # Those with the usual intervention: no flipped sign, all positions.
 USUAL_SETS = tuple(name for name in PLAIN_SETS if SOURCES[name].sign == 1 and SOURCES[name].positions == 1)

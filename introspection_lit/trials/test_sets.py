@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from introspection_lit.steering.bands import LEAST_STRENGTH
+
 
 @dataclass(frozen=True)
 class Source:
@@ -22,6 +24,7 @@ class Source:
         positions: Share of the context's tokens that are steered, drawn at random; 0 to 1.
         doses: The strengths are those of ``data.test_doses`` instead of random ones.
         long: Contexts are joined into conversations of the lengths of ``data.long.test_tokens``.
+        strength: The strength of every trial; 0: those of the options.
         changed: Caches are changed besides, clean ones too, by each of ``data.test_changes`` in turn.
     """
 
@@ -32,6 +35,7 @@ class Source:
     positions: float = 1.0
     doses: bool = False
     long: bool = False
+    strength: float = 0.0
     changed: bool = False
 
 
@@ -58,9 +62,11 @@ SOURCES = {
     # Long and many-turned conversations, made of contexts of trained and of unseen kinds.
     "long": Source("heldout", "heldout", long=True),
     "long_newkinds": Source("heldout", "newkinds", long=True),
-    # Controls: sign-flipped, a random half of the tokens, corrupted texts, answer words exchanged, factual questions.
+    # Controls: sign-flipped, a random half of the tokens, a strength that changes rounding only, corrupted texts, answers
+    # exchanged, factual questions.
     "flipped": Source("train", "seen", sign=-1.0),
     "scattered": Source("heldout", "heldout", positions=0.5),
+    "vanishing": Source("heldout", "heldout", strength=LEAST_STRENGTH),
     "odd": Source("heldout", "odd"),
     "swapped": Source("heldout", "heldout", "swapped"),
     "factual": Source("heldout", "heldout", "factual"),

@@ -34,6 +34,7 @@ TOTALS = {
     "doses_concept": 6,
     "flipped": 4,
     "scattered": 4,
+    "vanishing": 4,
     "odd": 6,
     "swapped": 4,
     "factual": 8,
@@ -182,6 +183,7 @@ def test_results_hold_the_evidence(fitted: SimpleNamespace) -> None:
     assert {row["name"] for row in found["controls"]} == {
         "flipped",
         "scattered",
+        "vanishing",
         "odd",
         "swapped",
         "factual",

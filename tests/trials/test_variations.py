@@ -18,6 +18,7 @@ from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.odd_text import ODD
 from introspection_lit.contexts.splits import mix_by_kind, odd_contexts, split_contexts
 from introspection_lit.evaluation.metrics import summarise
+from introspection_lit.evaluation.trial_table import PLAIN_SETS, USUAL_SETS
 from introspection_lit.models.architecture import find_decoder_layers
 from introspection_lit.models.base_model import Lora
 from introspection_lit.models.loading import add_lora
@@ -34,7 +35,7 @@ from introspection_lit.trials.test_sets import SOURCES
 from introspection_lit.trials.trial import Trial
 from introspection_lit.utils.errors import ConfigurationError
 
-SETS = "{seen: 40, heldout: 40, flipped: 40, scattered: 40, odd: 40, swapped: 40, factual: 40}"
+SETS = "{seen: 40, heldout: 40, flipped: 40, scattered: 40, vanishing: 40, odd: 40, swapped: 40, factual: 40}"
 LAYERS, HIDDEN = 6, 32
 
 
@@ -70,6 +71,20 @@ def test_flipped_adds_minus_what_seen_adds(splits: dict[str, Split], bank: Vecto
     for name in ("context_ids", "context_mask", "question_ids", "labels", "inputs", "answer_ids"):
         assert torch.equal(getattr(plain, name), getattr(flipped, name)), name
     assert splits["flipped"].contexts == splits["seen"].contexts
+
+
+def test_vanishing_is_held_out_steering_that_changes_the_last_bits_alone(
+    splits: dict[str, Split], bank: VectorBank
+) -> None:
+    """Its trials are those of ``heldout`` at 1e-6, and no set that counts detections has them among its own."""
+    trials = [[splits[name].plan.trial(number) for number in range(40)] for name in ("vanishing", "heldout")]
+    assert [trial.strength for trial in trials[0]] == pytest.approx([1e-6 * trial.steered for trial in trials[0]])
+    assert splits["vanishing"].contexts == splits["heldout"].contexts
+    assert splits["vanishing"].source.vectors == splits["heldout"].source.vectors
+    assert "vanishing" not in (*PLAIN_SETS, *USUAL_SETS)
+    batch = splits["vanishing"].collate(trials[0], bank)
+    assert (batch.intervention.scale.sum(dim=1) > 0).tolist() == batch.labels.tolist()
+    assert (batch.intervention.scale <= 1e-6 * bank.residual_norms).all()
 
 
 def test_scattered_steers_its_share_of_the_tokens(splits: dict[str, Split], bank: VectorBank) -> None:
