@@ -71,6 +71,46 @@ def test_what_is_said_of_rounding() -> None:
     assert [run["precision"] for run in found.values()] == ["bf16-mixed", "32-true"]
 
 
+def test_the_table_of_dither_agrees_with_the_results() -> None:
+    """Column by column; all from clean commits, the shorter tests of one."""
+    names = {
+        "full-size": "vanishing",
+        "dither-rank-64": "vanishing-dither-rank-64",
+        "dither-rank-16": "vanishing-dither-rank-16",
+    }
+    for title, cells in dither_numbers(names).items():
+        assert f"| {title} | {' | '.join(cells)} |" in PAGE
+    ours = [loaded(name) for name in names if name != "full-size"]
+    both = [loaded(f"vanishing-{run}{end}") for run in ("dither-rank-64", "dither-rank-16") for end in ("", "-float32")]
+    assert {run["commit"] for run in (*ours, *both)} == {"468f5bbddf7e"}
+    assert [run["precision"] for run in both] == ["bf16-mixed", "32-true"] * 2
+    assert [run["lora"]["r"] for run in ours] == [64, 16]
+    found = [{row["kind"]: row["alarms"] for row in run["evidence"]["kinds"] if not row["seen"]} for run in ours]
+    assert sorted(found[0], key=lambda kind: -found[0][kind])[:4] == ["bytecode", "logs", "turkish", "unicode"]
+    cells = [row for row in ours[0]["evidence"]["grid"] if (row["vectors"], row["strength"]) == ("random", 0.005)]
+    assert round(100 * sum(row["n"] * row["tpr"] for row in cells) / sum(row["n"] for row in cells)) == 14
+    assert (found[1].pop("latex"), found[1].pop("manual"), sum(found[1].values())) == (10, 1, 0)
+
+
+def dither_numbers(names: dict[str, str]) -> dict[str, list[str]]:
+    """Cells of the table of dither, by title: of each shorter test and its tests at 1e-6 in both precisions."""
+    full = {name: loaded(name) for name in names}
+    small = {name: (loaded(rounding), loaded(f"{rounding}-float32")) for name, rounding in names.items()}
+    cells = {"validation AUROC": [format_rate(run["evidence"]["training"]["auroc"][-1]) for run in full.values()]}
+    for place, strength in enumerate(("1e-6", ".04")):
+        for number, precision in enumerate(("bf16-mixed", "float32")):
+            points = [pair[number]["evidence"]["curves"]["random"]["adapter"][place] for pair in small.values()]
+            cells[f"AUROC at {strength}, 75 trials, {precision}"] = [format_rate(point["auroc"]) for point in points]
+    for number, precision in enumerate(("bf16-mixed", "float32")):
+        rates = [pair[number]["sets"]["doses"]["fpr"] for pair in small.values()]
+        cells[f"FPR on their clean texts, {precision}"] = [format_rate(rate) for rate in rates]
+    cells |= {title: [number(run) for run in full.values()] for title, number in full_size_numbers().items()}
+    unseen = [run["sets"]["newkinds"] for run in full.values()]
+    assert {row["n_clean_distinct"] for row in unseen} == {1125}
+    cells["FPR on 1,125 texts of unseen kinds"] = [format_rate(row["fpr"]) for row in unseen]
+    return cells
+
+
 def full_size_numbers() -> dict[str, Number]:
     """What docs/results.md compares of two full-size runs, by title."""
 

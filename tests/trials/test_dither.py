@@ -22,9 +22,8 @@ from introspection_lit.trials.trial import Trial
 
 STRENGTH = 1e-3
 GIVEN = ["--data.dither", str(STRENGTH)]
-TASKS = (
-    "{detection: {questions: 2}, factual: {questions: 2}, comparison: {pairs: 4}, identification: {pairs: 4}, plain_text: {}}"
-)
+CHOICES = "comparison: {pairs: 4}, identification: {pairs: 4}"
+TASKS = f"{{detection: {{questions: 2}}, factual: {{questions: 2}}, {CHOICES}, plain_text: {{}}}}"
 SIZES = ["--data.batch_size", "16", "--data.eval_batch_size", "16", "--data.validation_trials", "128"]
 
 
