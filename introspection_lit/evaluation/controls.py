@@ -9,7 +9,7 @@ import numpy as np
 
 from introspection_lit.evaluation.statistics import auroc, recalibrated_accuracy
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
-from introspection_lit.steering.bands import LEAST_STRENGTH
+from introspection_lit.steering.limits import LEAST_STRENGTH
 
 Row = dict[str, Any]
 

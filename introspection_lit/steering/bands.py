@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from introspection_lit.steering.limits import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.utils.errors import ConfigurationError
 
 
@@ -133,6 +134,4 @@ def layer_scale(strength: float, band: tuple[int, int], residual_norms: Tensor, 
     return scale
 
 
-# Strengths below the minimum are lost in float32 rounding; above the maximum, squares in a norm overflow.
-LEAST_STRENGTH, MOST_STRENGTH = 1e-6, 1e6
 Bands = tuple[tuple[int, int], ...]

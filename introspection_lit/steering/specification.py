@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, layer_scale, resolve_bands
+from introspection_lit.steering.bands import layer_scale, resolve_bands
+from introspection_lit.steering.limits import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.utils.errors import ConfigurationError
 
 

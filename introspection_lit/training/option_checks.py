@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from introspection_lit.models.base_model import MAX_ROWS, MAX_WORKERS
-from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, strength_problems
+from introspection_lit.steering.bands import strength_problems
+from introspection_lit.steering.limits import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.tasks.questionnaire import (
     OPTIONS,
     OWN_CACHES,

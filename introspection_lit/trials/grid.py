@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from introspection_lit.steering.bands import LEAST_STRENGTH, MOST_STRENGTH, Bands
+from introspection_lit.steering.bands import Bands
+from introspection_lit.steering.limits import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.steering.vector_bank import OPTIONAL_SPLITS
 from introspection_lit.tasks.questions import FALSE_QUESTIONS, TRUE_QUESTIONS
 from introspection_lit.trials.plans import Plan, equal_part

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from introspection_lit.steering.bands import LEAST_STRENGTH
+from introspection_lit.steering.limits import LEAST_STRENGTH
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from project_paths import CONFIG
 
 from introspection_lit import cli
 from introspection_lit.models.base_model import MAX_COUNT, MAX_RANK, MAX_ROWS, MAX_WORKERS
-from introspection_lit.steering.bands import BAND_NAMES, LEAST_STRENGTH, MOST_STRENGTH
+from introspection_lit.steering.bands import BAND_NAMES
+from introspection_lit.steering.limits import LEAST_STRENGTH, MOST_STRENGTH
 from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.tools.pipeline import as_arguments
 from introspection_lit.training import experiment_setup as preparation
