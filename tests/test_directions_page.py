@@ -86,7 +86,11 @@ def test_the_table_of_dither_agrees_with_the_results() -> None:
     assert [run["precision"] for run in both] == ["bf16-mixed", "32-true"] * 2
     assert [run["lora"]["r"] for run in ours] == [64, 16]
     found = [{row["kind"]: row["alarms"] for row in run["evidence"]["kinds"] if not row["seen"]} for run in ours]
+    assert [found[0][kind] for kind in ("bytecode", "logs")] == [20, 14]
     assert sorted(found[0], key=lambda kind: -found[0][kind])[:4] == ["bytecode", "logs", "turkish", "unicode"]
+    without = {row["kind"]: row["alarms"] for row in loaded("full-size")["evidence"]["kinds"]}
+    assert sorted(without, key=lambda kind: -without[kind])[:2] == ["bytecode", "logs"]
+    assert without["turkish"] == 0
     cells = [row for row in ours[0]["evidence"]["grid"] if (row["vectors"], row["strength"]) == ("random", 0.005)]
     assert round(100 * sum(row["n"] * row["tpr"] for row in cells) / sum(row["n"] for row in cells)) == 14
     assert (found[1].pop("latex"), found[1].pop("manual"), sum(found[1].values())) == (10, 1, 0)
