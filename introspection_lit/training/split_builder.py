@@ -109,7 +109,8 @@ class SplitBuilder:
         bands = self.bands.tests if is_test else self.bands.training
         drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
         strengths = options.strengths_of_tests if is_test else options.strengths
-        strengths = (source.strength,) * 2 if source.strength else strengths
+        if source.strength:
+            strengths = (source.strength, source.strength)
         variants = list[Context]()
         plan: TrialPlan | ExchangesPlan | MixedPlan | OncePlan | SeveralQuestionsPlan | DeployedPlan
         if source.changed:
