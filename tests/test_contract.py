@@ -33,7 +33,14 @@ NEW_OF_BASE = {".introspection.base_hashes", ".base_hashes", ".other_base"}
 NEW_EVIDENCE = {"tasks": [], "choices": [], "deployed": [], "as_exported": None, "long": None, "reader_trials": None}
 # Of the data, with their defaults.
 NEW_OPTIONS = dict.fromkeys(("tasks", "lead_in", "trained_concepts", "long", "test_changes", "benign", "curriculum"))
-NEW_OPTIONS |= {"benign_share": 0.25, "both_signs": False, "dither": 0.0, "chat_template": None, "thinking": "closed"}
+NEW_OPTIONS |= {
+    "benign_share": 0.25,
+    "both_signs": False,
+    "dither": 0.0,
+    "token_noise": 0.0,
+    "chat_template": None,
+    "thinking": "closed",
+}
 
 
 def keys(value: Any, place: str = "") -> set[str]:

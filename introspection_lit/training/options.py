@@ -70,6 +70,7 @@ class DataOptions:
         test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts;
             of ``large`` six more.
         max_context_tokens: Longer contexts are left out.
+        token_noise: Share of training contexts with random tokens in them, so that unusual is not learned as steered.
         long: Longer conversations of several exchanges, in training, validation and the test sets ``long`` and
             ``long_newkinds``. By default all contexts are single exchanges.
         system_prompt: The system prompt; empty by default, which is not the same as the template's default.
@@ -113,20 +114,18 @@ class DataOptions:
         dither: Strength, below ``strengths``, that clean training caches have, so that rounding does not tell them; 0: no.
         test_bands: The same for the test sets, if other than in training.
         test_strengths: The same for the test sets, if other than in training.
-        test_doses: The strengths that the test sets ``doses`` and ``doses_concept`` run through, each as often in each
-            band.
+        test_doses: The strengths of the test sets ``doses`` and ``doses_concept``, each as often in each band.
         test_clean: Clean trials in the test sets: ``paired``, one for each steered trial with the same context, or
-            ``once``, one for each context and question, however many are steered (those that run through doses are so
-            anyway).
+            ``once``, one for each context and question, however many are steered (so for doses in any case).
         test_changes: The changes of caches that the test sets ``deployed`` and ``deployed_newkinds`` run through, at
             strength 0.5: by default all (docs/deployment.md).
         benign: Changes of caches that do no harm, such as ``int8``: a share of the pairs of training and validation have
             one of them, on the clean and the steered cache, so that changed caches are learned to be clean. Default: none.
         benign_share: Share of these pairs, 0 to 1.
         control: Train so that nothing can be learned: ``random_labels`` (a coin says what is right) or ``no_steering``
-            (what is called steered is clean). What the tests then show is what the method itself brings about.
-            Or, with ``tasks``, ``visible``: nothing is steered, and the text says whether there is a signal; the tests then
-            show what following instructions alone brings. Controls leave out tasks with caches of their own.
+            (what is called steered is clean); tests show what the method itself brings about. Or, with ``tasks``,
+            ``visible``: nothing is steered, and the text says whether there is a signal; tests show what following
+            instructions alone brings. Controls leave out tasks with caches of their own.
         strength_unit: ``relative`` (to the layer's median residual norm, over the square root of the number of layers in
             the band) or ``absolute`` (the length added at each layer).
         seed: Decides splits, vectors and trials.
@@ -151,6 +150,7 @@ class DataOptions:
     validation_kinds: list[str] | None = None
     test_kinds: list[str] | None = None
     max_context_tokens: int = 128
+    token_noise: float = 0.0
     long: LongOptions | None = None
     system_prompt: str = ""
     questions: list[str] | None = None
@@ -342,7 +342,7 @@ class DataOptions:
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
         values |= {name: asdict(part) for name in ("long", "curriculum") if (part := getattr(self, name)) is not None}
-        special = {"lead_in": self.lead_in_text, "both_signs": self.both_signs, "dither": self.dither}
+        special = {"lead_in": self.lead_in_text} | {n: getattr(self, n) for n in ("both_signs", "dither", "token_noise")}
         special["chat_template"] = self.template_path and self.template_path.name
         special["thinking"] = self.thinking if self.thinking != "closed" else None
         values |= {name: value for name, value in special.items() if value}

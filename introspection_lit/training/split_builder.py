@@ -10,6 +10,7 @@ from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.conversations import YES_NO
 from introspection_lit.contexts.long_conversations import exchanges_of, is_joined, long_contexts
 from introspection_lit.contexts.splits import SIGNALS, evenly_spaced, line_contexts, visible_signals
+from introspection_lit.contexts.token_noise import noisy_contexts
 from introspection_lit.contexts.usable import control_token_problems, usable_contexts
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
@@ -174,6 +175,9 @@ class SplitBuilder:
         if VISIBLE in kinds:
             return self._visible_contexts(contexts)
         more = self._line_contexts(name, contexts) if IN_LINES in kinds else []
+        if name == "train" and self.options.token_noise:
+            copies = noisy_contexts(self.wording.tokenizer, contexts, self.options.token_noise, self.options.seed)
+            contexts = [*contexts, *self._usable(copies)]
         if self.options.trains_long and name in ("train", "validation"):
             contexts = [*contexts, *self._joined(name, source)]
         return contexts, more
@@ -258,21 +262,22 @@ class SplitBuilder:
 
     def _visible_contexts(self, contexts: list[Context]) -> tuple[list[Context], list[Context]]:
         """Contexts without and with a visible signal, of which both are short enough."""
-        words, limit = self.wording, self.options.max_context_tokens
-        question = words.questions["train"][0]
         pairs = [
             pair
             for pair in zip(*(visible_signals(contexts, signal) for signal in SIGNALS), strict=True)
-            if len(usable_contexts(words.tokenizer, pair, question, words.phrasing, limit)) == len(pair)
+            if len(self._usable(pair)) == len(pair)
         ]
         return [without for without, _ in pairs], [signal for _, signal in pairs]
 
+    def _usable(self, made: Sequence[Context]) -> list[Context]:
+        """Those of contexts made of others that are short enough and open no turns."""
+        words = self.wording
+        question = words.questions["train"][0]
+        return usable_contexts(words.tokenizer, made, question, words.phrasing, self.options.max_context_tokens)
+
     def _line_contexts(self, name: str, contexts: list[Context]) -> list[Context]:
         """Contexts of numbered lines that are made of others; those that are short enough."""
-        words, options = self.wording, self.options
-        made = line_contexts(contexts, options.seed, name, LINES)
-        question = words.questions["train"][0]
-        usable = usable_contexts(words.tokenizer, made, question, words.phrasing, options.max_context_tokens)
+        usable = self._usable(line_contexts(contexts, self.options.seed, name, LINES))
         if not usable:
             expected = f"Expected at least {LINES} contexts of one short line, and room for {LINES} lines"
             problem = f"{name}: no context of numbered lines can be made. {expected} in data.max_context_tokens"
