@@ -196,10 +196,11 @@ def _check_run(run: RunContext, problems: Problems) -> None:
     problems.add(strategy_problems(trainer.strategy, module.base, str(trainer.precision), trainer.world_size))
     loops = {name: getattr(trainer, name).state_dict() for name in LOOPS.values()} if run.checkpoint else None
     identity, function = module.base_identity, trainer.state.fn or "fit"
-    problems.add(checkpoint_problems(run.checkpoint, module.identity(), identity, function, loops))
-    if run.checkpoint and identity.accepted and run.architecture:
+    checkpoint = run.checkpoint if module.adapter is None else None  # both together are refused below
+    problems.add(checkpoint_problems(checkpoint, module.identity(), identity, function, loops))
+    if checkpoint and identity.accepted and run.architecture:
         shapes = adapter_shapes_of(module.base, module.lora)
-        problems.add(tensor_problems(read_checkpoint(run.checkpoint)["state_dict"], shapes))
+        problems.add(tensor_problems(read_checkpoint(checkpoint)["state_dict"], shapes))
     if module.adapter is not None:
         problems.add(adapter_problems(module.adapter, identity, run.checkpoint, function == "fit"))
     problems.add(unnamed_checkpoints(trainer, run.checkpoint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -308,6 +309,26 @@ def test_the_folder_that_is_resumed_from_stays_as_it_was(fit: Callable[..., Intr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     own = Path(second.trainer.checkpoint_callback.dirpath)
     assert sorted(path.name for path in own.iterdir()) == ["best-step12.ckpt", "last.ckpt"]
+
+
+def test_a_resumed_runs_own_configuration_tests_its_end(
+    fit: Callable[..., IntrospectionCLI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its adapter or its checkpoint, as any run's; given both, only that is refused."""
+    first = fit(*STEPS)
+    start = Path(first.trainer.checkpoint_callback.dirpath) / "last.ckpt"
+    folder = Path(fit(*STEPS, "--trainer.max_epochs", "3", "--ckpt_path", str(start)).trainer.log_dir)
+    config = ["test", "--config", str(folder / "config.yaml"), "--data.test_trials", "{seen: 4}"]
+    adapter, last = ["--model.adapter", str(folder / "adapter")], ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt")]
+    for given in (adapter, last):
+        tested = json.loads((Path(main([*config, *given]).trainer.log_dir) / "results.json").read_text())
+        expected = [given[1] if given is each else None for each in (adapter, last)]
+        assert [tested["adapter"], tested["checkpoint"]] == expected
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*config, *adapter, *last])
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "1 problem: - model.adapter: given together with ckpt_path. Each brings an adapter: give one of them." in printed
 
 
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, float]]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 class ConfigWriter(SaveConfigCallback):
     """Writes the configuration into the run's folder, whole; a run that goes on there writes its own over it.
 
+    Of a training that went on from a checkpoint it leaves that out: tests with this file are of the training's end.
     Loggers with a page of their own get it as hyper-parameters.
     """
 
@@ -47,9 +48,11 @@ class ConfigWriter(SaveConfigCallback):
         """Write ``config.yaml``, once."""
         folder = run_folder(trainer)
         if trainer.is_global_zero and not self.already_saved:
-            config = self.parser.dump(self.config, skip_none=False)
-            write_file(folder / self.config_filename, config)
-            log_settings(trainer, yaml.safe_load(config))
+            written = self.config.clone()
+            if stage == "fit":
+                written.ckpt_path = None
+            write_file(folder / self.config_filename, self.parser.dump(written, skip_none=False))
+            log_settings(trainer, yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
         self.already_saved = True
 
 
