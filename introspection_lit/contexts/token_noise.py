@@ -1,7 +1,7 @@
-"""Training contexts with random tokens in them: text of no kind, so that unusual is not learned to mean steered.
+"""Validation contexts with random tokens in them: text of no kind, so that the threshold is set on unusual text as well.
 
-They are clean or steered as often as all others. Training on text unlike what one trains for, so that other such text
-is not mistaken, is outlier exposure (Hendrycks et al., 2019, arXiv:1812.04606).
+A threshold below which 99 % of usual clean texts stay is too low for kinds of text unlike them. Which kinds these are is
+what a test is for; random tokens are unlike all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def noisy_contexts(
 
     Args:
         tokenizer: Its vocabulary, without the tokens added to it, is what is drawn from, uniformly.
-        contexts: Contexts of training. They are copied in turn, each with other tokens every time.
+        contexts: Contexts of validation. They are copied in turn, each with other tokens every time.
         share: Share of copies among contexts and copies together, 0 to below 1.
         seed: The experiment's seed.
 

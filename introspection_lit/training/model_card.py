@@ -159,14 +159,12 @@ def on_hub(card: str, name: str) -> str:
 
 
 def beginning(options: Mapping[str, Any]) -> str:
-    """What ``options`` of ``introspection.json`` say of signs, curriculum, dither and noise, to follow the strengths."""
+    """What ``options`` of ``introspection.json`` say of signs, curriculum and dither, to follow the strengths."""
     said = ", added or subtracted" if options.get("data.both_signs") else ""
     if curriculum := options.get("data.curriculum"):
         low, high = curriculum["strengths"]
         said += f", moving there from {low:g} to {high:g} in the first {curriculum['trials']} trials"
-    if dither := options.get("data.dither"):
-        said += f", against clean contexts at {dither:g}"
-    return said + (f", random tokens in {noise:.0%} of contexts" if (noise := options.get("data.token_noise")) else "")
+    return said + (f", against clean contexts at {dither:g}" if (dither := options.get("data.dither")) else "")
 
 
 def _lengths(run: RunContext) -> str:

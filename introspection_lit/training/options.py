@@ -70,7 +70,7 @@ class DataOptions:
         test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts;
             of ``large`` six more.
         max_context_tokens: Longer contexts are left out.
-        token_noise: Share of training contexts with random tokens in them, so that unusual is not learned as steered.
+        validation_noise: Share of validation contexts with random tokens in them: unusual texts, to set the threshold on.
         long: Longer conversations of several exchanges, in training, validation and the test sets ``long`` and
             ``long_newkinds``. By default all contexts are single exchanges.
         system_prompt: The system prompt; empty by default, which is not the same as the template's default.
@@ -117,8 +117,7 @@ class DataOptions:
         test_doses: The strengths of the test sets ``doses`` and ``doses_concept``, each as often in each band.
         test_clean: Clean trials in the test sets: ``paired``, one for each steered trial with the same context, or
             ``once``, one for each context and question, however many are steered (so for doses in any case).
-        test_changes: The changes of caches that the test sets ``deployed`` and ``deployed_newkinds`` run through, at
-            strength 0.5: by default all (docs/deployment.md).
+        test_changes: What the tests ``deployed`` and ``deployed_newkinds`` do to caches (docs/deployment.md); default: all.
         benign: Changes of caches that do no harm, such as ``int8``: a share of the pairs of training and validation have
             one of them, on the clean and the steered cache, so that changed caches are learned to be clean. Default: none.
         benign_share: Share of these pairs, 0 to 1.
@@ -150,7 +149,7 @@ class DataOptions:
     validation_kinds: list[str] | None = None
     test_kinds: list[str] | None = None
     max_context_tokens: int = 128
-    token_noise: float = 0.0
+    validation_noise: float = 0.0
     long: LongOptions | None = None
     system_prompt: str = ""
     questions: list[str] | None = None
@@ -342,9 +341,10 @@ class DataOptions:
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
         values |= {name: asdict(part) for name in ("long", "curriculum") if (part := getattr(self, name)) is not None}
-        special = {"lead_in": self.lead_in_text} | {n: getattr(self, n) for n in ("both_signs", "dither", "token_noise")}
-        special["chat_template"] = self.template_path and self.template_path.name
+        special = {"lead_in": self.lead_in_text, "both_signs": self.both_signs, "dither": self.dither}
+        special["validation_noise"] = self.validation_noise
         special["thinking"] = self.thinking if self.thinking != "closed" else None
+        special["chat_template"] = self.template_path and self.template_path.name
         values |= {name: value for name, value in special.items() if value}
         values["info"] = info.name if info.suffix == ".txt" else self.info
         return {f"data.{name}": value for name, value in values.items()}

@@ -175,8 +175,8 @@ class SplitBuilder:
         if VISIBLE in kinds:
             return self._visible_contexts(contexts)
         more = self._line_contexts(name, contexts) if IN_LINES in kinds else []
-        if name == "train" and self.options.token_noise:
-            copies = noisy_contexts(self.wording.tokenizer, contexts, self.options.token_noise, self.options.seed)
+        if name == "validation" and self.options.validation_noise:
+            copies = noisy_contexts(self.wording.tokenizer, contexts, self.options.validation_noise, self.options.seed)
             contexts = [*contexts, *self._usable(copies)]
         if self.options.trains_long and name in ("train", "validation"):
             contexts = [*contexts, *self._joined(name, source)]

@@ -1,4 +1,4 @@
-"""``data.token_noise``: copies of training contexts with random tokens in them."""
+"""``data.validation_noise``: copies of validation contexts with random tokens in them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from introspection_lit.contexts.context import Context, Message
 from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.contexts.token_noise import KIND, noisy_contexts
 from introspection_lit.training.experiment_setup import prepare
-from introspection_lit.training.model_card import beginning
 
-GIVEN = ["--data.token_noise", "0.5"]
+GIVEN = ["--data.validation_noise", "0.5"]
 
 
 def contexts(count: int) -> list[Context]:
@@ -75,7 +74,7 @@ def test_the_share_counts_copies_among_all(tokenizer: PreTrainedTokenizerFast, s
     [[], ["--data.tasks", "{detection: {questions: 2}, comparison: {pairs: 4}}", "--data.validation_trials", "64"]],
     ids=["detection", "tasks"],
 )
-def test_training_alone_draws_from_copies_clean_and_steered_alike(
+def test_validation_alone_draws_from_copies_clean_and_steered_alike(
     tiny: Path, some_contexts: list[str], options: list[str]
 ) -> None:
     """Half of its trials, half of these steered; other splits and norms stay."""
@@ -85,10 +84,9 @@ def test_training_alone_draws_from_copies_clean_and_steered_alike(
     for name, split in usual.splits.items():
         with_copies = ours.splits[name].contexts
         assert [c for c in with_copies if c.kind != KIND] == list(split.contexts)
-        assert any(c.kind == KIND for c in with_copies) == (name == "train")
-    train = ours.splits["train"]
-    trials = trials_of(train, 2000)
-    drawn = Counter((train.contexts[t.context].kind == KIND, t.steered) for t in trials)
+        assert any(c.kind == KIND for c in with_copies) == (name == "validation")
+    validation = ours.splits["validation"]
+    drawn = Counter((validation.contexts[t.context].kind == KIND, t.steered) for t in trials_of(validation, 2000))
     assert {*drawn} == {(copied, steered) for copied in (True, False) for steered in (True, False)}
     if not options:  # tasks have contexts of their own, and ask steered caches more
         assert drawn[True, True] == drawn[True, False]
@@ -97,24 +95,21 @@ def test_training_alone_draws_from_copies_clean_and_steered_alike(
 
 def test_copies_that_are_too_long_are_left_out(tiny: Path, some_contexts: list[str]) -> None:
     """As contexts are."""
-    train = splits_of(tiny, some_contexts, *GIVEN, "--data.max_context_tokens", "100")["train"]
-    lengths = [len(train.encoded(number, 0).context_ids) for number in range(len(train.contexts))]
+    split = splits_of(tiny, some_contexts, *GIVEN, "--data.max_context_tokens", "100")["validation"]
+    lengths = [len(split.encoded(number, 0).context_ids) for number in range(len(split.contexts))]
     assert max(lengths) <= 100
 
 
 def test_a_training_records_it(tiny: Path, some_contexts: list[str]) -> None:
-    """In its options, and by its messages: a checkpoint of it is not resumed without."""
+    """In the options that a checkpoint and an adapter are described by."""
     words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false", *some_contexts]
     ours, usual = (attach([*words, *given]).datamodule.run for given in (GIVEN, []))
-    assert ours.options.describe()["data.token_noise"] == 0.5
-    assert "data.token_noise" not in usual.options.describe()
-    assert beginning({"data.dither": 0.001, "data.token_noise": 0.5}) == (
-        ", against clean contexts at 0.001, random tokens in 50% of contexts"
-    )
+    assert ours.options.describe()["data.validation_noise"] == 0.5
+    assert "data.validation_noise" not in usual.options.describe()
 
 
 @pytest.mark.parametrize("given", ["-0.1", "1", "2"])
 def test_shares_that_are_none_are_refused(refused: Callable[..., str], given: str) -> None:
     """Some contexts must stay."""
-    printed = " ".join(refused("--data.token_noise", given).split())
-    assert f"data.token_noise: got {float(given)}. Expected a share from 0 to below 1." in printed
+    printed = " ".join(refused("--data.validation_noise", given).split())
+    assert f"data.validation_noise: got {float(given)}. Expected a share from 0 to below 1." in printed
