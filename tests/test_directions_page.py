@@ -72,28 +72,58 @@ def test_what_is_said_of_rounding() -> None:
 
 
 def test_the_table_of_dither_agrees_with_the_results() -> None:
-    """Column by column; all from clean commits, the shorter tests of one."""
+    """Column by column, and what is said of kinds and of the runs that are not in it."""
     names = {
         "full-size": "vanishing",
         "dither-rank-64": "vanishing-dither-rank-64",
+        "dither-5-rank-64": "vanishing-dither-5-rank-64",
         "dither-rank-16": "vanishing-dither-rank-16",
     }
     for title, cells in dither_numbers(names).items():
         assert f"| {title} | {' | '.join(cells)} |" in PAGE
-    ours = [loaded(name) for name in names if name != "full-size"]
-    both = [loaded(f"vanishing-{run}{end}") for run in ("dither-rank-64", "dither-rank-16") for end in ("", "-float32")]
-    assert {run["commit"] for run in (*ours, *both)} == {"468f5bbddf7e"}
-    assert [run["precision"] for run in both] == ["bf16-mixed", "32-true"] * 2
-    assert [run["lora"]["r"] for run in ours] == [64, 16]
-    found = [{row["kind"]: row["alarms"] for row in run["evidence"]["kinds"] if not row["seen"]} for run in ours]
-    assert [found[0][kind] for kind in ("bytecode", "logs")] == [20, 14]
-    assert sorted(found[0], key=lambda kind: -found[0][kind])[:4] == ["bytecode", "logs", "turkish", "unicode"]
-    without = {row["kind"]: row["alarms"] for row in loaded("full-size")["evidence"]["kinds"]}
+    ours = {name: loaded(name) for name in names if name != "full-size"}
+    both = {end: [loaded(f"{names[run]}{end}") for run in ours] for end in ("", "-float32")}
+    assert [run["precision"] for pair in zip(*both.values(), strict=True) for run in pair] == ["bf16-mixed", "32-true"] * 3
+    for runs in (ours.values(), *both.values()):
+        assert [run["commit"] for run in runs] == ["468f5bbddf7e", "a8df19b0e43d", "468f5bbddf7e"]
+    assert [run["lora"]["r"] for run in ours.values()] == [64, 64, 16]
+    found = {name: alarms(loaded(name)) for name in (*names, "dither-10-rank-64")}
+    least, more = found["dither-rank-64"], found["dither-5-rank-64"]
+    assert [least[kind] for kind in ("bytecode", "logs")] == [20, 14]
+    assert sorted(least, key=lambda kind: -least[kind])[:4] == ["bytecode", "logs", "turkish", "unicode"]
+    without = found["full-size"]
     assert sorted(without, key=lambda kind: -without[kind])[:2] == ["bytecode", "logs"]
     assert without["turkish"] == 0
-    cells = [row for row in ours[0]["evidence"]["grid"] if (row["vectors"], row["strength"]) == ("random", 0.005)]
+    cells = [
+        row for row in ours["dither-rank-64"]["evidence"]["grid"] if (row["vectors"], row["strength"]) == ("random", 0.005)
+    ]
     assert round(100 * sum(row["n"] * row["tpr"] for row in cells) / sum(row["n"] for row in cells)) == 14
-    assert (found[1].pop("latex"), found[1].pop("manual"), sum(found[1].values())) == (10, 1, 0)
+    assert [more[kind] for kind in ("bytecode", "unicode", "japanese", "logs")] == [6, 4, 3, 3]
+    assert [*more.values()].count(0) == 6
+    rank_16 = found["dither-rank-16"]
+    assert (rank_16.pop("latex"), rank_16.pop("manual"), sum(rank_16.values())) == (10, 1, 0)
+    said = " ".join(PAGE.split())
+    larger, noise = loaded("dither-10-rank-64"), loaded("dither-5-rank-64-noise")
+    assert {*sorted(found["dither-10-rank-64"], key=lambda kind: -found["dither-10-rank-64"][kind])[:2]} == {
+        "bytecode",
+        "logs",
+    }
+    areas = [full_size_numbers()[f"AUROC at .04, {name}"](larger)[1:] for name in ("random vectors", "concepts")]
+    assert f"false alarms are {100 * larger['sets']['newkinds']['fpr']:.1f} %" in said
+    assert f"at an AUROC of {' and '.join(areas)} at .04" in said
+    strengths = [full_size_numbers()[f"75 % detected from, {name}"](noise)[1:] for name in ("random vectors", "concepts")]
+    assert f"false alarms {100 * noise['sets']['newkinds']['fpr']:.1f} %, and 75 % are detected from" in said
+    assert f"from {' and '.join(strengths)} on" in said
+    assert {run["commit"] for run in (larger, noise)} == {"a8df19b0e43d"}
+    vanishing = [
+        loaded(name)["evidence"]["controls"][0]["auroc"] for name in ("dither-10-rank-64", "dither-5-rank-64-noise")
+    ]
+    assert all(0.35 < area < 0.65 for area in vanishing)  # with those of the table the five runs of docs/validity.md
+
+
+def alarms(run: dict[str, Any]) -> dict[str, int]:
+    """Clean texts above the threshold, by unseen kind."""
+    return {row["kind"]: row["alarms"] for row in run["evidence"]["kinds"] if not row["seen"]}
 
 
 def dither_numbers(names: dict[str, str]) -> dict[str, list[str]]:
