@@ -37,7 +37,7 @@ NEW_OPTIONS |= {
     "benign_share": 0.25,
     "both_signs": False,
     "dither": 0.0,
-    "validation_noise": 0.0,
+    "merged": 0.0,
     "chat_template": None,
     "thinking": "closed",
 }

@@ -103,7 +103,7 @@ def test_the_table_of_dither_agrees_with_the_results() -> None:
     rank_16 = found["dither-rank-16"]
     assert (rank_16.pop("latex"), rank_16.pop("manual"), sum(rank_16.values())) == (10, 1, 0)
     said = " ".join(PAGE.split())
-    larger, noise = loaded("dither-10-rank-64"), loaded("dither-5-rank-64-noise")
+    larger = loaded("dither-10-rank-64")
     assert {*sorted(found["dither-10-rank-64"], key=lambda kind: -found["dither-10-rank-64"][kind])[:2]} == {
         "bytecode",
         "logs",
@@ -111,14 +111,8 @@ def test_the_table_of_dither_agrees_with_the_results() -> None:
     areas = [full_size_numbers()[f"AUROC at .04, {name}"](larger)[1:] for name in ("random vectors", "concepts")]
     assert f"false alarms are {100 * larger['sets']['newkinds']['fpr']:.1f} %" in said
     assert f"at an AUROC of {' and '.join(areas)} at .04" in said
-    strengths = [full_size_numbers()[f"75 % detected from, {name}"](noise)[1:] for name in ("random vectors", "concepts")]
-    assert f"false alarms {100 * noise['sets']['newkinds']['fpr']:.1f} %, and 75 % are detected from" in said
-    assert f"from {' and '.join(strengths)} on" in said
-    assert {run["commit"] for run in (larger, noise)} == {"a8df19b0e43d"}
-    vanishing = [
-        loaded(name)["evidence"]["controls"][0]["auroc"] for name in ("dither-10-rank-64", "dither-5-rank-64-noise")
-    ]
-    assert all(0.35 < area < 0.65 for area in vanishing)  # with those of the table the five runs of docs/validity.md
+    assert larger["commit"] == "a8df19b0e43d"
+    assert 0.35 < larger["evidence"]["controls"][0]["auroc"] < 0.65  # one of the four runs of docs/validity.md
 
 
 def alarms(run: dict[str, Any]) -> dict[str, int]:

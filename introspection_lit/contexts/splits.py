@@ -174,6 +174,32 @@ def line_contexts(contexts: Sequence[Context], seed: int, split: str, lines: int
     return made
 
 
+# Each context is merged with so many others of its kind.
+USES_OF_MERGED = 4
+
+
+def merged_contexts(contexts: Sequence[Context], seed: int, split: str) -> list[Context]:
+    """Make one context of two of a kind: both user messages, then both replies. They are as long as two together.
+
+    Args:
+        contexts: Contexts of a split. Those that are not one exchange, or have a question of their own, are left out.
+        seed: The experiment's seed.
+        split: Name of the split; names the random stream.
+    """
+    by_kind: dict[str, list[Context]] = defaultdict(list)
+    for context in contexts:
+        if [turn.role for turn in context.turns] == ["user", "assistant"] and not context.question_turns:
+            by_kind[context.kind].append(context)
+    made = []
+    for kind in sorted(by_kind):
+        for turn in range(USES_OF_MERGED):
+            order = generator(seed, "merged", split, kind, turn).permutation(len(by_kind[kind]))
+            for pair in zip(order[::2], order[1::2], strict=False):
+                users, replies = zip(*(by_kind[kind][place].turns for place in pair), strict=True)
+                made.append(exchange(kind, *("\n\n".join(turn.content for turn in turns) for turns in (users, replies))))
+    return made
+
+
 def odd_contexts(contexts: Sequence[Context], seed: int) -> list[Context]:
     """Corrupt every context in every way of ``ODD``; the kind becomes ``odd: WAY``. Unchanged texts are left out."""
     corrupted = []

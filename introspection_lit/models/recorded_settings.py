@@ -47,7 +47,7 @@ SETTINGS = schema.fields(
         "data.curriculum": schema.fields(strengths=STRENGTHS, trials=schema.COUNT),
         "data.both_signs": schema.FLAG,
         "data.dither": schema.number(),
-        "data.validation_noise": schema.number(0, 1),
+        "data.merged": schema.number(0, 1),
         "data.strength_unit": UNIT,
         "data.control": schema.choice("none", "random_labels", "no_steering", "visible"),
         "data.prefill_adapter": schema.FLAG,

@@ -39,8 +39,8 @@ def option_problems(options: DataOptions) -> list[str]:
     if options.dither and not LEAST_STRENGTH <= options.dither < min(options.strengths):
         expected = f"Expected 0, or a strength from {LEAST_STRENGTH:g} to below all of data.strengths"
         problems.append(f"data.dither: got {options.dither}. {expected}.")
-    if not 0 <= options.validation_noise < 1:
-        problems.append(f"data.validation_noise: got {options.validation_noise}. Expected a share from 0 to below 1.")
+    if not 0 <= options.merged < 1:
+        problems.append(f"data.merged: got {options.merged}. Expected a share from 0 to below 1.")
     problems += options.grid.problems() if options.grid is not None else []
     problems += options.reuse.problems()
     problems += options.long_options.problems()

@@ -70,7 +70,7 @@ class DataOptions:
         test_kinds: Kinds that only the test set ``newkinds`` sees. Default: eight kinds of the built-in contexts;
             of ``large`` six more.
         max_context_tokens: Longer contexts are left out.
-        validation_noise: Share of validation contexts with random tokens in them: unusual texts, to set the threshold on.
+        merged: Share of training and validation contexts that are two of a kind in one, for more of the long ones.
         long: Longer conversations of several exchanges, in training, validation and the test sets ``long`` and
             ``long_newkinds``. By default all contexts are single exchanges.
         system_prompt: The system prompt; empty by default, which is not the same as the template's default.
@@ -149,7 +149,7 @@ class DataOptions:
     validation_kinds: list[str] | None = None
     test_kinds: list[str] | None = None
     max_context_tokens: int = 128
-    validation_noise: float = 0.0
+    merged: float = 0.0
     long: LongOptions | None = None
     system_prompt: str = ""
     questions: list[str] | None = None
@@ -342,7 +342,7 @@ class DataOptions:
         values["contexts"] = source.name if source.is_file() else self.contexts
         values |= {name: asdict(part) for name in ("long", "curriculum") if (part := getattr(self, name)) is not None}
         special = {"lead_in": self.lead_in_text, "both_signs": self.both_signs, "dither": self.dither}
-        special["validation_noise"] = self.validation_noise
+        special["merged"] = self.merged
         special["thinking"] = self.thinking if self.thinking != "closed" else None
         special["chat_template"] = self.template_path and self.template_path.name
         values |= {name: value for name, value in special.items() if value}

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from introspection_lit.contexts.context import Context
 from introspection_lit.contexts.conversations import YES_NO
 from introspection_lit.contexts.long_conversations import exchanges_of, is_joined, long_contexts
-from introspection_lit.contexts.splits import SIGNALS, evenly_spaced, line_contexts, visible_signals
-from introspection_lit.contexts.token_noise import noisy_contexts
+from introspection_lit.contexts.splits import SIGNALS, evenly_spaced, line_contexts, merged_contexts, visible_signals
 from introspection_lit.contexts.usable import control_token_problems, usable_contexts
 from introspection_lit.steering.bands import Bands
 from introspection_lit.steering.vector_bank import RANDOM_SPLITS, VectorBank
@@ -175,12 +174,20 @@ class SplitBuilder:
         if VISIBLE in kinds:
             return self._visible_contexts(contexts)
         more = self._line_contexts(name, contexts) if IN_LINES in kinds else []
-        if name == "validation" and self.options.validation_noise:
-            copies = noisy_contexts(self.wording.tokenizer, contexts, self.options.validation_noise, self.options.seed)
-            contexts = [*contexts, *self._usable(copies)]
+        if name in ("train", "validation") and self.options.merged:
+            contexts = [*contexts, *self._merged(name, contexts)]
         if self.options.trains_long and name in ("train", "validation"):
             contexts = [*contexts, *self._joined(name, source)]
         return contexts, more
+
+    def _merged(self, name: str, contexts: list[Context]) -> list[Context]:
+        """Contexts of two, as many as make up the share of ``data.merged``, or all that are short enough."""
+        made, share = self._usable(merged_contexts(contexts, self.options.seed, name)), self.options.merged
+        if not made:
+            limit = f"data.max_context_tokens ({self.options.max_context_tokens})"
+            found = f"data.merged: got {share}, but no two {name} contexts of a kind fit into {limit}"
+            raise ConfigurationError([f"{found}. Raise it, or leave data.merged out."])
+        return evenly_spaced(made, round(share / (1 - share) * len(contexts)))
 
     def _joined(self, name: str, source: Source) -> list[Context]:
         """Long conversations: a context for each pair of a test set, or a share of the contexts of training."""
