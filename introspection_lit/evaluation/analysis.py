@@ -182,32 +182,30 @@ def kind_grid(trials: TrialTable, threshold: float) -> list[Row]:
 
 
 def rates_by_kind(trials: TrialTable, threshold: float) -> list[Row]:
-    """FPR over distinct clean inputs, TPR and AUROC of each kind of context, at the stored threshold.
-
-    TPR and AUROC leave out the dose sets and the sets with flipped or scattered directions.
-    """
+    """:func:`rates_of` each kind of context, at the stored threshold."""
     rows = []
     for kind in sorted(set(trials.kinds)):
         inside = trials.where(trials.kinds == kind)
-        clean = inside.clean()
-        dosed = inside.where(~np.isin(inside.sets, [*CURVES.values(), "flipped", "scattered"]))
-        hits = dosed.scores[ADAPTER][dosed.steered] > threshold
-        alarms = int((clean.scores[ADAPTER] > threshold).sum())
-        rows.append(
-            {
-                "kind": str(kind),
-                "seen": bool(~inside.unseen[0]),
-                "n_clean": len(clean),
-                "alarms": alarms,
-                "fpr": alarms / len(clean) if len(clean) else None,
-                "fpr_interval": list(wilson_interval(alarms, len(clean))),
-                "n_steered": len(hits),
-                "tpr": finite_or_none(rate(hits)),
-                "tpr_interval": rate_interval(hits, dosed.where(dosed.steered)) if len(hits) else None,
-                "auroc": finite_or_none(auroc(dosed.scores[ADAPTER], dosed.steered)),
-            }
-        )
+        rows.append({"kind": str(kind), "seen": bool(~inside.unseen[0]), **rates_of(inside, threshold)})
     return rows
+
+
+def rates_of(trials: TrialTable, threshold: float) -> Row:
+    """FPR over distinct clean inputs; TPR and AUROC without the dose sets and those of flipped or scattered directions."""
+    clean = trials.clean()
+    dosed = trials.where(~np.isin(trials.sets, [*CURVES.values(), "flipped", "scattered"]))
+    hits = dosed.scores[ADAPTER][dosed.steered] > threshold
+    alarms = int((clean.scores[ADAPTER] > threshold).sum())
+    return {
+        "n_clean": len(clean),
+        "alarms": alarms,
+        "fpr": alarms / len(clean) if len(clean) else None,
+        "fpr_interval": list(wilson_interval(alarms, len(clean))),
+        "n_steered": len(hits),
+        "tpr": finite_or_none(rate(hits)),
+        "tpr_interval": rate_interval(hits, dosed.where(dosed.steered)) if len(hits) else None,
+        "auroc": finite_or_none(auroc(dosed.scores[ADAPTER], dosed.steered)),
+    }
 
 
 def worst_cases(cells: list[Row], kinds: list[Row], weakest: float) -> dict[str, Row | None]:

@@ -1,14 +1,15 @@
-"""Detection in long and many-turned conversations: by length, by number of exchanges, and by what was steered of them."""
+"""Detection by length of the context; in long conversations also by number of exchanges and by what was steered of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from introspection_lit.evaluation.analysis import auroc_interval, finite_or_none, rate_interval
+from introspection_lit.evaluation.analysis import auroc_interval, finite_or_none, rate_interval, rates_of
 from introspection_lit.evaluation.statistics import auroc, wilson_interval
 from introspection_lit.evaluation.trial_table import ADAPTER, TrialTable
 from introspection_lit.trials.test_sets import MANY
@@ -66,6 +67,33 @@ def long_results(
                 part_rates = _hits(trials.where(inside), threshold, "tpr", "n_steered")
                 found["by_part"].append({"set": str(name), "after": [low, high], **part_rates})
     return found
+
+
+def rates_by_length(trials: TrialTable, threshold: float, tokens: Mapping[str, int], trained: Sequence[int]) -> list[Row]:
+    """:func:`~introspection_lit.evaluation.analysis.rates_of` contexts by their length, in tokens.
+
+    The classes end at the median of training's contexts, at their 95th percentile, and at the longest; the last is longer.
+
+    Args:
+        trials: The trials.
+        threshold: The stored threshold.
+        tokens: Length of each context, by its fingerprint.
+        trained: Lengths of the contexts of training; none: no rows.
+
+    Returns:
+        A row for each class that has trials: fewest and most ``tokens``, and how many contexts of training it has,
+        ``n_trained``.
+    """
+    if not trained:
+        return []
+    lengths, known, rows = np.array([tokens[key] for key in trials.contexts]), np.array(trained), []
+    ends = [0, *(int(end) for end in np.quantile(known, (0.5, 0.95, 1), method="higher")), MANY]
+    for low, high in pairwise(dict.fromkeys(ends)):
+        if (inside := (lengths > low) & (lengths <= high)).any():
+            n_trained = int(((known > low) & (known <= high)).sum())
+            row = {"tokens": [low + 1, high], "n_trained": n_trained}
+            rows.append(row | rates_of(trials.where(inside), threshold))
+    return rows
 
 
 def _exchanges_after(parts: Sequence[float]) -> int:

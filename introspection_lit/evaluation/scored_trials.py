@@ -11,9 +11,9 @@ from introspection_lit.evaluation import analysis, controls
 from introspection_lit.evaluation.as_exported import compare_exported
 from introspection_lit.evaluation.choice_results import choice_rows
 from introspection_lit.evaluation.deployment import deployed_rows
-from introspection_lit.evaluation.length_results import long_results
+from introspection_lit.evaluation.length_results import long_results, rates_by_length
 from introspection_lit.evaluation.task_results import task_rows
-from introspection_lit.evaluation.trial_table import TrialTable
+from introspection_lit.evaluation.trial_table import PLAIN_SETS, TrialTable
 from introspection_lit.utils.files import atomic_file
 
 Row = Mapping[str, Any]
@@ -29,6 +29,8 @@ def analyse_rows(
     classes: Sequence[tuple[int, int]] = (),
     longest_trained: int = 0,
     both_signs: bool = False,
+    tokens: Mapping[str, int] | None = None,
+    trained_tokens: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Run every analysis that needs nothing but the scored trials.
 
@@ -42,12 +44,15 @@ def analyse_rows(
         classes: Of the lengths of conversations.
         longest_trained: Tokens of the longest conversation in training.
         both_signs: Whether training had both signs of its directions.
+        tokens: Length of each context, by its fingerprint.
+        trained_tokens: Lengths of the contexts of training; none: nothing is said of lengths.
 
     Returns:
         The part of ``evidence`` in ``results.json`` that follows from them.
     """
     return {
         **analysis.analyse(trials, threshold, weakest),
+        "lengths": rates_by_length(trials.of_sets(*PLAIN_SETS), threshold, tokens or {}, trained_tokens),
         "controls": controls.control_rows(summaries, trials, both_signs),
         "tasks": task_rows(trials),
         "choices": choice_rows(rows, trained),

@@ -1,4 +1,4 @@
-"""Long conversations in the report: FPR and TPR by length, by number of exchanges and by what was steered."""
+"""Lengths in the report: rates by length of the context; of long conversations also by exchanges and what was steered."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ Evidence = Mapping[str, Any]
 Row = Mapping[str, Any]
 SETS = {"long": "trained kinds", "long_newkinds": "unseen kinds"}
 RATES = (("fpr", "false alarms", CLEAN, "o"), ("tpr", "steering found", STEERED, "D"))
-# False alarms on long conversations above this are said in the verdict.
+# False alarms above this are said in the verdict: of long conversations; of lengths of context, if they surely are.
 MOST_ALARMS = 0.03
 INTERVALS = "95 % intervals in brackets."
+SHOWN = ("fpr", "tpr", "auroc")
 
 
 @styled
@@ -102,8 +103,33 @@ def length_tables(evidence: Evidence) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def context_lengths_table(evidence: Evidence) -> Table | None:
+    """Rates by length of the context, beside how many contexts of training are as long."""
+    rows = [
+        (
+            _tokens(row),
+            format_count(row["n_trained"]),
+            format_count(row.get("n_clean")),
+            *(_rate(row, key) for key in SHOWN),
+        )
+        for row in evidence.get("lengths") or ()
+    ]
+    head = ("tokens", "in training", "clean", "FPR", "TPR", "AUROC")
+    return Table("By length of the context", head, rows, "Rates at the stored threshold, doses left out.") if rows else None
+
+
 def length_sentences(results: Mapping[str, Any]) -> list[str]:
-    """Say up to which length false alarms stay rare, if long conversations were tested."""
+    """Say at which lengths of context false alarms are many; and to which they stay rare, of long conversations."""
+    said = [
+        f"Of clean contexts of {_tokens(row)} tokens {format_rate(row['fpr'])} are called steered; of those of training "
+        f"{row['n_trained']} are as long."
+        for row in lookup(results, "evidence", "lengths") or ()
+        if (row.get("fpr_interval") or [0])[0] > MOST_ALARMS
+    ]
+    return said + _long_sentences(results)
+
+
+def _long_sentences(results: Mapping[str, Any]) -> list[str]:
     rows = [row for row in lookup(results, "evidence", "long", "by_length") or () if row.get("fpr") is not None]
     if not rows:
         return []

@@ -18,7 +18,7 @@ from introspection_lit.report.formatting import lookup
 from introspection_lit.report.heatmaps import confusions, heat_maps
 from introspection_lit.report.key_numbers import key_numbers
 from introspection_lit.report.kind_rates import kind_rate_plots
-from introspection_lit.report.lengths import length_plots, length_tables
+from introspection_lit.report.lengths import context_lengths_table, length_plots, length_tables
 from introspection_lit.report.result_files import RESULTS
 from introspection_lit.report.tables import (
     choices_table,
@@ -96,7 +96,12 @@ def build_page(run: Run) -> Page:
         Section("deployed", "As deployed", figures=deployed_figures(evidence), tables=deployed_tables(evidence)),
         Section("roc", "ROC", figures=roc_plots(evidence)),
         Section("heat-maps", "Where steering is missed", figures=heat_maps(evidence, unit)),
-        Section("kinds", "Kinds of text", figures=kind_rate_plots({"": evidence.get("kinds") or []})),
+        Section(
+            "kinds",
+            "Kinds of text",
+            figures=kind_rate_plots({"": evidence.get("kinds") or []}),
+            tables=present(context_lengths_table(evidence)),
+        ),
         Section("log-odds", "Log-odds", figures=histogram_plots(evidence, results.get("threshold"))),
         Section("learning", "Learning", figures=learning_plots(evidence)),
         Section("lens", "Where the answer forms", figures={"lens": lens} if lens else {}),

@@ -71,6 +71,7 @@ EVIDENCE = fields(
     grid=listed(CELL),
     kind_grid=listed(fields("vectors kind seen", **ROW)),
     kinds=listed(KIND),
+    lengths=listed(fields("tokens n_trained", **LONG, n_trained=COUNT)),
     worst=fields(fpr=KIND, tpr=KIND, cell=fields("vectors band strength n", **ROW)),
     roc=named(named(listed(SHARES, 2))),
     references=listed(fields("observer set", **ROW, information=NUMBER, share=NUMBER)),

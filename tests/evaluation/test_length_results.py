@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 
-from introspection_lit.evaluation.length_results import long_results
-from introspection_lit.report.lengths import draw_lengths, length_plots, length_sentences, length_tables
+from introspection_lit.evaluation.length_results import long_results, rates_by_length
+from introspection_lit.evaluation.trial_table import TrialTable
+from introspection_lit.report.lengths import (
+    context_lengths_table,
+    draw_lengths,
+    length_plots,
+    length_sentences,
+    length_tables,
+)
 from introspection_lit.report.shape import SHAPES
 from introspection_lit.trials.test_sets import MANY
 
@@ -116,3 +123,42 @@ def test_results_have_the_form_that_a_report_reads(found: dict[str, Any]) -> Non
     assert list(SHAPES["sets"](content, "")) == []
     found["by_length"][0]["fpr"] = 7
     assert list(SHAPES["sets"](content, "")) != []
+
+
+# Lengths of a training's contexts: median 50, 95th percentile 90, longest 100; and of those that are tested.
+TRAINED = [*[40] * 18, *[50] * 18, 90, 90, 90, 100]
+TESTED = {"c0": 10, "c1": 50, "c2": 51, "c3": 90, "c4": 91, "c5": 100, "c6": 101}
+
+
+def test_rates_by_length_are_those_of_the_contexts_of_each_class() -> None:
+    """An end belongs to the class below it; a class without tested contexts has no row; without a training none has."""
+    table = TrialTable.from_rows(rows("heldout")[:-1], ["joined"])
+    made = rates_by_length(table, THRESHOLD, TESTED, TRAINED)
+    assert [(row["tokens"], row["n_trained"], row["n_clean"], row["alarms"], row["n_steered"]) for row in made] == [
+        ([1, 50], 36, 2, 0, 2),
+        ([51, 90], 3, 2, 1, 2),
+        ([91, 100], 1, 2, 1, 2),
+        ([101, MANY], 0, 1, 0, 1),
+    ]
+    assert [row["tpr"] for row in made] == [0.5, 0.5, 1.0, 1.0]
+    longer = rates_by_length(table, THRESHOLD, dict.fromkeys(TESTED, 200), TRAINED)
+    assert [row["tokens"] for row in longer] == [[101, MANY]]
+    equal = rates_by_length(table, THRESHOLD, dict.fromkeys(TESTED, 30), [30] * 5)
+    assert [(row["tokens"], row["n_trained"]) for row in equal] == [([1, 30], 5)]
+    assert rates_by_length(table, THRESHOLD, TESTED, []) == []
+    assert list(SHAPES["sets"]({"sets": {}, "evidence": {"lengths": made}}, "")) == []
+
+
+def test_lengths_of_contexts_are_a_table_and_a_sentence_where_alarms_are_surely_many() -> None:
+    """One alarm in three is not; eighteen in a hundred are."""
+    row = {"tokens": [101, MANY], "n_trained": 0, "n_steered": 5, "tpr": 1.0, "tpr_interval": [0.6, 1.0], "auroc": 0.9}
+    few = row | {"n_clean": 3, "fpr": 1 / 3, "fpr_interval": [0.02, 0.7]}
+    many = row | {"n_clean": 100, "fpr": 0.18, "fpr_interval": [0.12, 0.27]}
+    table = context_lengths_table({"lengths": [few]})
+    assert table is not None
+    assert table.rows[0][:3] == ("101 or more", "0", "3")
+    assert context_lengths_table({}) is None
+    assert length_sentences({"evidence": {"lengths": [few]}}) == []
+    assert length_sentences({"evidence": {"lengths": [many]}}) == [
+        "Of clean contexts of 101 or more tokens 0.180 are called steered; of those of training 0 are as long."
+    ]

@@ -227,6 +227,8 @@ class Evidence(Callback):
             classes,
             run.options.longest_trained,
             run.options.both_signs,
+            context_tokens(run),
+            run.splits["train"].lengths(),
         )
         self.found = found | {
             "lens": summarise_lens(self.lens),
@@ -307,6 +309,12 @@ def trial_rows(
 def trained_kinds(run: RunContext) -> set[str]:
     """Kinds of context of training and validation."""
     return {context.kind for name in ("train", "validation") for context in run.splits[name].contexts}
+
+
+def context_tokens(run: RunContext) -> dict[str, int]:
+    """Length of each context of the test sets, by its fingerprint."""
+    tested = [run.splits[name] for name in run.options.test_sets]
+    return {context.key: n for split in tested for context, n in zip(split.contexts, split.lengths(), strict=True)}
 
 
 def training_folder(run: RunContext, module: IntrospectionModule) -> Path:
