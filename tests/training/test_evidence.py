@@ -21,7 +21,7 @@ from introspection_lit.contexts.loading import load_contexts
 from introspection_lit.evaluation.cache_reader import READER
 from introspection_lit.evaluation.logit_lens import summarise_lens
 from introspection_lit.evaluation.observers import NORMS, PROBE, TEXT
-from introspection_lit.evaluation.trial_table import ADAPTER
+from introspection_lit.evaluation.trial_table import ADAPTER, PLAIN_SETS
 from introspection_lit.training.callbacks.evidence import UNTRAINED, WITH_INFO, Evidence
 
 TOTALS = {
@@ -169,6 +169,7 @@ def test_results_hold_the_evidence(fitted: SimpleNamespace) -> None:
         "detection_strength",
         "grid",
         "kinds",
+        "lengths",
         "worst",
         "roc",
         "references",
@@ -201,6 +202,26 @@ def test_results_hold_the_evidence(fitted: SimpleNamespace) -> None:
     assert not leaks["unseen_kinds_in_training"]
     assert {"train / heldout", "train / concept", "train / validation"} <= set(leaks["vectors"])
     assert leaks["distinct_clean"]["heldout"] == fitted.results["sets"]["heldout"]["n_clean_distinct"]
+
+
+def test_lengths_and_kinds_count_the_same_trials(fitted: SimpleNamespace) -> None:
+    """Each context is of one kind and one length; the lengths are those of the tokens that the model reads."""
+    found, splits = fitted.results["evidence"], fitted.cli.datamodule.run.splits
+    for count in ("n_clean", "alarms", "n_steered"):
+        assert sum(row[count] for row in found["lengths"]) == sum(row[count] for row in found["kinds"]) > 0
+    assert sum(row["n_trained"] for row in found["lengths"]) <= len(splits["train"].contexts)
+    tested = {
+        len(splits[row["split"]].encoded(row["context"]).context_ids)
+        for row in map(
+            json.loads, (fitted.folder / "default" / "version_0" / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+        )
+        if row["split"] in PLAIN_SETS
+    }
+    classes = [row["tokens"] for row in found["lengths"]]
+    assert {place for n in tested for place, (low, high) in enumerate(classes) if low <= n <= high} == {
+        *range(len(classes))
+    }
+    assert all(any(low <= n <= high for low, high in classes) for n in tested)
 
 
 def test_lens_reads_the_trials_of_the_set_and_no_others(fitted: SimpleNamespace) -> None:
