@@ -84,8 +84,17 @@ def test_the_table_of_dither_agrees_with_the_results() -> None:
     ours = {name: loaded(name) for name in names if name != "full-size"}
     both = {end: [loaded(f"{names[run]}{end}") for run in ours] for end in ("", "-float32")}
     assert [run["precision"] for pair in zip(*both.values(), strict=True) for run in pair] == ["bf16-mixed", "32-true"] * 3
-    for runs in (ours.values(), *both.values()):
-        assert [run["commit"] for run in runs] == ["468f5bbddf7e", "a8df19b0e43d", "468f5bbddf7e"]
+    assert [run["commit"] for run in ours.values()] == ["468f5bbddf7e", "6aeab613553f", "468f5bbddf7e"]
+    assert all(
+        [run["commit"] for run in runs] == ["468f5bbddf7e", "a8df19b0e43d", "468f5bbddf7e"] for runs in both.values()
+    )
+    lengths = ours["dither-5-rank-64"]["evidence"]["lengths"]
+    assert [(row["tokens"][1], row["alarms"], row["n_clean"]) for row in lengths[:3]] == [
+        (65, 0, 535),
+        (90, 1, 551),
+        (111, 7, 220),
+    ]
+    assert [lengths[3][key] for key in ("n_trained", "alarms", "n_clean")] == [0, 13, 75]
     assert [run["lora"]["r"] for run in ours.values()] == [64, 64, 16]
     found = {name: alarms(loaded(name)) for name in (*names, "dither-10-rank-64")}
     least, more = found["dither-rank-64"], found["dither-5-rank-64"]

@@ -20,7 +20,6 @@ RATES = (("fpr", "false alarms", CLEAN, "o"), ("tpr", "steering found", STEERED,
 # False alarms above this are said in the verdict: of long conversations; of lengths of context, if they surely are.
 MOST_ALARMS = 0.03
 INTERVALS = "95 % intervals in brackets."
-SHOWN = ("fpr", "tpr", "auroc")
 
 
 @styled
@@ -108,14 +107,15 @@ def context_lengths_table(evidence: Evidence) -> Table | None:
     rows = [
         (
             _tokens(row),
-            format_count(row["n_trained"]),
-            format_count(row.get("n_clean")),
-            *(_rate(row, key) for key in SHOWN),
+            *(format_count(row.get(key)) for key in ("n_trained", "n_clean")),
+            *(_rate(row, key) for key in ("fpr", "tpr")),
+            format_rate(row.get("auroc")),
         )
         for row in evidence.get("lengths") or ()
     ]
     head = ("tokens", "in training", "clean", "FPR", "TPR", "AUROC")
-    return Table("By length of the context", head, rows, "Rates at the stored threshold, doses left out.") if rows else None
+    note = f"Rates at the stored threshold. {INTERVALS} TPR and AUROC without the dose sets."
+    return Table("By length of the context", head, rows, note) if rows else None
 
 
 def length_sentences(results: Mapping[str, Any]) -> list[str]:

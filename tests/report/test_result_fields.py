@@ -18,6 +18,7 @@ FULL = ROOT / "docs/results/smollm2-135m/seed-0.json"
 TASKS = ROOT / "docs/results/tasks/seed-0.json"  # of several tasks, which the full experiment does not train
 USED = ROOT / "docs/results/quickstart/seed-0.json"  # with the exported adapter and long conversations
 DEPLOYED = ROOT / "docs/results/deployment/quickstart.json"  # over changed caches
+LENGTHS = ROOT / "docs/results/recipes/dither-5-rank-64.json"  # with rates by length of the context
 # What a report asks for that none of them has got.
 OPTIONAL = {
     r"sets\.(concept_pca|imported)": "test sets that are measured if a bank has such vectors",
@@ -71,7 +72,7 @@ def recorded(value: Any, place: str = "", asked: dict[str, bool] | None = None) 
 def test_fields_asked_for_are_fields_of_real_results(runs: int) -> None:
     """A name that no results file has would silently leave out a row, of a page on one run or on several."""
     asked: dict[str, bool] = {}
-    for path in (FULL, TASKS, USED, DEPLOYED):
+    for path in (FULL, TASKS, USED, DEPLOYED, LENGTHS):
         full = recorded(json.loads(path.read_text(encoding="utf-8")))
         if runs == 1:
             report.build_page(report.Run(path, full, {}, None))
@@ -93,7 +94,7 @@ def test_fields_allowed_are_fields_of_real_results() -> None:
         return set(part if isinstance(part, dict) else ()).union(*map(names, below))
 
     asked, present = set[str](), set[str]()
-    for path in (FULL, TASKS, USED, DEPLOYED):
+    for path in (FULL, TASKS, USED, DEPLOYED, LENGTHS):
         content = json.loads(path.read_text(encoding="utf-8"))
         full = recorded(content)
         assert list(SHAPES["sets"](full, "")) == []
