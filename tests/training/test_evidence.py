@@ -207,21 +207,18 @@ def test_results_hold_the_evidence(fitted: SimpleNamespace) -> None:
 def test_lengths_and_kinds_count_the_same_trials(fitted: SimpleNamespace) -> None:
     """Each context is of one kind and one length; the lengths are those of the tokens that the model reads."""
     found, splits = fitted.results["evidence"], fitted.cli.datamodule.run.splits
+    written = fitted.folder / "default" / "version_0" / "trials.jsonl"
     for count in ("n_clean", "alarms", "n_steered"):
         assert sum(row[count] for row in found["lengths"]) == sum(row[count] for row in found["kinds"]) > 0
     assert sum(row["n_trained"] for row in found["lengths"]) <= len(splits["train"].contexts)
     tested = {
         len(splits[row["split"]].encoded(row["context"]).context_ids)
-        for row in map(
-            json.loads, (fitted.folder / "default" / "version_0" / "trials.jsonl").read_text(encoding="utf-8").splitlines()
-        )
+        for row in map(json.loads, written.read_text(encoding="utf-8").splitlines())
         if row["split"] in PLAIN_SETS
     }
-    classes = [row["tokens"] for row in found["lengths"]]
-    assert {place for n in tested for place, (low, high) in enumerate(classes) if low <= n <= high} == {
-        *range(len(classes))
-    }
-    assert all(any(low <= n <= high for low, high in classes) for n in tested)
+    inside = [{n for n in tested if low <= n <= high} for low, high in (row["tokens"] for row in found["lengths"])]
+    assert all(inside)
+    assert set.union(*inside) == tested
 
 
 def test_lens_reads_the_trials_of_the_set_and_no_others(fitted: SimpleNamespace) -> None:
