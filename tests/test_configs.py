@@ -66,7 +66,9 @@ def test_there_are_the_experiments() -> None:
 
 def documented_commands() -> list[str]:
     """The `python -m introspection_lit` commands of the README and of the results."""
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/results.md")).replace("\\\n", " ")
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/results.md", "docs/weak-doses.md")).replace(
+        "\\\n", " "
+    )
     return list(dict.fromkeys(re.findall(r"^(?:\.venv/bin/)?python -m introspection_lit .*$", text, re.MULTILINE)))
 
 

@@ -347,7 +347,7 @@ def test_tables_of_the_recipes_agree_with_the_results() -> None:
     results, seeds = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("recipes", "batches-of-4")
     )
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "weak-doses.md").read_text(encoding="utf-8")
     columns = [f"{vectors}_{number}" for number in ("auroc", "strength") for vectors in CURVES]
     columns += ["heldout", "worst_kind", "swapped", "perplexity"]
     rows = results["rows"]

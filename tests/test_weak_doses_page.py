@@ -1,21 +1,20 @@
-"""What docs/results.md says of own and other directions and of the rank is what the results files say."""
+"""What docs/weak-doses.md says of directions, rank, dither and merged contexts is what the results files say."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
+from full_size import NAMES, full_size_numbers, unseen_kinds
 from project_paths import ROOT
 
 from introspection_lit.evaluation.trial_table import CURVES
 from introspection_lit.report.formatting import format_rate
 
 FOLDER = ROOT / "docs" / "results" / "recipes"
-PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-Number = Callable[[dict[str, Any]], str]
+PAGE = (ROOT / "docs" / "weak-doses.md").read_text(encoding="utf-8")
 
 
 def loaded(name: str) -> dict[str, Any]:
@@ -45,9 +44,9 @@ def test_the_table_of_signs_and_ranks_agrees_with_the_results() -> None:
     for each in commits | {commit}:
         assert f"`{each}`" in PAGE
         assert "+changes" not in each
-    before = loaded("../smollm2-135m/seed-1")
-    for title, number in full_size_numbers().items():
-        assert f"| {title} | {number(before)} | {number(full)} |" in PAGE
+    before = full_size_numbers(loaded("../smollm2-135m/seed-1"))
+    for title, number in full_size_numbers(full).items():
+        assert f"| {title} | {format_rate(before[title])} | {format_rate(number)} |" in PAGE
     assert f"own directions {areas[0]}, with their sign flipped {areas[1]}, held-out ones {areas[2]}" in " ".join(
         PAGE.split()
     )
@@ -111,7 +110,7 @@ def test_what_is_said_of_a_larger_dither() -> None:
     said, larger = " ".join(PAGE.split()), loaded("dither-10-rank-64")
     found = alarms(larger)
     assert {*sorted(found, key=lambda kind: -found[kind])[:2]} == {"bytecode", "logs"}
-    areas = [full_size_numbers()[f"AUROC at .04, {name}"](larger)[1:] for name in ("random vectors", "concepts")]
+    areas = [format_rate(full_size_numbers(larger)[f"AUROC at .04, {name}"])[1:] for name in NAMES.values()]
     assert f"false alarms are {100 * larger['sets']['newkinds']['fpr']:.1f} %" in said
     assert f"at an AUROC of {' and '.join(areas)} at .04" in said
     assert larger["commit"] == "a8df19b0e43d"
@@ -129,9 +128,40 @@ def test_the_false_alarms_of_dither_by_length_are_those_of_the_results() -> None
     assert round(100 * sum(trained[2:]) / sum(trained)) == 5
 
 
+def test_the_table_of_merged_contexts_agrees_with_the_results() -> None:
+    """Column by column, with what is said of lengths and of the late band."""
+    said = " ".join(PAGE.split())
+    runs = [loaded(name) for name in ("dither-5-rank-64", "merged-seed-1", "merged-seed-0")]
+    columns = [full_size_numbers(run) for run in runs]
+    for column, run in zip(columns, runs, strict=True):
+        assert run["sets"]["newkinds"]["n_clean_distinct"] == 1125
+        column["FPR on 1,125 texts of unseen kinds"] = run["sets"]["newkinds"]["fpr"]
+        column["FPR of the worst of 14 unseen kinds"] = max(row["fpr"] for row in unseen_kinds(run).values())
+        column["control `vanishing`: AUROC at 1e-6"] = run["evidence"]["controls"][0]["auroc"]
+    for title in columns[0]:
+        assert f"| {title} | {' | '.join(format_rate(column[title]) for column in columns)} |" in PAGE
+    assert [(run["seed"], run["commit"]) for run in runs[1:]] == [(1, "b8c5d1f1f710"), (0, "b8c5d1f1f710")]
+    without, seed_1, seed_0 = ([(row["alarms"], row["n_clean"]) for row in run["evidence"]["lengths"]] for run in runs)
+    totals = [tuple(map(sum, zip(*counts, strict=True))) for counts in (seed_1, without, seed_0)]
+    assert totals == [(3, 1381), (21, 1381), (9, 1386)]
+    assert "3 of 1,381 clean texts are in seed 1, without merged contexts 21" in said
+    assert [sum(column) for column in zip(*seed_1[1:], strict=True)] == [1, 674]
+    assert seed_0[0][0] == 6
+    late = [
+        [
+            format_rate(row["auroc"])[1:]
+            for run in runs[:2]
+            for row in run["evidence"]["grid"]
+            if (row["vectors"], row["strength"], row["band"]) == (vectors, 0.04, [19, 28])
+        ]
+        for vectors in NAMES
+    ]
+    assert f"late band (.{' and .'.join(' to .'.join(pair) for pair in late)})".replace("..", ".") in said
+
+
 def alarms(run: dict[str, Any]) -> dict[str, int]:
     """Clean texts above the threshold, by unseen kind."""
-    return {row["kind"]: row["alarms"] for row in run["evidence"]["kinds"] if not row["seen"]}
+    return {kind: row["alarms"] for kind, row in unseen_kinds(run).items()}
 
 
 def dither_numbers(names: dict[str, str]) -> dict[str, list[str]]:
@@ -146,33 +176,9 @@ def dither_numbers(names: dict[str, str]) -> dict[str, list[str]]:
     for number, precision in enumerate(("bf16-mixed", "float32")):
         rates = [pair[number]["sets"]["doses"]["fpr"] for pair in small.values()]
         cells[f"FPR on their clean texts, {precision}"] = [format_rate(rate) for rate in rates]
-    cells |= {title: [number(run) for run in full.values()] for title, number in full_size_numbers().items()}
+    numbers = [full_size_numbers(run) for run in full.values()]
+    cells |= {title: [format_rate(column[title]) for column in numbers] for title in numbers[0]}
     unseen = [run["sets"]["newkinds"] for run in full.values()]
     assert {row["n_clean_distinct"] for row in unseen} == {1125}
     cells["FPR on 1,125 texts of unseen kinds"] = [format_rate(row["fpr"]) for row in unseen]
     return cells
-
-
-def full_size_numbers() -> dict[str, Number]:
-    """What docs/results.md compares of two full-size runs, by title."""
-
-    def point(vectors: str, key: str) -> Number:
-        return lambda run: format_rate(
-            next(row for row in run["evidence"]["curves"][vectors]["adapter"] if row["strength"] == 0.04)[key]
-        )
-
-    def lowest(vectors: str) -> Number:
-        return lambda run: format_rate(
-            min(r["tpr"] for r in run["evidence"]["grid"] if (r["vectors"], r["strength"]) == (vectors, 0.16))
-        )
-
-    def strength(vectors: str) -> Number:
-        return lambda run: format_rate(run["evidence"]["detection_strength"][vectors]["strength"])
-
-    numbers: dict[str, Number] = {}
-    for vectors, name in (("random", "random vectors"), ("concept", "concepts")):
-        numbers[f"AUROC at .04, {name}"] = point(vectors, "auroc")
-        numbers[f"TPR at .04 and 1 % FPR, {name}"] = point(vectors, "tpr")
-        numbers[f"75 % detected from, {name}"] = strength(vectors)
-        numbers[f"TPR at .16, lowest band, {name}"] = lowest(vectors)
-    return numbers
