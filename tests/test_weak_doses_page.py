@@ -144,7 +144,9 @@ def test_the_table_of_merged_contexts_agrees_with_the_results() -> None:
     without, seed_1, seed_0 = ([(row["alarms"], row["n_clean"]) for row in run["evidence"]["lengths"]] for run in runs)
     totals = [tuple(map(sum, zip(*counts, strict=True))) for counts in (seed_1, without, seed_0)]
     assert totals == [(3, 1381), (21, 1381), (9, 1386)]
-    assert "3 of 1,381 clean texts are in seed 1, without merged contexts 21, and of the 674 of more than 71 tokens 1." in said
+    assert (
+        "3 of 1,381 clean texts are in seed 1, without merged contexts 21, and of the 674 of more than 71 tokens 1." in said
+    )
     assert [sum(column) for column in zip(*seed_1[1:], strict=True)] == [1, 674]
     assert "In seed 0 it is 9 of 1,386, most of them of at most 71 tokens" in said
     assert seed_0[0][0] == 6
