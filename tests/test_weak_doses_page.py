@@ -114,7 +114,7 @@ def test_what_is_said_of_a_larger_dither() -> None:
     assert f"false alarms are {100 * larger['sets']['newkinds']['fpr']:.1f} %" in said
     assert f"at an AUROC of {' and '.join(areas)} at .04" in said
     assert larger["commit"] == "a8df19b0e43d"
-    assert 0.35 < larger["evidence"]["controls"][0]["auroc"] < 0.65  # one of the four runs of docs/validity.md
+    assert 0.35 < larger["evidence"]["controls"][0]["auroc"] < 0.65  # one of the six runs of docs/validity.md
 
 
 def test_the_false_alarms_of_dither_by_length_are_those_of_the_results() -> None:
@@ -162,7 +162,8 @@ def test_the_table_of_merged_contexts_agrees_with_the_results() -> None:
         ]
         for vectors in NAMES
     ]
-    assert f"late band (.{' and .'.join(' to .'.join(pair) for pair in late)})".replace("..", ".") in said
+    assert f"late band ({' and '.join(' to '.join(pair) for pair in late)})" in said
+    assert all(0.35 < run["evidence"]["controls"][0]["auroc"] < 0.65 for run in runs)  # three of the six of docs/validity.md
 
 
 def alarms(run: dict[str, Any]) -> dict[str, int]:
