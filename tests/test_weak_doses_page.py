@@ -163,7 +163,8 @@ def test_the_table_of_merged_contexts_agrees_with_the_results() -> None:
         for vectors in NAMES
     ]
     assert f"late band ({' and '.join(' to '.join(pair) for pair in late)})" in said
-    assert all(0.35 < run["evidence"]["controls"][0]["auroc"] < 0.65 for run in runs)  # three of the six of docs/validity.md
+    # Three of the six runs of docs/validity.md.
+    assert all(0.35 < run["evidence"]["controls"][0]["auroc"] < 0.65 for run in runs)
 
 
 def alarms(run: dict[str, Any]) -> dict[str, int]:
