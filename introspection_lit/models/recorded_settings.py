@@ -44,7 +44,7 @@ SETTINGS = schema.fields(
         "data.thinking": schema.choice("closed", "open"),
         "data.bands": BANDS,
         "data.strengths": STRENGTHS,
-        "data.curriculum": schema.fields(strengths=STRENGTHS, trials=schema.COUNT),
+        "data.curriculum": schema.fields(strengths=STRENGTHS, trials=schema.COUNT, merged_after=schema.FLAG),
         "data.both_signs": schema.FLAG,
         "data.dither": schema.number(),
         "data.merged": schema.number(0, 1),

@@ -158,9 +158,11 @@ def with_benign_changes(
     """
     if not options.benign or not options.benign_share:
         return plan, contexts, []
-    contexts, more, variants = _with_variants(options, contexts, wording, options.benign, others)
+    before = contexts
+    contexts, more, variants = _with_variants(options, before, wording, options.benign, others)
     values = {field.name: getattr(plan, field.name) for field in fields(TrialPlan) if field.init}
-    values |= {"contexts": len(contexts)}
+    kept = set(map(id, contexts))
+    values |= {"contexts": len(contexts), "single": sum(id(context) in kept for context in before[: plan.single])}
     changed = BenignPlan(
         **values, changes=tuple(options.benign), share=options.benign_share, kinds_of=kinds, variants=variants
     )

@@ -181,7 +181,7 @@ def _check_subcommand(run: RunContext, problems: Problems) -> None:
     if options.curriculum is not None and subcommand == "fit" and trainer.max_steps < 0:
         moves, trained = options.curriculum.trials, (trainer.max_epochs or 0) * options.trials_per_epoch
         if 0 < trained < moves:
-            early = f"the training ends after {trained}, before its strengths are data.strengths"
+            early = f"the training ends after {trained}, before its trials are those of the other data options"
             rank_zero_warn(f"data.curriculum.trials: got {moves}; {early}. Give fewer, or raise trainer.max_epochs.")
 
 

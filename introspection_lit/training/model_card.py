@@ -162,8 +162,10 @@ def beginning(options: Mapping[str, Any]) -> str:
     """What ``options`` of ``introspection.json`` say of signs, curriculum and dither, to follow the strengths."""
     said = ", added or subtracted" if options.get("data.both_signs") else ""
     if curriculum := options.get("data.curriculum"):
-        low, high = curriculum["strengths"]
-        said += f", moving there from {low:g} to {high:g} in the first {curriculum['trials']} trials"
+        (low, high), trials = curriculum["strengths"], curriculum["trials"]
+        if [low, high] != [*options.get("data.strengths", ())]:
+            said += f", moving there from {low:g} to {high:g} in the first {trials} trials"
+        said += f", merged contexts after the first {trials} trials" if curriculum.get("merged_after") else ""
     return said + (f", against clean contexts at {dither:g}" if (dither := options.get("data.dither")) else "")
 
 

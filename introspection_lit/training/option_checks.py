@@ -32,7 +32,7 @@ def option_problems(options: DataOptions) -> list[str]:
     if options.strengths_of_tests != options.strengths:
         problems += strength_problems("test_strengths", options.strengths_of_tests)
     if options.curriculum is not None:
-        problems += options.curriculum.problems(options.manifest is not None)
+        problems += options.curriculum.problems(options.manifest is not None, options.merged)
     if options.both_signs and options.manifest is not None:
         found = "a manifest lists directions that are added"
         problems.append(f"data.both_signs: {found}. Leave data.manifest or data.both_signs out.")

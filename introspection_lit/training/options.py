@@ -109,7 +109,7 @@ class DataOptions:
         bands: Decoder layers that are steered: ``early``, ``middle``, ``late`` (thirds), ``all``, or [first, last], both
             inclusive. One that is named twice is drawn twice as often.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
-        curriculum: Begin the training with other strengths, from which the range moves to ``strengths``. Default: none.
+        curriculum: Begin the training with other strengths, or without merged contexts. Default: none.
         both_signs: Training adds or subtracts each random direction: no linear rule for its directions detects them.
         dither: Strength, below ``strengths``, that clean training caches have, so that rounding does not tell them; 0: no.
         test_bands: The same for the test sets, if other than in training.
@@ -340,9 +340,9 @@ class DataOptions:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
-        values |= {name: asdict(part) for name in ("long", "curriculum") if (part := getattr(self, name)) is not None}
-        special = {"lead_in": self.lead_in_text, "both_signs": self.both_signs, "dither": self.dither}
-        special["merged"] = self.merged
+        special = {"lead_in": self.lead_in_text, "long": self.long and asdict(self.long)}
+        special |= {name: getattr(self, name) for name in ("both_signs", "dither", "merged")}
+        special["curriculum"] = self.curriculum and self.curriculum.describe()
         special["thinking"] = self.thinking if self.thinking != "closed" else None
         special["chat_template"] = self.template_path and self.template_path.name
         values |= {name: value for name, value in special.items() if value}

@@ -104,7 +104,8 @@ class SplitBuilder:
         options, words, source = self.options, self.wording, SOURCES[name]
         is_test, trials = name in options.test_sets, options.trial_counts[name]
         questionnaire = self._questionnaire(name, source)
-        contexts, more = self._contexts(name, source, questionnaire)
+        single, more = self._contexts(name, source, questionnaire)
+        contexts = [*single, *self._merged(name, single)]
         questions = words.questions.get(source.questions, words.questions["train"])
         bands = self.bands.tests if is_test else self.bands.training
         drawn_from = (options.seed, name, len(contexts), len(questions), self.vectors[source.vectors], bands)
@@ -124,7 +125,7 @@ class SplitBuilder:
             plan = TrialPlan(*drawn_from, (options.long_options.test_strength,) * 2 if source.long else strengths)
             if name == "train":
                 begun = options.curriculum and options.curriculum.for_caches(questionnaire.each if questionnaire else 1)
-                plan = replace(plan, curriculum=begun, both_signs=options.both_signs)
+                plan = replace(plan, curriculum=begun, both_signs=options.both_signs, single=len(single))
             kinds = None if questionnaire is None else questionnaire.kinds
             if not is_test and (kinds is None or VISIBLE not in kinds.kinds):
                 plan, contexts, variants = with_benign_changes(options, plan, contexts, words, kinds, len(more))
@@ -164,25 +165,24 @@ class SplitBuilder:
             dither=options.dither if name == "train" else 0.0,
         )
 
-    def _contexts(
-        self, name: str, source: Source, questionnaire: Questionnaire | None
-    ) -> tuple[list[Context], list[Context]]:
-        """The contexts that a split draws from, and those of pairs of caches of their own."""
-        contexts, kinds = self.contexts[source.contexts], questionnaire.kinds.kinds if questionnaire is not None else ()
+    def _contexts(self, name: str, source: Source, asked: Questionnaire | None) -> tuple[list[Context], list[Context]]:
+        """The contexts that a split draws from, but for the merged ones, and those of pairs of caches of their own."""
+        contexts, kinds = self.contexts[source.contexts], asked.kinds.kinds if asked is not None else ()
         if source.long:
             return self._joined(name, source), []
         if VISIBLE in kinds:
             return self._visible_contexts(contexts)
         more = self._line_contexts(name, contexts) if IN_LINES in kinds else []
-        if name in ("train", "validation") and self.options.merged:
-            contexts = [*contexts, *self._merged(name, contexts)]
         if self.options.trains_long and name in ("train", "validation"):
             contexts = [*contexts, *self._joined(name, source)]
         return contexts, more
 
     def _merged(self, name: str, contexts: list[Context]) -> list[Context]:
         """Contexts of two, as many as make up the share of ``data.merged``, or all that are short enough."""
-        made, share = self._usable(merged_contexts(contexts, self.options.seed, name)), self.options.merged
+        share = self.options.merged
+        if not share or name not in ("train", "validation") or self.options.control == "visible":
+            return []
+        made = self._usable(merged_contexts(contexts, self.options.seed, name))
         if not made:
             limit = f"data.max_context_tokens ({self.options.max_context_tokens})"
             found = f"data.merged: got {share}, but no two {name} contexts of a kind fit into {limit}"

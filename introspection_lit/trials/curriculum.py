@@ -1,8 +1,9 @@
-"""The option ``data.curriculum``: training trials begin with other strengths, and end with those of ``data.strengths``."""
+"""The option ``data.curriculum``: training begins with other strengths, or without merged contexts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,25 +23,35 @@ class Curriculum:
         strengths: Lowest and highest strength at the beginning, in ``data.strength_unit``.
         trials: Number of trials after which the strengths are those of ``data.strengths``; counted as in
             ``data.trials_per_epoch``.
+        merged_after: Contexts of ``data.merged`` are drawn after these trials alone.
     """
 
     strengths: tuple[float, float]
     trials: int
+    merged_after: bool = False
 
-    def problems(self, manifest: bool) -> list[str]:
+    def problems(self, manifest: bool, merged: float) -> list[str]:
         """Errors in the settings.
 
         Args:
             manifest: Whether the training trials come from a file, ``data.manifest``.
+            merged: Share of merged contexts, ``data.merged``.
         """
         problems = strength_problems("curriculum.strengths", self.strengths)
         if not 1 <= self.trials <= MAX_COUNT:
             expected = f"Expected how many trials the strengths move for, 1 to {MAX_COUNT}"
             problems.append(f"data.curriculum.trials: got {self.trials}. {expected}.")
+        if self.merged_after and not merged:
+            expected = "Expected a share in data.merged, such as 0.3. Give it, or leave merged_after out"
+            problems.append(f"data.curriculum.merged_after: got true and no merged contexts. {expected}.")
         if manifest:
             found = "a manifest lists trials with their strengths"
             problems.append(f"data.curriculum: {found}. Leave data.manifest or data.curriculum out.")
         return problems
+
+    def describe(self) -> dict[str, Any]:
+        """The settings by name; ``merged_after`` only if it is so, as it was not recorded before it existed."""
+        return {name: value for name, value in asdict(self).items() if value is not False}
 
     def for_caches(self, questions: int) -> Curriculum:
         """The same, counted in caches that are asked so many questions each."""

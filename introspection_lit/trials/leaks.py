@@ -43,7 +43,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         ``prefill_adapter``, ``phrasing``, ``bands``, ``strengths`` and ``strength_unit``: plain values, equal for
         equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; ``lead_in``; and
         where there are any, the kinds of ``pairs`` and the ``concepts`` that are trained on. With benign changes of caches
-        ``benign``: their share and names. With a curriculum ``curriculum``: its first strengths, and its length in caches.
+        ``benign``: their share and names. With a curriculum ``curriculum``: its first strengths, its length in caches, and
+        ``merged_after`` if so.
         With both signs of the directions ``both_signs``; with dither its strength, ``dither``.
     """
     used = [splits[name] for name in ("train", "validation")]
@@ -63,7 +64,8 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
     if benign := benign_plan_of(train.plan):
         several["benign"] = [benign.share, *benign.changes]
     if curriculum := curriculum_of(train.plan):
-        several["curriculum"] = [*curriculum.strengths, curriculum.trials]
+        late = ["merged_after"] if curriculum.merged_after else []
+        several["curriculum"] = [*curriculum.strengths, curriculum.trials, *late]
     if subtracts(train.plan):
         several["both_signs"] = True
     if train.dither:

@@ -121,6 +121,7 @@ class TrialPlan(PairedPlan):
         strengths: Lowest and highest strength; drawn log-uniformly between them.
         curriculum: Other strengths that the first trials begin with; None: all have ``strengths``.
         both_signs: Half of the steered trials, drawn at random, subtract the direction.
+        single: How many contexts, the first ones, are not merged.
     """
 
     seed: int
@@ -132,6 +133,7 @@ class TrialPlan(PairedPlan):
     strengths: tuple[float, float]
     curriculum: Curriculum | None = None
     both_signs: bool = False
+    single: int = 0
 
     def trial(self, number: int) -> Trial:
         """Make trial ``number``."""
@@ -156,7 +158,9 @@ class TrialPlan(PairedPlan):
 
     def context_of(self, pair: int) -> int:
         """Index of the context of both trials of a pair."""
-        return draw_in_rounds(self.seed, self.split, "context", pair, self.contexts)
+        begun = self.curriculum
+        single = begun is not None and begun.merged_after and 2 * pair < begun.trials
+        return draw_in_rounds(self.seed, self.split, "context", pair, self.single if single else self.contexts)
 
 
 @dataclass(frozen=True)

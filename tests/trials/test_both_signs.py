@@ -167,6 +167,11 @@ def test_the_curriculum_is_said_after_it() -> None:
     options = {"data.both_signs": True, "data.curriculum": {"strengths": [0.3, 2.0], "trials": 16}}
     assert beginning(options) == ", added or subtracted, moving there from 0.3 to 2 in the first 16 trials"
     assert beginning({}) == ""
+    options["data.curriculum"] |= {"merged_after": True}
+    both = ", moving there from 0.3 to 2 in the first 16 trials, merged contexts after the first 16 trials"
+    assert beginning(options) == f", added or subtracted{both}"
+    same = options | {"data.strengths": [0.3, 2.0]}
+    assert beginning(same) == ", added or subtracted, merged contexts after the first 16 trials"
 
 
 def test_a_curriculum_moves_the_same_strengths() -> None:
