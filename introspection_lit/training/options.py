@@ -340,7 +340,7 @@ class DataOptions:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in recorded}
         values["contexts"] = source.name if source.is_file() else self.contexts
-        special = {"lead_in": self.lead_in_text, "long": self.long and asdict(self.long)}
+        special: dict[str, Any] = {"lead_in": self.lead_in_text, "long": self.long and asdict(self.long)}
         special |= {name: getattr(self, name) for name in ("both_signs", "dither", "merged")}
         special["curriculum"] = self.curriculum and self.curriculum.describe()
         special["thinking"] = self.thinking if self.thinking != "closed" else None

@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from project_paths import CONFIG
-from splits import splits_of
+from splits import splits_of, trials_of
 
 from introspection_lit.cli import attach
 from introspection_lit.contexts.context import Context, Message, exchange
 from introspection_lit.contexts.splits import USES_OF_MERGED, merged_contexts
+from introspection_lit.steering.vector_bank import VectorBank
 from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.trials import leaks
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -105,6 +108,59 @@ def test_a_training_records_it(tiny: Path, some_contexts: list[str]) -> None:
     ours, usual = (attach([*words, *given]).datamodule.run for given in (GIVEN, []))
     assert ours.options.describe()["data.merged"] == 0.4
     assert "data.merged" not in usual.options.describe()
+
+
+LATE = ["--data.curriculum", "{strengths: [0.3, 2.0], trials: 40, merged_after: true}"]
+BENIGN = ["--data.benign", "[int8, system_prompt]", "--data.benign_share", "0.5"]
+SEVERAL = ["--data.tasks", "{detection: {questions: 2}}", "--data.batch_size", "16", "--data.eval_batch_size", "16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "trials"),
+    [([], 40), (["--data.long", "{share: 0.3, tokens: [48, 200]}"], 40), (BENIGN, 40), (SEVERAL, 40)],
+    ids=["detection", "long", "benign", "tasks"],
+)
+def test_with_merged_after_training_begins_without_them(tiny: Path, options: list[str], trials: int) -> None:
+    """The first trials have none, later ones their share; all else of the trials, and validation, is as without it."""
+    options = [*options, "--data.max_context_tokens", "400", "--data.strengths", "[0.3, 2.0]", *GIVEN]
+    ours, usual = splits_of(tiny, [], *options, *LATE), splits_of(tiny, [], *options)
+    train = ours["train"]
+    assert [*train.contexts] == [*usual["train"].contexts]
+    begun, rest = trials_of(train, trials), trials_of(train, 10 * trials)[trials:]
+    assert not any(is_merged(train.contexts[trial.context]) for trial in begun)
+    assert any(is_merged(train.contexts[trial.context]) for trial in trials_of(usual["train"], trials))
+    assert 0.2 < sum(is_merged(train.contexts[trial.context]) for trial in rest) / len(rest) < 0.6
+    for trial, other in zip([*begun, *rest], trials_of(usual["train"], 10 * trials), strict=True):
+        assert trial._replace(context=0, change="") == other._replace(context=0, change="")
+    assert rest == trials_of(usual["train"], 10 * trials)[trials:]
+    assert trials_of(ours["validation"], 32) == trials_of(usual["validation"], 32)
+
+
+def test_it_is_recorded_and_other_training_data(
+    tiny: Path, some_contexts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the options and the record of training, where a curriculum without it looks as it did before it existed."""
+    monkeypatch.setattr(leaks, "direction_keys", lambda *_: [])
+    words = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), "--trainer.logger", "false", *some_contexts]
+    for late, said in ((True, {"merged_after": True}), (False, {})):
+        given = f"{{strengths: [0.3, 2.0], trials: 40, merged_after: {str(late).lower()}}}"
+        run = attach([*words, *GIVEN, "--data.curriculum", given]).datamodule.run
+        record = leaks.training_record(prepare(run).splits, VectorBank({}, {}, torch.ones(0), {}), prefill_adapter=False)
+        assert run.options.describe()["data.curriculum"] == {"strengths": (0.3, 2.0), "trials": 40, **said}
+        assert record["curriculum"] == [0.3, 2.0, 40, *said]
+
+
+def test_without_merged_contexts_it_is_refused(refused: Callable[..., str]) -> None:
+    """There is nothing to come after."""
+    printed = " ".join(refused(*LATE).split())
+    expected = "Expected a share in data.merged, such as 0.3. Give it, or leave merged_after out."
+    assert f"data.curriculum.merged_after: got true and no merged contexts. {expected}" in printed
+
+
+def is_merged(context: Context) -> bool:
+    """Whether its message and its reply, after a system prompt, are two texts each; long conversations have several."""
+    said = [turn.content for turn in context.turns if turn.role != "system"]
+    return len(said) == 2 and all("\n\n" in text for text in said)
 
 
 @pytest.mark.parametrize("given", ["-0.1", "1", "2"])
