@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -16,8 +17,12 @@ from introspection_lit.cli import attach
 from introspection_lit.contexts.context import Context, Message, exchange
 from introspection_lit.contexts.splits import USES_OF_MERGED, merged_contexts
 from introspection_lit.steering.vector_bank import VectorBank
+from introspection_lit.tasks.wording import Wording
+from introspection_lit.training import changed_caches
 from introspection_lit.training.experiment_setup import prepare
+from introspection_lit.training.options import DataOptions
 from introspection_lit.trials import leaks
+from introspection_lit.trials.plans import TrialPlan
 from introspection_lit.trials.split import Split
 from introspection_lit.utils.errors import ConfigurationError
 
@@ -122,7 +127,7 @@ SEVERAL = ["--data.tasks", "{detection: {questions: 2}}", "--data.batch_size", "
 )
 def test_with_merged_after_training_begins_without_them(tiny: Path, options: list[str], trials: int) -> None:
     """The first trials have none, later ones their share; all else of the trials, and validation, is as without it."""
-    options = [*options, "--data.max_context_tokens", "400", "--data.strengths", "[0.3, 2.0]", *GIVEN]
+    options = ["--data.max_context_tokens", "400", "--data.strengths", "[0.3, 2.0]", *GIVEN, *options]
     ours, usual = splits_of(tiny, [], *options, *LATE), splits_of(tiny, [], *options)
     train = ours["train"]
     assert [*train.contexts] == [*usual["train"].contexts]
@@ -134,6 +139,17 @@ def test_with_merged_after_training_begins_without_them(tiny: Path, options: lis
         assert trial._replace(context=0, change="") == other._replace(context=0, change="")
     assert rest == trials_of(usual["train"], 10 * trials)[trials:]
     assert trials_of(ours["validation"], 32) == trials_of(usual["validation"], 32)
+
+
+def test_contexts_without_a_variant_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benign change that is another text leaves some contexts out: of the first ones as many fewer are drawn from."""
+    given = [single("a", number) for number in range(12)]
+    monkeypatch.setattr(changed_caches, "_with_variants", lambda _, contexts, *_rest: (contexts[1:6:2], [], ()))
+    plan = TrialPlan(0, "train", 12, 1, 5, ((0, 1),), (0.3, 2.0), single=4)
+    options = DataOptions(benign=["system_prompt"])
+    plan, contexts, _ = changed_caches.with_benign_changes(options, plan, given, cast("Wording", None), None, 0)
+    assert contexts == [given[1], given[3], given[5]]
+    assert (plan.contexts, plan.single) == (3, 2)
 
 
 def test_it_is_recorded_and_other_training_data(
