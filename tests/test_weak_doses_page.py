@@ -176,6 +176,13 @@ def test_what_is_said_of_merged_contexts_after_the_others() -> None:
     ends = [format_rate(run["evidence"]["training"]["auroc"][-1])[1:] for run in (other, seed_0)]
     assert f"that of seed 0 ends at {ends[0]}, with merged contexts from the beginning at {ends[1]}:" in said
     assert f"{areas[2]} where batches of 4 had {areas[3]}" in said
+    points = [
+        next(row for row in run["evidence"]["curves"][vectors]["adapter"] if row["strength"] == 0.04)["auroc_interval"]
+        for run in (late, other)
+        for vectors in NAMES
+    ]
+    ranges = [" to ".join(f"{end:.2f}".removeprefix("0") for end in interval) for interval in points]
+    assert f"{ranges[0]} and {ranges[1]} in seed 1, {ranges[2]} and {ranges[3]} in seed 0." in said
     goals = {"AUROC at .04": (0.928, 1), "75 % detected from": (0, 0.045), "TPR at .16, lowest band": (0.99, 1)}
     for numbers in map(full_size_numbers, (late, other)):
         for title, (low, high) in goals.items():
