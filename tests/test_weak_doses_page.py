@@ -174,7 +174,7 @@ def test_what_is_said_of_merged_contexts_after_the_others() -> None:
     assert f"the AUROC at .04 is {areas[0]} in seed 1, with merged contexts from the beginning {areas[1]};" in said
     assert f"in seed 0, after as many steps as before, it is {areas[4]} instead of {areas[3]}." in said
     ends = [format_rate(run["evidence"]["training"]["auroc"][-1])[1:] for run in (other, seed_0)]
-    assert f"that of seed 0 ends at {ends[0]}, with merged contexts from the beginning at {ends[1]}:" in said
+    assert f"that of seed 0 ends at {ends[0]}, with merged contexts from the beginning at {ends[1]}." in said
     assert f"{areas[2]} where batches of 4 had {areas[3]}" in said
     points = [
         next(row for row in run["evidence"]["curves"][vectors]["adapter"] if row["strength"] == 0.04)["auroc_interval"]

@@ -23,7 +23,8 @@ class Curriculum:
         strengths: Lowest and highest strength at the beginning, in ``data.strength_unit``.
         trials: Number of trials after which the strengths are those of ``data.strengths``; counted as in
             ``data.trials_per_epoch``.
-        merged_after: Contexts of ``data.merged`` are drawn after these trials alone.
+        merged_after: Contexts of ``data.merged`` are drawn after these trials alone. With the ``strengths`` of
+            ``data.strengths`` nothing else changes.
     """
 
     strengths: tuple[float, float]

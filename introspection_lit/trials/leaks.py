@@ -44,8 +44,7 @@ def training_record(splits: Mapping[str, Split], bank: VectorBank, prefill_adapt
         equal data. With several tasks also ``tasks``: name, questions and weight of each, and the texts; ``lead_in``; and
         where there are any, the kinds of ``pairs`` and the ``concepts`` that are trained on. With benign changes of caches
         ``benign``: their share and names. With a curriculum ``curriculum``: its first strengths, its length in caches, and
-        ``merged_after`` if so.
-        With both signs of the directions ``both_signs``; with dither its strength, ``dither``.
+        ``merged_after`` if so. With both signs of the directions ``both_signs``; with dither its strength, ``dither``.
     """
     used = [splits[name] for name in ("train", "validation")]
     train = splits["train"]

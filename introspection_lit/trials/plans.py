@@ -119,7 +119,7 @@ class TrialPlan(PairedPlan):
         vectors: Number of directions.
         bands: Bands to draw from, (first, last) layer inclusive.
         strengths: Lowest and highest strength; drawn log-uniformly between them.
-        curriculum: Other strengths that the first trials begin with; None: all have ``strengths``.
+        curriculum: What the first trials have instead of ``strengths`` and all ``contexts``; None: all are alike.
         both_signs: Half of the steered trials, drawn at random, subtract the direction.
         single: How many contexts, the first ones, are not merged.
     """
@@ -158,9 +158,8 @@ class TrialPlan(PairedPlan):
 
     def context_of(self, pair: int) -> int:
         """Index of the context of both trials of a pair."""
-        begun = self.curriculum
-        single = begun is not None and begun.merged_after and 2 * pair < begun.trials
-        return draw_in_rounds(self.seed, self.split, "context", pair, self.single if single else self.contexts)
+        begins = self.curriculum is not None and self.curriculum.merged_after and 2 * pair < self.curriculum.trials
+        return draw_in_rounds(self.seed, self.split, "context", pair, self.single if begins else self.contexts)
 
 
 @dataclass(frozen=True)

@@ -121,23 +121,26 @@ SEVERAL = ["--data.tasks", "{detection: {questions: 2}}", "--data.batch_size", "
 
 
 @pytest.mark.parametrize(
-    ("options", "trials"),
-    [([], 40), (["--data.long", "{share: 0.3, tokens: [48, 200]}"], 40), (BENIGN, 40), (SEVERAL, 40)],
+    "options",
+    [[], ["--data.long", "{share: 0.3, tokens: [48, 200]}"], BENIGN, SEVERAL],
     ids=["detection", "long", "benign", "tasks"],
 )
-def test_with_merged_after_training_begins_without_them(tiny: Path, options: list[str], trials: int) -> None:
-    """The first trials have none, later ones their share; all else of the trials, and validation, is as without it."""
-    options = ["--data.max_context_tokens", "400", "--data.strengths", "[0.3, 2.0]", *GIVEN, *options]
-    ours, usual = splits_of(tiny, [], *options, *LATE), splits_of(tiny, [], *options)
-    train = ours["train"]
-    assert [*train.contexts] == [*usual["train"].contexts]
-    begun, rest = trials_of(train, trials), trials_of(train, 10 * trials)[trials:]
-    assert not any(is_merged(train.contexts[trial.context]) for trial in begun)
-    assert any(is_merged(train.contexts[trial.context]) for trial in trials_of(usual["train"], trials))
-    assert 0.2 < sum(is_merged(train.contexts[trial.context]) for trial in rest) / len(rest) < 0.6
-    for trial, other in zip([*begun, *rest], trials_of(usual["train"], 10 * trials), strict=True):
-        assert trial._replace(context=0, change="") == other._replace(context=0, change="")
-    assert rest == trials_of(usual["train"], 10 * trials)[trials:]
+def test_with_merged_after_training_begins_without_them(tiny: Path, options: list[str]) -> None:
+    """The first 40 trials have none, later ones their share; all else of the trials, and validation, is as without it."""
+    options = ["--data.max_context_tokens", "400", "--data.strengths", "[0.3, 2.0]", *options]
+    never, usual, ours = (splits_of(tiny, [], *options, *more) for more in ([], GIVEN, [*GIVEN, *LATE]))
+    single = {context.turns for context in never["train"].contexts}
+    assert ours["train"].contexts == usual["train"].contexts
+    trials, others = trials_of(ours["train"], 400), trials_of(usual["train"], 400)
+    merged, as_usual = (
+        [usual["train"].contexts[trial.context].turns not in single for trial in drawn] for drawn in (trials, others)
+    )
+    assert not any(merged[:40])
+    assert any(as_usual[:40])
+    assert 0.2 < sum(merged[40:]) / 360 < 0.6
+    for trial, other in zip(trials[:40], others[:40], strict=True):
+        assert trial._replace(context=0) == other._replace(context=0)
+    assert trials[40:] == others[40:]
     assert trials_of(ours["validation"], 32) == trials_of(usual["validation"], 32)
 
 
@@ -171,12 +174,6 @@ def test_without_merged_contexts_it_is_refused(refused: Callable[..., str]) -> N
     printed = " ".join(refused(*LATE).split())
     expected = "Expected a share in data.merged, such as 0.3. Give it, or leave merged_after out."
     assert f"data.curriculum.merged_after: got true and no merged contexts. {expected}" in printed
-
-
-def is_merged(context: Context) -> bool:
-    """Whether its message and its reply, after a system prompt, are two texts each; long conversations have several."""
-    said = [turn.content for turn in context.turns if turn.role != "system"]
-    return len(said) == 2 and all("\n\n" in text for text in said)
 
 
 @pytest.mark.parametrize("given", ["-0.1", "1", "2"])
