@@ -44,9 +44,9 @@ def test_table_of_the_tasks_agrees_with_the_results() -> None:
         assert "+changes" not in results["commit"]
 
 
-def test_page_and_readme_say_how_often_concepts_are_named() -> None:
+def test_the_page_says_how_often_concepts_are_named() -> None:
     """By the adapter and by the untrained model, with the information of both; by digit or letter neither does."""
-    page, readme = (" ".join(text.split()) for text in (PAGE, README))
+    page = " ".join(PAGE.split())
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for seed in SEEDS:
         for row in json.loads((TASKS / f"{seed}.json").read_text(encoding="utf-8"))["evidence"]["choices"]:
@@ -64,7 +64,6 @@ def test_page_and_readme_say_how_often_concepts_are_named() -> None:
         "in a digit or letter it does not: {:.2f} to {:.2f}".format(*spread(lettered, "accuracy")).replace(" 0.", " .")
         in page
     )
-    assert f"{low:.0f} % of held-out concepts" in readme
 
 
 def spread(rows: Sequence[dict[str, Any]], name: str, factor: float = 1) -> tuple[float, float]:
@@ -121,7 +120,8 @@ def test_readme_says_what_several_tasks_show() -> None:
     words = " ".join(README.split())
     assert f"`swapped` {lowest['swapped']}, `factual` {factual:.3f}".replace(" 0.", " .") in words
     assert f"answer words never trained on {lowest['newcodes']}" in words
-    places = [f"{100 * min(seed[name] for seed in found):.0f} %" for name in ("halves", "lines")]
-    assert "the half ({}) or the line ({};".format(*places) in words
+    places = [f"{100 * min(seed[name] for seed in found):.0f} %" for name in ("halves", "lines", "naming")]
+    where = "at strength .5 or more it names the half ({}) or the line ({}; chance is 25 %) of the text that was steered,"
+    assert f"{where} and {{}} of held-out concepts.".format(*places) in words
     (verdict,) = {answer_sentences(run)[0].split(".")[0] for run in runs}
     assert f'says "{verdict}" of all three' in " ".join(PAGE.split())

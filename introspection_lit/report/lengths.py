@@ -119,7 +119,7 @@ def context_lengths_table(evidence: Evidence) -> Table | None:
 
 
 def length_sentences(results: Mapping[str, Any]) -> list[str]:
-    """Say at which lengths of context false alarms are many; and to which they stay rare, of long conversations."""
+    """Say at which lengths of context false alarms are many; and of long conversations how many there are, and where."""
     said = [
         f"Of clean contexts of {_tokens(row)} tokens {format_rate(row['fpr'])} are called steered; of those of training "
         f"{row['n_trained']} are as long."
@@ -136,12 +136,17 @@ def _long_sentences(results: Mapping[str, Any]) -> list[str]:
     above = [row for row in rows if row["fpr"] > MOST_ALARMS]
     if not above:
         longest = max(row["tokens"][1] for row in rows)
-        return [f"False alarms stay rare in conversations of up to {longest} tokens (FPR at most {MOST_ALARMS})."]
+        return [f"Of clean conversations of up to {longest} tokens, {_alarms(rows)} are called steered."]
     worst = max(above, key=lambda row: row["fpr"])
     return [
         f"Long conversations: of clean ones of {_tokens(worst)} tokens ({SETS.get(worst['set'], worst['set'])}) "
-        f"{format_rate(worst['fpr'])} are called steered."
+        f"{_alarms([worst])} are called steered."
     ]
+
+
+def _alarms(rows: Sequence[Row]) -> str:
+    """False alarms and distinct clean inputs, together."""
+    return " of ".join(str(sum(row.get(name) or 0 for row in rows)) for name in ("alarms", "n_clean"))
 
 
 HEAD = ("clean", "FPR", "TPR", "TPR, some exchanges", "AUROC")

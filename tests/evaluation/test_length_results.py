@@ -107,14 +107,16 @@ def test_report_shows_every_class_and_what_is_longer_than_trained(found: dict[st
 
 
 def test_verdict_names_the_worst_length_or_says_that_all_hold(found: dict[str, Any]) -> None:
-    """At three per cent."""
+    """At three per cent; with false alarms and clean inputs in numbers."""
     (sentence,) = length_sentences({"evidence": {"long": found}})
-    assert sentence == "Long conversations: of clean ones of 65 to 128 tokens (trained kinds) 0.500 are called steered."
+    assert sentence == "Long conversations: of clean ones of 65 to 128 tokens (trained kinds) 1 of 2 are called steered."
     quiet = copy.deepcopy(found)
     for row in quiet["by_length"]:
-        row["fpr"] = 0.03
+        row |= {"n_clean": 100, "alarms": 3, "fpr": 0.03}
     (sentence,) = length_sentences({"evidence": {"long": quiet}})
-    assert "conversations of up to 256 tokens" in sentence
+    classes = len(quiet["by_length"])
+    said = f"{3 * classes} of {100 * classes} are called steered."
+    assert sentence == f"Of clean conversations of up to 256 tokens, {said}"
 
 
 def test_results_have_the_form_that_a_report_reads(found: dict[str, Any]) -> None:
