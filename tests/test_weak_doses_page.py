@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from full_size import NAMES, full_size_numbers, unseen_kinds
+from full_size import NAMES, VANISHING, full_size_numbers, unseen_kinds, worst_and_vanishing
 from project_paths import ROOT
 
 from introspection_lit.evaluation.trial_table import CURVES
@@ -141,6 +141,9 @@ def test_the_table_of_merged_contexts_agrees_with_the_results() -> None:
         "3 of 1,381 clean texts are in seed 1, without merged contexts 21, and of the 674 of more than 71 tokens 1." in said
     )
     assert [sum(column) for column in zip(*seed_1[1:], strict=True)] == [1, 674]
+    stored, at_one = ([f"{number:.2f}" for number in numbers] for numbers in zip(*map(thresholds, runs[:2]), strict=True))
+    assert f"which is {stored[0]} without merged contexts and {stored[1]} with them" in said
+    assert f"the one that 1 % of the clean texts exceed is {at_one[0]} and {at_one[1]}." in said
     assert "In seed 0 it is 9 of 1,386, most of them of at most 71 tokens" in said
     assert seed_0[0][0] == 6
     worst = max(unseen_kinds(runs[2]).values(), key=lambda row: row["fpr"])
@@ -173,6 +176,14 @@ def test_what_is_said_of_merged_contexts_after_the_others() -> None:
     ]
     assert f"the AUROC at .04 is {areas[0]} in seed 1, with merged contexts from the beginning {areas[1]};" in said
     assert f"in seed 0, after as many steps as before, it is {areas[4]} instead of {areas[3]}." in said
+    late_band = [
+        " and ".join(
+            format_rate(run["evidence"]["detection_strength"][vectors]["bands"]["19..28"]["strength"])[1:]
+            for vectors in NAMES
+        )
+        for run in (late, other)
+    ]
+    assert f"in the late band 75 % are detected from {late_band[0]} on (seed 1), {late_band[1]} (seed 0)." in said
     ends = [format_rate(run["evidence"]["training"]["auroc"][-1])[1:] for run in (other, seed_0)]
     assert f"that of seed 0 ends at {ends[0]}, with merged contexts from the beginning at {ends[1]}." in said
     assert f"{areas[2]} where batches of 4 had {areas[3]}" in said
@@ -207,16 +218,46 @@ def test_what_is_said_of_merged_contexts_after_the_others() -> None:
     assert lengths == sorted(lengths, reverse=True)
 
 
-def merged_rows(runs: list[dict[str, Any]]) -> list[str]:
+def test_what_is_said_of_two_more_runs() -> None:
+    """Their table; how they compare with the runs before, in learning too; and their false alarms."""
+    said = " ".join(PAGE.split())
+    seed_0, seed_2, before, seed_1 = (
+        loaded(f"merged-late-{name}") for name in ("full-seed-0", "full-seed-2", "seed-0", "seed-1")
+    )
+    assert all(row in PAGE for row in merged_rows([seed_0, seed_2], 4480))
+    assert [(run["seed"], run["commit"]) for run in (seed_0, seed_2)] == [(0, "dce1a18208a8"), (2, "dce1a18208a8")]
+    weak = [f"{full_size_numbers(run)['AUROC at .04, random vectors']:.2f}"[1:] for run in (seed_0, seed_2, seed_1, before)]
+    assert weak == [".87", ".87", ".93", ".93"]
+    assert f"Both have {weak[0]} (random) at .04, seed 1 had {weak[2]}. So had seed 0" in said
+    training = [run["evidence"]["training"] for run in (seed_0, before, seed_1)]
+    early = [
+        [loss for step, loss in zip(run["loss_steps"], run["loss"], strict=True) if 500 <= step < 1000] for run in training
+    ]
+    losses = [f"{sum(each) / len(each):.2f}"[1:] for each in early]
+    assert f"over steps 501 to 1,000 is {losses[0]} in this run of seed 0, and {losses[1]} in that of 4,000 steps" in said
+    first = [f"{run['auroc'][0]:.2f}"[1:] for run in training]
+    assert f"the validation AUROC after 1,000 steps is {first[0]} and {first[1]}. Seed 1 had {first[2]} by then." in said
+    assert {run["steps"][0] for run in training} == {999}
+    assert [sum(alarms(run).values()) for run in (seed_0, seed_2)] == [1, 14]
+    headers = unseen_kinds(seed_2)["headers"]
+    assert (headers["alarms"], headers["n_clean"], f"{100 * headers['fpr']:.1f} %") == (13, 320, "4.1 %")
+    assert [f"{number:.2f}" for number in thresholds(seed_0)] == ["7.16", "-1.75"]
+
+
+def merged_rows(runs: list[dict[str, Any]], texts: int = 1125) -> list[str]:
     """The rows of a table of runs with merged contexts; none of them hears rounding."""
     columns = [full_size_numbers(run) for run in runs]
     for column, run in zip(columns, runs, strict=True):
-        assert run["sets"]["newkinds"]["n_clean_distinct"] == 1125
-        column["FPR on 1,125 texts of unseen kinds"] = run["sets"]["newkinds"]["fpr"]
-        column["FPR of the worst of 14 unseen kinds"] = max(row["fpr"] for row in unseen_kinds(run).values())
-        column["control `vanishing`: AUROC at 1e-6"] = run["evidence"]["controls"][0]["auroc"]
-        assert 0.35 < column["control `vanishing`: AUROC at 1e-6"] < 0.65
+        assert run["sets"]["newkinds"]["n_clean_distinct"] == texts
+        column[f"FPR on {texts:,} texts of unseen kinds"] = run["sets"]["newkinds"]["fpr"]
+        column |= worst_and_vanishing(run)
+        assert 0.35 < column[VANISHING] < 0.65
     return [f"| {title} | {' | '.join(format_rate(column[title]) for column in columns)} |" for title in columns[0]]
+
+
+def thresholds(run: dict[str, Any]) -> tuple[float, float]:
+    """The stored threshold, and the one that 1 % of the clean texts of the test exceed."""
+    return run["threshold"], run["evidence"]["max_fpr_threshold"]
 
 
 def alarms(run: dict[str, Any]) -> dict[str, int]:
