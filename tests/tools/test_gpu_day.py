@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from full_size import full_size_numbers, worst_and_vanishing
 from project_paths import ROOT
 from run_scripts import script
 
 from introspection_lit.tools.gpu_day import copies, pages, step
-from introspection_lit.tools.gpu_day.day import day_steps, outcomes_of_tests
+from introspection_lit.tools.gpu_day.day import day_steps, outcomes_of_tests, seed_numbers
 from introspection_lit.tools.gpu_day.figures import MISSING, figures
 from introspection_lit.tools.gpu_day.node import node_steps
 from introspection_lit.tools.gpu_day.recorded import differences, read_recorded
@@ -271,6 +272,21 @@ def test_the_day_fits_into_its_minutes() -> None:
     assert commands["seed-2"] == commands["seed-0"].replace("seed-0", "seed-2").replace("seed=0", "seed=2").replace(
         "seed_everything=0", "seed_everything=2"
     )
+
+
+def test_a_seed_is_judged_by_the_goals() -> None:
+    """What the tables show of a seed is what its results file says; without evidence, nothing but the sets."""
+    results = json.loads((ROOT / "docs/results/smollm2-135m/seed-0.json").read_text(encoding="utf-8"))
+    found, numbers = seed_numbers(results), full_size_numbers(results)
+    for ours, theirs in (("random", "random vectors"), ("concept", "concepts")):
+        assert found[f"AUROC at 0.04, {ours}"] == numbers[f"AUROC at .04, {theirs}"]
+        assert found[f"75 % detected from, {ours}"] == numbers[f"75 % detected from, {theirs}"]
+    assert found["FPR of the worst unseen kind"] in worst_and_vanishing(results).values()
+    without = seed_numbers(results | {"evidence": None})
+    assert without.keys() == found.keys()
+    assert {name for name, number in without.items() if number is None} == {*found} - {
+        f"{metric} {name}" for metric in ("AUROC", "TPR", "FPR") for name in ("heldout", "concept", "newkinds")
+    }
 
 
 def speed(rate: float, single: float, peak: float) -> dict[str, Any]:

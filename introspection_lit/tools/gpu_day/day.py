@@ -19,6 +19,7 @@ from introspection_lit.tools.gpu_day.step import Step, fit_command, measure_comm
 from introspection_lit.utils.errors import ConfigurationError, RunError
 
 SEEDS = (0, 1, 2)
+WEAK = 0.04  # the strength that the goals of weak doses are of
 # Of the same training twice.
 MODES: dict[str, dict[str, Any]] = {"default": {}, "deterministic": {"trainer.deterministic": True}}
 SHAPES = {"32b": "qwen2.5-coder-32b", "7b": "qwen2.5-7b"}
@@ -40,7 +41,8 @@ FEW: dict[str, Any] = {
     "data.test_trials": "{heldout: 8, concept: 6}",
 }
 # And in the full experiment, whose tests and evidence are rehearsed, too.
-SETS = "seen heldout concept newkinds newquestions doses doses_concept flipped scattered odd swapped factual as_exported"
+SETS = "seen heldout concept newkinds newquestions doses doses_concept odd swapped factual as_exported"
+SETS += " flipped scattered vanishing"
 FEW_TESTS: dict[str, Any] = {
     "data.test_trials": dict.fromkeys(SETS.split(), 4),
     "evidence": {"probe_trials": 32, "info_trials": 2, "lens_trials": 2, "texts": 1, "facts": 2},
@@ -155,8 +157,11 @@ def seed_numbers(results: Mapping[str, Any]) -> dict[str, float | None]:
         for metric in ("auroc", "tpr", "fpr")
         if name in sets
     }
-    strengths = evidence.get("detection_strength") or {}
+    strengths, curves = evidence.get("detection_strength") or {}, evidence.get("curves") or {}
     for vectors in ("random", "concept"):
+        points = (curves.get(vectors) or {}).get("adapter") or []
+        weak = next((point["auroc"] for point in points if point["strength"] == WEAK), None)
+        numbers[f"AUROC at {WEAK}, {vectors}"] = weak
         numbers[f"75 % detected from, {vectors}"] = (strengths.get(vectors) or {}).get("strength")
     worst = worst_unseen(results) if evidence.get("kinds") else None
     return numbers | {"FPR of the worst unseen kind": worst and worst["fpr"]}
