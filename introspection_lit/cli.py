@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -26,6 +26,7 @@ from introspection_lit.training.callbacks.given_settings import GivenSettings
 from introspection_lit.training.callbacks.interruption import Interruption
 from introspection_lit.training.callbacks.monitors import LearningRate, LogOddsFigure, TrialsPerSecond
 from introspection_lit.training.callbacks.out_of_memory import OutOfMemory, explained_memory
+from introspection_lit.training.callbacks.progress_lines import progress_bar
 from introspection_lit.training.callbacks.read_back import ReadBack
 from introspection_lit.training.callbacks.replay_report import ReplayReport
 from introspection_lit.training.callbacks.tensorboard_files import CurvesMayFail
@@ -162,7 +163,7 @@ class IntrospectionCLI(LightningCLI):
         """Remove the progress bar if it is switched off."""
         if self._get(self.config, "trainer.enable_progress_bar") is False:
             callbacks = self.trainer_defaults["callbacks"]
-            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ProgressBar)]
 
     def after_instantiate_classes(self) -> None:
         """Pass the checkpoint's path to the data module, which checks it before the model is loaded."""
@@ -318,7 +319,7 @@ def _cli(args: list[str] | dict[str, Any] | None, run: bool) -> IntrospectionCLI
         trainer_defaults={
             "gradient_clip_val": 1.0,
             "callbacks": [
-                RichProgressBar(),
+                progress_bar(),
                 GivenSettings(),
                 LearningRate(),
                 TrialsPerSecond(),
