@@ -38,6 +38,8 @@ def test_a_run_says_how_far_it_is(
     assert f"step {steps}: validation/auroc {auroc:.3f}\n" in said
     places = re.findall(r"^test: batch (\d+) of (\d+),", said, re.MULTILINE)
     assert places[-1][0] == places[-1][1] == str(len(places)) == str(sum(cli.trainer.num_test_batches))
+    main(["predict", *always])
+    assert re.search(r"^prediction: batch 1 of \d+,", capsys.readouterr().out, re.MULTILINE)
     main(["validate", *always, "--trainer.enable_progress_bar", "false"])
     assert "batch" not in capsys.readouterr().out
 
@@ -65,7 +67,7 @@ def test_lines_are_few_and_say_what_is_left(capsys: pytest.CaptureFixture[str]) 
     )
     module: Any = None
     bar.setup(trainer, module, "fit")
-    bar.on_train_epoch_start(trainer, module)
+    bar.on_train_start(trainer, module)  # a resumed epoch does not start
     for batch in range(700, 880):  # a second each
         clock.now += 1
         bar.on_train_batch_end(trainer, module, None, None, batch)

@@ -50,14 +50,18 @@ class ProgressLines(ProgressBar):
         if self._shown:
             print(*args, **kwargs | {"flush": True})
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count: an epoch that is resumed in its middle does not start (Lightning 2.6)."""
+        self._begin("epoch", self.total_train_batches)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Begin anew."""
         self._begin("epoch", self.total_train_batches)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Say how far the epoch is; a resumed one does not begin with its first batch."""
+        """Say how far the epoch is."""
         if self._due("epoch"):
             shown = {name: number for name, number in trainer.progress_bar_metrics.items() if name.startswith("train/")}
             self._say("epoch", f"epoch {trainer.current_epoch + 1}", batch_idx + 1, **shown)
