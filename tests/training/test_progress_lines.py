@@ -14,6 +14,7 @@ from project_paths import CONFIG
 
 from introspection_lit.cli import main
 from introspection_lit.training.callbacks import progress_lines
+from introspection_lit.training.callbacks.monitors import TrialsPerSecond
 from introspection_lit.training.callbacks.progress_lines import ProgressLines, progress_bar
 
 
@@ -81,6 +82,18 @@ def test_lines_are_few_and_say_what_is_left(capsys: pytest.CaptureFixture[str]) 
     clock.now += 100
     bar.on_train_batch_end(trainer, module, None, None, 880)
     assert not capsys.readouterr().out
+
+
+def test_the_speed_of_a_resumed_run_leaves_out_its_set_up() -> None:
+    """Also where the epoch is resumed in its middle, and does not start."""
+    logged: dict[str, float] = {}
+    module: Any = SimpleNamespace(log=lambda name, rate, batch_size: logged.update({name: rate}))
+    trainer, batch = SimpleNamespace(world_size=2), SimpleNamespace(trials=range(8))
+    monitor: Any = TrialsPerSecond()
+    monitor.since -= 1000  # an earlier life: loading, contexts, kept caches
+    monitor.on_train_start(trainer, module)
+    monitor.on_train_batch_end(trainer, module, None, batch, 3)
+    assert logged["train/trials_per_second"] > 1
 
 
 def test_terminals_and_notebooks_have_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,12 @@ class TrialsPerSecond(Callback):
     def __init__(self) -> None:
         self.since = time.perf_counter()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: an epoch that is resumed in its middle does not start (Lightning 2.6)."""
+        self.since = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start it again."""
         self.since = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
