@@ -87,7 +87,7 @@ def test_lines_are_few_and_say_what_is_left(capsys: pytest.CaptureFixture[str]) 
 def test_the_speed_of_a_resumed_run_leaves_out_its_set_up() -> None:
     """Also where the epoch is resumed in its middle, and does not start."""
     logged: dict[str, float] = {}
-    module: Any = SimpleNamespace(log=lambda name, rate, batch_size: logged.update({name: rate}))
+    module: Any = SimpleNamespace(log=lambda name, rate, **_: logged.update({name: rate}))
     trainer, batch = SimpleNamespace(world_size=2), SimpleNamespace(trials=range(8))
     monitor: Any = TrialsPerSecond()
     monitor.since -= 1000  # an earlier life: loading, contexts, kept caches
