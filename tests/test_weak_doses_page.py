@@ -244,6 +244,14 @@ def test_what_is_said_of_two_more_runs() -> None:
     assert [f"{number:.2f}" for number in thresholds(seed_0)] == ["7.16", "-1.75"]
 
 
+def test_the_check_list_counts_the_runs_that_do_not_hear_rounding() -> None:
+    """All runs with dither of the folder; their AUROCs at 1e-6 are asserted with their tables."""
+    names = [file.stem for kind in ("dither", "merged") for file in FOLDER.glob(f"{kind}-*.json")]
+    assert (len(names), len({loaded(name)["seed"] for name in names})) == (11, 3)
+    validity = (ROOT / "docs" / "validity.md").read_text(encoding="utf-8")
+    assert "with it none of eleven runs, three seeds (" in validity
+
+
 def merged_rows(runs: list[dict[str, Any]], texts: int = 1125) -> list[str]:
     """The rows of a table of runs with merged contexts; none of them hears rounding."""
     columns = [full_size_numbers(run) for run in runs]

@@ -25,7 +25,7 @@ def test_a_run_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every batch of training, validation and test here; in another process than the first, and without a bar, nothing."""
+    """Every batch of training, validation, test and prediction here; nothing without a progress bar."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("introspection_lit.cli.progress_bar", lambda: ProgressLines(0.0))
     always = ["--config", CONFIG, "--model.base.name_or_path", str(tiny), *some_contexts, "--trainer.max_epochs", "1"]
@@ -56,7 +56,7 @@ class Clock:
 
 
 def test_lines_are_few_and_say_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    """One a minute; of an epoch that was resumed in its middle, what is left of it, at the speed since then."""
+    """One a minute; of an epoch that was resumed in its middle, what is left of it, at the speed since then; one process."""
     clock = Clock()
     bar = ProgressLines(60.0, clock)
     trainer: Any = SimpleNamespace(

@@ -72,8 +72,7 @@ class ProgressLines(ProgressBar):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Say how far the validation is."""
-        if self._due("validation"):
-            self._say("validation", "validation")
+        self._count("validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what it found."""
@@ -87,8 +86,7 @@ class ProgressLines(ProgressBar):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Say how far the test is."""
-        if self._due("test"):
-            self._say("test", "test")
+        self._count("test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
@@ -96,12 +94,16 @@ class ProgressLines(ProgressBar):
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Say how far the prediction is."""
-        if self._due("prediction"):
-            self._say("prediction", "prediction")
+        self._count("prediction")
 
     def _begin(self, what: str, batches: float | Sequence[float]) -> None:
         now = self._clock()
         self._counts[what] = Count(int(sum(batches) if isinstance(batches, Sequence) else batches), now, now)
+
+    def _count(self, what: str) -> None:
+        """Count a batch, and say how far it is if it is time."""
+        if self._due(what):
+            self._say(what, what)
 
     def _due(self, what: str) -> bool:
         """Count a batch; is it time for a line?"""
