@@ -56,7 +56,7 @@ class Clock:
 
 
 def test_lines_are_few_and_say_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    """One a minute; of an epoch that was resumed in its middle, what is left of it, at the speed since then; one process."""
+    """One a minute, from one process; of an epoch resumed in its middle, what is left of it, at the speed since then."""
     clock = Clock()
     bar = ProgressLines(60.0, clock)
     trainer: Any = SimpleNamespace(

@@ -62,7 +62,7 @@ class ProgressLines(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Say how far the epoch is."""
-        if self._due("epoch"):
+        if self._due("epoch") and self._shown:
             shown = {name: number for name, number in trainer.progress_bar_metrics.items() if name.startswith("train/")}
             self._say("epoch", f"epoch {trainer.current_epoch + 1}", batch_idx + 1, **shown)
 
