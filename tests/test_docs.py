@@ -301,6 +301,27 @@ def test_commands_of_the_pipeline_are_those_of_the_issue() -> None:
             assert f'"{option}"' in text
 
 
+def test_speeds_of_the_gpu_on_the_scaling_page_are_those_of_its_file() -> None:
+    """Trials a second, and the operations that ran, as rates and as shares of the ceiling."""
+    page = " ".join((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").split())
+    found = json.loads((ROOT / "docs" / "results" / "gpu-day" / "speed-32b.json").read_text(encoding="utf-8"))
+    measured = {(row["path"], row["batch"]): row for row in found["result"]["rows"]}
+    shares = {}
+    for path in ("batched", "batched, reuse"):
+        for batch in (4, 128):
+            row = measured[path, batch]
+            rates = f"{row['trials_per_second']:.2f} | {row['lowest']:.2f}-{row['highest']:.2f}"
+            assert f"| {path} | {batch} | {rates} | {row['tflops_run']:.0f} |" in page
+            shares[path, batch] = f"{row['tflops_run'] / found['result']['ceiling_tflops']:.0%}".replace("%", " %")
+    small, large, small_reuse, large_reuse = shares.values()
+    said = f"{small} of its ceiling in batches of 4 and {large} in batches of 128 with nothing reused, {small_reuse} and"
+    assert f"{said} {large_reuse} with everything" in page
+    assert f"showed {found['result']['ceiling_tflops']:.0f}e12" in page
+    assert f"`{found['commit']}`, `{found['command']}`" in page
+    speeds = " ".join((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split())
+    assert f"that really ran, {large} with nothing reused and {large_reuse} with everything" in speeds
+
+
 def test_control_adapters_are_those_of_the_results() -> None:
     """They could not learn anything, and did not."""
     found = json.loads((ROOT / "docs" / "results" / "quickstart" / "controls.json").read_text(encoding="utf-8"))
