@@ -79,12 +79,13 @@ def test_fit_leaves_everything_behind(fitted: tuple[IntrospectionCLI, Path]) -> 
 
 
 def test_tensorboard_gets_the_curves_and_the_figure(fitted: tuple[IntrospectionCLI, Path]) -> None:
-    """Loss, AUROC, TPR, FPR, mass, learning rate, trials per second; a histogram at each validation; final metrics."""
+    """Loss, gradients, AUROC, TPR, FPR, mass, learning rate, speed; a histogram at each validation; final metrics."""
     _, folder = fitted
     events = EventAccumulator(str(folder)).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {f"{s}/{m}" for s in ("train", "validation", "heldout") for m in ("auroc", "tpr", "fpr", "mass")} <= scalars
-    assert {"train/loss", "validation/loss", "train/trials_per_second", "lr-AdamW", "hp/validation_auroc"} <= scalars
+    assert {"train/loss", "validation/loss", "train/gradient_norm", "train/trials_per_second"} <= scalars
+    assert {"lr-AdamW", "hp/validation_auroc"} <= scalars
     rates = [event.value for event in events.Scalars("lr-AdamW")]
     assert max(rates) == pytest.approx(0.01)
     assert rates[0] < max(rates) > rates[-1]  # warm-up, then decay

@@ -10,15 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from bank_example import random_bank
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from manifest_example import manifest_of, training_split
 from poison import Poison
 from project_paths import CONFIG
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from two_processes import environment_of_processes
 
@@ -62,6 +63,28 @@ def poison(**options: Any) -> list[str]:
     for name, value in options.items():
         words += [f"--trainer.callbacks.init_args.{name}", str(value).lower() if isinstance(value, bool) else str(value)]
     return words
+
+
+class Squares(Callback):
+    """Remembers the norm of the gradients of each step, element by element."""
+
+    seen: ClassVar[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Before they are clipped."""
+        gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
+        self.seen.append(sum(float((gradient.double() ** 2).sum()) for gradient in gradients) ** 0.5)
+
+
+def test_the_norm_of_the_gradients_is_logged_before_they_are_clipped(run: Callable[..., IntrospectionCLI]) -> None:
+    """Of all batches of a step together; a share of steps above the limit can be read from the curve."""
+    Squares.seen.clear()
+    add = "--trainer.callbacks+=test_finite_numbers.Squares"
+    run("fit", *ACCUMULATED, add, "--trainer.gradient_clip_val", "1e-6", "--trainer.log_every_n_steps", "1")
+    curve = EventAccumulator(str(RUN)).Reload().Scalars("train/gradient_norm")
+    assert len(Squares.seen) == 2
+    assert min(Squares.seen) > 1e-4
+    assert [event.value for event in curve] == pytest.approx(Squares.seen, rel=1e-5)
 
 
 def stopped(command: Callable[..., Any], capsys: pytest.CaptureFixture[str], *options: str, code: int = 1) -> str:

@@ -55,7 +55,7 @@ class Suspect(NamedTuple):
     trial: Trial
 
 
-def check_step(module: IntrospectionModule, scored: Sequence[Scored]) -> None:
+def check_step(module: IntrospectionModule, scored: Sequence[Scored]) -> Tensor | None:
     """Check losses, scores and gradients of a step before it is made; to be called on every process.
 
     Gradients that overflow under a gradient scaler (float16) are no error: it leaves the step out. Without one it is.
@@ -64,15 +64,19 @@ def check_step(module: IntrospectionModule, scored: Sequence[Scored]) -> None:
         module: With its gradients, of all the step's batches together.
         scored: What this process's batches of the step have given.
 
+    Returns:
+        The norm of the gradients before clipping, ``()`` float32; None under a gradient scaler.
+
     Raises:
         RunError: A loss, score or gradient is NaN or infinite. The weights of before the step are kept.
     """
-    trainer = module.trainer
+    trainer, norm = module.trainer, None
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     device = trainer.strategy.root_device
     seen = [torch.stack([batch.loss.float(), batch.scores.abs().amax(), batch.masses.amax()]) for batch in scored]
     if scaler is None:
-        seen.append(_gradient_norm(module).to(device)[None])
+        norm = _gradient_norm(module).to(device)
+        seen.append(norm[None])
     elif scaler.get_scale() < SMALLEST_SCALE:
         seen.append(torch.full((1,), torch.nan, device=device))
     wrong = (~torch.cat(seen).isfinite()).any().float()
@@ -80,6 +84,7 @@ def check_step(module: IntrospectionModule, scored: Sequence[Scored]) -> None:
         dist.all_reduce(wrong, dist.ReduceOp.MAX)
     if wrong.item():
         raise RunError([_explain_step(module, scored)])
+    return norm
 
 
 def _gradient_norm(module: IntrospectionModule) -> Tensor:
@@ -172,14 +177,16 @@ class FiniteNumbers(Callback):
         module_of(pl_module).scored = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Check the optimiser step that is about to be made.
+        """Check the optimiser step that is about to be made, and log the norm of its gradients, before they are clipped.
 
         Raises:
             RunError: A loss, a score or the gradient is NaN or infinite.
         """
         module = module_of(pl_module)
         scored, module.scored = module.scored, []
-        check_step(module, scored)
+        norm = check_step(module, scored)
+        if norm is not None and not is_sharded(trainer):  # a process with a shard knows the norm of that alone
+            pl_module.log("train/gradient_norm", norm)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the trials of an earlier ``predict``."""
