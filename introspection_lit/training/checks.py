@@ -49,7 +49,7 @@ def trainer_problems(trainer: Trainer) -> list[str]:
     if trainer.limit_train_batches == 0:
         problems.append("trainer.limit_train_batches: got 0, so nothing would be trained. Leave it out.")
     if trainer.state.fn == "fit":
-        problems += half_problems(str(trainer.precision))
+        problems += [*half_problems(str(trainer.precision)), *averaging_problems(trainer)]
     if trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         monitored = [getattr(saver, "monitor", None) for saver in trainer.checkpoint_callbacks]
         unknown = [name for name in monitored if name is not None and name not in MONITORED]
@@ -57,6 +57,22 @@ def trainer_problems(trainer: Trainer) -> list[str]:
         if trainer.limit_val_batches == 0 and any(str(name).startswith("validation") for name in monitored):
             problems.append("trainer.limit_val_batches: got 0, so no threshold and no best checkpoint would be found.")
     return problems
+
+
+def averaging_problems(trainer: Trainer) -> list[str]:
+    """Reject callbacks that average weights: a run with one trains, but cannot be resumed."""
+    from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+
+    averaging = {
+        WeightAveraging: "it keeps the frozen base, which checkpoints leave out",
+        StochasticWeightAveraging: "it replaces the schedule of the learning rate",
+    }
+    return [
+        f"trainer.callbacks: got {type(callback).__name__}. A run with it could not be resumed: {why}. Leave it out."
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for kind, why in averaging.items()
+        if isinstance(callback, kind)
+    ]
 
 
 def half_problems(precision: str) -> list[str]:

@@ -39,6 +39,7 @@ from introspection_lit.utils.errors import ConfigurationError
 pytestmark = pytest.mark.thorough
 
 LAYERS, HIDDEN = 6, 32  # of the tiny model
+LIGHTNINGS = "lightning.pytorch.callbacks"
 
 
 class ReachedError(Exception):
@@ -346,6 +347,11 @@ def test_options_that_got_through(fit: Callable[..., str]) -> None:
         (["--trainer.devices", "-3"], "trainer: `devices`"),
         (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches: got 0"),
         (["--trainer.overfit_batches", "2"], "trainer.overfit_batches"),
+        ([f"--trainer.callbacks+={LIGHTNINGS}.EMAWeightAveraging"], "trainer.callbacks: got EMAWeightAveraging"),
+        (
+            [f"--trainer.callbacks+={LIGHTNINGS}.StochasticWeightAveraging", "--trainer.callbacks.init_args.swa_lrs", "1"],
+            "trainer.callbacks: got StochasticWeightAveraging",
+        ),
         (["--trainer.logger.init_args.save_dir", "\0"], "trainer.logger: '\\x00' is no path"),
     ],
 )
