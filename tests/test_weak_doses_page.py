@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from full_size import NAMES, VANISHING, full_size_numbers, unseen_kinds, worst_and_vanishing
+from full_size import NAMES, VANISHING, full_size_numbers, unseen_kinds, weak_dose, worst_and_vanishing
 from project_paths import ROOT
 
 from introspection_lit.evaluation.trial_table import CURVES
@@ -54,6 +54,36 @@ def test_the_table_of_signs_and_ranks_agrees_with_the_results() -> None:
     assert "validation AUROC of .998" in PAGE
     assert f"{100 * full['sets']['newkinds']['fpr']:.1f} % of 1,125 clean texts" in PAGE
     assert full["sets"]["newkinds"]["n_clean_distinct"] == 1125
+
+
+def test_the_summary_agrees_with_the_results() -> None:
+    """Row by row: AUROCs at .04 before and after each change, and false alarms."""
+
+    def weak(run: dict[str, Any]) -> str:
+        return format_rate(weak_dose(run, "random")["auroc"])
+
+    summary = PAGE[: PAGE.index("## The smaller experiment")]
+    rows = loaded("recipes")["rows"]
+    before, after = (format_rate(rows[name]["random_auroc"]["values"][0]) for name in ("base", "smallest-batches"))
+    assert f"AUROC at .04 {before} to {after} |" in summary
+    names = ("full-size", "dither-5-rank-64", "merged-seed-1", "merged-late-seed-1")
+    signs, dither, merged, late = (
+        (weak(run), f"{100 * run['sets']['newkinds']['fpr']:.1f} %") for run in map(loaded, names)
+    )
+    heard, unheard = (
+        format_rate(loaded(name)["evidence"]["curves"]["random"]["adapter"][0]["auroc"])
+        for name in ("vanishing", "vanishing-dither-5-rank-64")
+    )
+    (others,) = {weak(loaded(f"merged-late-full-seed-{seed}")) for seed in (0, 2)}
+    for said in (
+        f"full experiment {weak(loaded('../smollm2-135m/seed-1'))} to {signs[0]}, a part",
+        f"on unseen kinds {signs[1]} |",
+        f"AUROC at 1e-6 {heard} to {unheard}), weak doses still are ({dither[0]});",
+        f"on long texts, {dither[1]} |",
+        f"false alarms {merged[1].lstrip('0')}, AUROC {merged[0]} |",
+        f"false alarms {late[1].lstrip('0')}, AUROC {late[0]} in one run, and [{others} in two others]",
+    ):
+        assert said in summary, said
 
 
 def test_what_is_said_of_rounding() -> None:
