@@ -2,19 +2,22 @@
 
 Every function takes the trials (:class:`~introspection_lit.evaluation.trial_table.TrialTable`) and returns values ready for
 JSON. Intervals are 95 %: for a rate the wider of Wilson's interval and the clustered bootstrap over directions and
-contexts, for an AUROC the bootstrap.
+contexts, for an AUROC the bootstrap. Where a rate is at 1 % FPR, the bootstrap resamples the threshold, too.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from introspection_lit.evaluation.fixed_fpr import FixedFpr
 from introspection_lit.evaluation.observers import PROBE
 from introspection_lit.evaluation.psychometric import detection_strength
 from introspection_lit.evaluation.statistics import (
+    Floats,
     auroc,
     auroc_of_ranks,
     clustered_bootstrap,
@@ -49,7 +52,7 @@ def analyse(trials: TrialTable, threshold: float, weakest: float) -> dict[str, A
     plain = trials.of_sets(*PLAIN_SETS)
     cells, kinds = band_grid(trials, threshold), rates_by_kind(plain, threshold)
     return {
-        "max_fpr_threshold": threshold_at_fpr(plain, ADAPTER) if (~plain.steered).any() else None,
+        "max_fpr_threshold": FixedFpr(plain, ADAPTER, FPR).threshold if (~plain.steered).any() else None,
         "observers": list(trials.scores),
         "curves": {
             name: {observer: points for observer in trials.scores if (points := dose_response(trials, name, observer))}
@@ -73,26 +76,25 @@ def analyse(trials: TrialTable, threshold: float, weakest: float) -> dict[str, A
     }
 
 
-def threshold_at_fpr(trials: TrialTable, observer: str, fpr: float = FPR) -> float:
-    """The lowest threshold at which the observer's FPR over distinct clean inputs is at most ``fpr``; 0 without any."""
-    clean = np.sort(trials.scored(observer).clean().scores.get(observer, np.empty(0)))[::-1]
-    return float(clean[math.floor(fpr * len(clean))]) if len(clean) else 0.0
-
-
-def rate_interval(hits: np.ndarray, trials: TrialTable) -> list[float]:
+def rate_interval(hits: np.ndarray, trials: TrialTable, at: FixedFpr | None = None) -> list[float]:
     """The 95 % interval of a rate: from the lower to the higher end of Wilson's and the clustered bootstrap's.
 
     Args:
         hits: Booleans, one for each of ``trials``, ``(n,)``.
         trials: Provide the clusters.
+        at: The threshold of the hits if it is an estimate, which is resampled with them.
     """
     low, high = wilson_interval(int(hits.sum()), len(hits))
     if len(hits) < 2:
         return [low, high]
-    bootstrap = clustered_bootstrap(
-        lambda w: float(w @ hits / w.sum()) if w.any() else math.nan, trials.clusters, RESAMPLES
-    )
-    ends = [end for end in bootstrap if math.isfinite(end)]
+
+    def resampled(weights: Floats) -> float:
+        own = weights[: len(hits)]
+        above = hits if at is None else at.detected(trials, weights)
+        return float(own @ above / own.sum()) if own.any() else math.nan
+
+    clusters = trials.clusters if at is None else at.clusters(trials)
+    ends = [end for end in clustered_bootstrap(resampled, clusters, RESAMPLES) if math.isfinite(end)]
     return [min([low, *ends]), max([high, *ends])]
 
 
@@ -111,20 +113,19 @@ def dose_response(trials: TrialTable, name: str, observer: str) -> list[Row]:
         name: Type of vectors, ``random`` or ``concept``.
         observer: Name of the scores to use.
     """
-    threshold = threshold_at_fpr(trials.of_sets(*PLAIN_SETS), observer)
+    at = FixedFpr(trials.of_sets(*PLAIN_SETS), observer, FPR)
     subset = trials.of_sets(CURVES[name]).scored(observer)
     points = []
     for dose in np.unique(subset.strengths[subset.steered]):
         dosed = subset.where(subset.strengths == dose)
         against = subset.where((subset.strengths == dose) | ~subset.steered)
-        hits = dosed.scores[observer] > threshold
-        scores = against.scores[observer]
+        hits, scores = at.detected(dosed), against.scores[observer]
         points.append(
             {
                 "strength": float(dose),
                 "n": len(dosed),
                 "tpr": rate(hits),
-                "tpr_interval": rate_interval(hits, dosed),
+                "tpr_interval": rate_interval(hits, dosed, at),
                 "auroc": finite_or_none(auroc(scores, against.steered)),
                 "auroc_interval": auroc_interval(scores, against),
             }
@@ -134,12 +135,12 @@ def dose_response(trials: TrialTable, name: str, observer: str) -> list[Row]:
 
 def detection_strengths(trials: TrialTable, name: str) -> Row:
     """The strength at which the adapter detects 75 % of steered trials at 1 % FPR, over all bands and for each band."""
-    threshold = threshold_at_fpr(trials.of_sets(*PLAIN_SETS), ADAPTER)
+    at = FixedFpr(trials.of_sets(*PLAIN_SETS), ADAPTER, FPR)
     subset = trials.of_sets(CURVES[name])
     steered = subset.where(subset.steered)
 
     def fit(part: TrialTable) -> Row:
-        return detection_strength(part.strengths, part.scores[ADAPTER] > threshold, FPR, part.clusters, resamples=RESAMPLES)
+        return detection_strength(part.strengths, partial(at.detected, part), FPR, at.clusters(part), resamples=RESAMPLES)
 
     return fit(steered) | {"bands": {band: fit(steered.where(steered.bands == band)) for band in steered.bands_of()}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,7 +124,7 @@ def _fit(levels: Floats, totals: NDArray, hits: NDArray, guess: float) -> Psycho
 
 def detection_strength(
     strengths: ArrayLike,
-    detected: ArrayLike,
+    detect: Callable[[Floats | None], ArrayLike],
     guess: float,
     clusters: Sequence[ArrayLike],
     share: float = 0.75,
@@ -135,9 +135,10 @@ def detection_strength(
 
     Args:
         strengths: Of steered trials, above 0, ``(n,)``.
-        detected: True where the score was above the threshold, ``(n,)``.
+        detect: Returns ``(n,)``, True where the score is above the threshold: without weights the run's threshold, with
+            those of a resample the threshold that it gives.
         guess: The false-alarm rate at that threshold; fixed.
-        clusters: As in :func:`clustered_bootstrap`.
+        clusters: As in :func:`clustered_bootstrap`, of the steered trials, then of any clean ones that set the threshold.
         share: Share of trials to be detected, in (0, 1).
         resamples: Refits for the interval.
         seed: Of the resamples.
@@ -151,15 +152,14 @@ def detection_strength(
     Raises:
         ConfigurationError: As :func:`fit_psychometric` and :func:`clustered_bootstrap`.
     """
-    curve = fit_psychometric(strengths, detected, guess)
+    curve = fit_psychometric(strengths, detect(None), guess)
     levels, place = _levels(strengths, guess)
-    hit, tested = np.asarray(detected, dtype=bool), np.asarray(strengths, dtype=float)
+    tested = np.asarray(strengths, dtype=float)
 
     def refit(weights: Floats) -> float:
-        totals = np.bincount(place, weights)
-        return (
-            _fit(levels, totals, np.bincount(place, weights * hit), guess).strength_at(share) if totals.any() else math.nan
-        )
+        own, hit = weights[: len(place)], np.asarray(detect(weights), dtype=bool)
+        totals = np.bincount(place, own)
+        return _fit(levels, totals, np.bincount(place, own * hit), guess).strength_at(share) if totals.any() else math.nan
 
     def reported(strength: float) -> float | None:
         known = len(levels) > 1 and 0 < strength <= MAX_EXTRAPOLATION * tested.max()

@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import auc, roc_auc_score
 
 from introspection_lit.evaluation import analysis
+from introspection_lit.evaluation.fixed_fpr import FixedFpr
 from introspection_lit.evaluation.observers import PROBE
 from introspection_lit.evaluation.statistics import information, wilson_interval
 from introspection_lit.evaluation.trial_table import ADAPTER, PLAIN_SETS, USUAL_SETS, TrialTable
@@ -100,7 +101,7 @@ def rows() -> Rows:
 def test_threshold_lets_one_in_a_hundred_distinct_inputs_through(n: int, allowed: int, copies: int) -> None:
     """It is the lowest such one, and inputs that come again count once."""
     rows = rows_of("heldout", n, steered_each=0)
-    threshold = analysis.threshold_at_fpr(table(rows + rows[: n // 3] * (copies - 1)), ADAPTER)
+    threshold = FixedFpr(table(rows + rows[: n // 3] * (copies - 1)), ADAPTER, 0.01).threshold
     scores = np.array(distinct_clean(rows, ("heldout",)))
     assert (scores > threshold).sum() == allowed
     lower = np.nextafter(threshold, -np.inf)
@@ -115,7 +116,7 @@ def test_threshold_of_the_run_is_over_plain_sets_only(rows: Rows) -> None:
     only = [row | {"scores": {k: v for k, v in row["scores"].items() if k != PROBE or i % 3}} for i, row in enumerate(rows)]
     clean = np.sort(distinct_clean(only, ("heldout",), PROBE))[::-1]
     assert len(clean) < 90
-    assert analysis.threshold_at_fpr(table(only).of_sets("heldout"), PROBE) == clean[int(0.01 * len(clean))]
+    assert FixedFpr(table(only).of_sets("heldout"), PROBE, 0.01).threshold == clean[int(0.01 * len(clean))]
 
 
 def test_curve_points_equal_a_loop(rows: Rows) -> None:

@@ -95,7 +95,7 @@ def test_degenerate_data(guess: float, tested: np.ndarray, which: str) -> None:
     if len(tested) == 1 or which != "one strength in two":
         expected = max(detected.mean(), guess)
         assert found.probability(tested) == pytest.approx(np.full(len(tested), expected), abs=1e-3)
-    told = psychometric.detection_strength(strengths, detected, guess, [clusters], resamples=10)
+    told = psychometric.detection_strength(strengths, lambda _: detected, guess, [clusters], resamples=10)
     json.dumps(told, allow_nan=False)
     if len(tested) == 1 or which == "none" or guess > 0.75:
         assert (told["strength"], told["interval"]) == (None, [None, None])
@@ -119,7 +119,7 @@ def test_detection_strength_and_its_interval() -> None:
     """The refit's 75 % strength; vectors that differ widen the interval, and it is about the right width without."""
     truth = Psychometric(0.02, 0.02, -1.0, 0.3)
     strengths, detected = simulate(truth, 200, 0)
-    told = psychometric.detection_strength(strengths, detected, 0.02, [np.arange(1400)], resamples=100)
+    told = psychometric.detection_strength(strengths, lambda _: detected, 0.02, [np.arange(1400)], resamples=100)
     assert told["strength"] == pytest.approx(truth.strength_at(0.75), rel=0.15)
     assert told["share"] == 0.75
     low, high = told["interval"]
@@ -132,7 +132,7 @@ def test_detection_strength_and_its_interval() -> None:
     shifted = strengths / 10 ** (0.4 * random.standard_normal(20)[vectors])
     detected = random.random(1400) < truth.probability(shifted)
     narrow, wide = (
-        psychometric.detection_strength(strengths, detected, 0.02, [factor], resamples=50)["interval"]
+        psychometric.detection_strength(strengths, lambda _: detected, 0.02, [factor], resamples=50)["interval"]
         for factor in (np.arange(1400), vectors)
     )
     assert np.log(wide[1] / wide[0]) > 1.5 * np.log(narrow[1] / narrow[0])
@@ -141,12 +141,13 @@ def test_detection_strength_and_its_interval() -> None:
 def test_strength_beyond_the_tested_is_none() -> None:
     """Up to three times the largest is told; beyond, and where lapses keep the curve below the share, nothing."""
     strengths = np.repeat(STRENGTHS, 500)
+    alone = [np.arange(len(strengths))]
     for location, known in ((0.2, True), (1.0, False)):
         detected = np.random.default_rng(0).random(len(strengths)) < Psychometric(0, 0, location, 0.3).probability(
             strengths
         )
-        told = psychometric.detection_strength(strengths, detected, 0.0, [np.arange(len(strengths))], 0.75, resamples=20)
+        told = psychometric.detection_strength(strengths, lambda _, hits=detected: hits, 0.0, alone, 0.75, resamples=20)
         assert (told["strength"] is not None) == known
         assert (told["interval"][1] is not None) == known
-    told = psychometric.detection_strength(strengths, strengths > 0.1, 0.0, [np.arange(len(strengths))], 1.0, resamples=20)
+    told = psychometric.detection_strength(strengths, lambda _: strengths > 0.1, 0.0, alone, 1.0, resamples=20)
     assert told["strength"] is None
