@@ -27,7 +27,7 @@ class FixedFpr:
         scores = self._clean.scores.get(observer, np.empty(0))
         self._falling = np.argsort(-scores)
         self._scores = scores[self._falling]
-        self.threshold = 0.0
+        self.threshold = 0.0  # without clean inputs
         self.threshold = self._resampled(np.ones(len(scores)))
 
     def _resampled(self, weights: Floats) -> float:
