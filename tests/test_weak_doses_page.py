@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -74,6 +75,12 @@ def test_the_summary_agrees_with_the_results() -> None:
         format_rate(loaded(name)["evidence"]["curves"]["random"]["adapter"][0]["auroc"])
         for name in ("vanishing", "vanishing-dither-5-rank-64")
     )
+    clip, full = ([loaded(f"{name}-{seed}") for seed in (0, 2)] for name in ("clip-10-seed", "merged-late-full-seed"))
+    starts = [
+        " and ".join(format_rate(full_size_numbers(run)["75 % detected from, random vectors"])[1:] for run in runs)
+        for runs in (clip, full)
+    ]
+    (rate,) = {f"{100 * run['sets']['newkinds']['fpr']:.1f} %".lstrip("0") for run in clip}
     (others,) = {weak(loaded(f"merged-late-full-seed-{seed}")) for seed in (0, 2)}
     for said in (
         f"full experiment {weak(loaded('../smollm2-135m/seed-1'))} to {signs[0]}, a part",
@@ -82,6 +89,8 @@ def test_the_summary_agrees_with_the_results() -> None:
         f"on long texts, {dither[1]} |",
         f"false alarms {merged[1].lstrip('0')}, AUROC {merged[0]} |",
         f"false alarms {late[1].lstrip('0')}, AUROC {late[0]} in one run, and [{others} in two others]",
+        f"75 % detected from {starts[0]}, before from {starts[1]}; false alarms {rate}, "
+        f"AUROC {' and '.join(map(weak, clip))} |",
     ):
         assert said in summary, said
 
@@ -274,12 +283,62 @@ def test_what_is_said_of_two_more_runs() -> None:
     assert [f"{number:.2f}" for number in thresholds(seed_0)] == ["7.16", "-1.75"]
 
 
+def test_what_is_said_of_clipping_less() -> None:
+    """The table; strengths, thresholds and learning beside those of the runs before; and what is not detected."""
+    said = " ".join(PAGE[PAGE.index("### Clipping less") :].split())
+    runs, before = ([loaded(f"{name}-{seed}") for seed in (0, 2)] for name in ("clip-10-seed", "merged-late-full-seed"))
+    assert all(row in PAGE for row in merged_rows(runs))
+    assert [(run["seed"], run["commit"], run["lora"]["alpha"]) for run in runs] == [
+        (0, "3475ddb8f46a", 256),
+        (2, "3475ddb8f46a", 256),
+    ]
+
+    def pair(numbers: Iterable[float], places: int = 3) -> str:
+        return " and ".join(f"{number:.{places}f}".removeprefix("0") for number in numbers)
+
+    def strengths(of: list[dict[str, Any]], band: str = "") -> list[str]:
+        fits = [[run["evidence"]["detection_strength"][vectors] for run in of] for vectors in NAMES]
+        return [pair((fit["bands"][band] if band else fit)["strength"] for fit in row) for row in fits]
+
+    now, late, earlier = strengths(runs), strengths(runs, "19..28"), strengths(before)
+    assert f"from {now[0]} (random), {now[1]} (concepts) on, in the late band from {', '.join(late)}." in said
+    assert f"The same seeds in the section before: {', '.join(earlier)}, after 1,000 steps more; all four" in said
+    for numbers in map(full_size_numbers, runs):
+        assert all(numbers[f"75 % detected from, {name}"] <= 0.045 for name in NAMES.values())
+        assert all(numbers[f"TPR at .16, lowest band, {name}"] >= 0.99 for name in NAMES.values())
+    overlaps = [
+        new["evidence"]["detection_strength"][vectors]["interval"][1]
+        > old["evidence"]["detection_strength"][vectors]["interval"][0]
+        for new, old in zip(runs, before, strict=True)
+        for vectors in NAMES
+    ]
+    assert all(overlaps)
+    assert [sum(alarms(run).values()) for run in runs] == [1, 1]
+    stored, at_one = (
+        " and ".join(f"{number:.2f}" for number in numbers) for numbers in zip(*map(thresholds, runs), strict=True)
+    )
+    assert f"stored thresholds are {stored}, near those that 1 % of the clean texts exceed, {at_one}." in said
+    points = {vectors: [weak_dose(run, vectors) for run in runs] for vectors in NAMES}
+    missed = [" and ".join(f"{100 * (1 - point['tpr']):.0f}" for point in row) for row in points.values()]
+    assert f"At .04, {missed[0]} % of the random vectors and {missed[1]} % of the concepts are not." in said
+    coin = [pair(point["tpr"] + (1 - point["tpr"]) / 2 for point in row) for row in points.values()]
+    areas = [pair(point["auroc"] for point in row) for row in points.values()]
+    assert f"the AUROCs were {', '.join(coin)}: they are {', '.join(areas)}." in said
+    ends = [[" to ".join(pair([end], 2) for end in point["auroc_interval"]) for point in row] for row in points.values()]
+    assert f"are {ends[0][0]} and {ends[0][1]} (random), {ends[1][0]} and {ends[1][1]} (concepts)." in said
+    curves = [
+        pair(dict(zip(run["steps"], run["auroc"], strict=True))[step] for step in (1999, 3999))
+        for run in (row["evidence"]["training"] for row in (*runs, *before))
+    ]
+    assert f"is {curves[0]} in seed 0, {curves[1]} in seed 2; in the section before {curves[2]}, {curves[3]}." in said
+
+
 def test_the_check_list_counts_the_runs_that_do_not_hear_rounding() -> None:
     """All runs with dither of the folder; their AUROCs at 1e-6 are asserted with their tables."""
-    names = [file.stem for kind in ("dither", "merged") for file in FOLDER.glob(f"{kind}-*.json")]
-    assert (len(names), len({loaded(name)["seed"] for name in names})) == (11, 3)
+    names = [file.stem for kind in ("dither", "merged", "clip") for file in FOLDER.glob(f"{kind}-*.json")]
+    assert (len(names), len({loaded(name)["seed"] for name in names})) == (13, 3)
     validity = (ROOT / "docs" / "validity.md").read_text(encoding="utf-8")
-    assert "with it none of eleven runs, three seeds (" in validity
+    assert "with it none of thirteen runs, three seeds (" in validity
 
 
 def merged_rows(runs: list[dict[str, Any]], texts: int = 1125) -> list[str]:
