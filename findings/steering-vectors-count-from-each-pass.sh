@@ -19,6 +19,8 @@ pip() { "$folder/venv/bin/pip" install --quiet --disable-pip-version-check "$@";
 pip torch==2.13.0
 pip transformers==4.57.6 steering-vectors==0.12.2
 cat > "$folder/look.py" <<'PYTHON'
+import inspect
+
 import torch
 from steering_vectors import SteeringVector
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -35,7 +37,7 @@ outputs = {}
 
 
 def steered_places(cache, **where):
-    """Places of the conversation at which layer 1 has the vector added, after 4 generated tokens; or the error."""
+    """Places of the conversation at which layer 1 has the vector added, after 4 generated tokens; and any error."""
     places, first = set(), 0
 
     def before(_, inputs, output):
@@ -56,9 +58,9 @@ def steered_places(cache, **where):
             model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5, do_sample=False, use_cache=cache
             )
-        return sorted(places)
+        return sorted(places), None
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return sorted(places), error
     finally:
         for handle in handles:
             handle.remove()
@@ -75,13 +77,16 @@ options = {
 }
 found = {name: (steered_places(True, **where), steered_places(False, **where)) for name, where in options.items()}
 for name, (cached, without) in found.items():
-    print(f"{name}: with a KV cache {cached}; without {without}")
-assert found["nothing"] == (everywhere, everywhere)
-assert found["min_token_index=3"] == ([3, 4, 5], everywhere[3:])
-assert found["token_indices=[0]"] == ([0, 6, 7, 8, 9], [0])
-cached, without = found["token_indices=[3]"]
-assert cached.startswith("IndexError") and without == [3]
-assert all(each.startswith("RuntimeError") for each in found["a mask of the prompt"])
-assert all(each.startswith("UnboundLocalError") for each in found["token_indices=[0] alone"])
+    print(f"{name}: with a KV cache {cached[0]} {cached[1]!r}; without {without[0]} {without[1]!r}")
+assert found["nothing"] == ((everywhere, None), (everywhere, None))
+assert found["min_token_index=3"] == (([3, 4, 5], None), (everywhere[3:], None))
+assert found["token_indices=[0]"] == (([0, 6, 7, 8, 9], None), ([0], None))
+(cached, error), without = found["token_indices=[3]"]
+assert cached == [3] and isinstance(error, IndexError) and without == ([3], None)
+for places, error in found["a mask of the prompt"]:
+    assert places == [3, 4, 5] and isinstance(error, RuntimeError)
+for places, error in found["token_indices=[0] alone"]:
+    assert places == [] and isinstance(error, UnboundLocalError) and isinstance(error.__context__, AssertionError)
+assert inspect.signature(SteeringVector.apply).parameters["min_token_index"].default == 0
 PYTHON
 "$folder/venv/bin/python" "$folder/look.py" 2> "$folder/errors" || { cat "$folder/errors"; exit 1; }

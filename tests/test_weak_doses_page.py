@@ -63,10 +63,14 @@ def test_the_summary_agrees_with_the_results() -> None:
     def weak(run: dict[str, Any]) -> str:
         return format_rate(weak_dose(run, "random")["auroc"])
 
+    def start(run: dict[str, Any]) -> str:
+        return format_rate(full_size_numbers(run)["75 % detected from, random vectors"])[1:]
+
     summary = PAGE[: PAGE.index("## The smaller experiment")]
     rows = loaded("recipes")["rows"]
     before, after = (format_rate(rows[name]["random_auroc"]["values"][0]) for name in ("base", "smallest-batches"))
-    assert f"AUROC at .04 {before} to {after} |" in summary
+    seeds = [format_rate(row) for row in loaded("batches-of-4")["rows"]["base"]["random_auroc"]["values"]]
+    assert f"AUROC at .04 {before} to {after} (other seeds {' and '.join(seeds)}) |" in summary
     names = ("full-size", "dither-5-rank-64", "merged-seed-1", "merged-late-seed-1")
     signs, dither, merged, late = (
         (weak(run), f"{100 * run['sets']['newkinds']['fpr']:.1f} %") for run in map(loaded, names)
@@ -76,19 +80,19 @@ def test_the_summary_agrees_with_the_results() -> None:
         for name in ("vanishing", "vanishing-dither-5-rank-64")
     )
     clip, full = ([loaded(f"{name}-{seed}") for seed in (0, 2)] for name in ("clip-10-seed", "merged-late-full-seed"))
-    starts = [
-        " and ".join(format_rate(full_size_numbers(run)["75 % detected from, random vectors"])[1:] for run in runs)
-        for runs in (clip, full)
-    ]
+    starts = [" and ".join(map(start, runs)) for runs in (clip, full)]
+    full_size, other = (loaded("full-size"), loaded("../smollm2-135m/seed-1")), loaded("merged-late-seed-0")
     (rate,) = {f"{100 * run['sets']['newkinds']['fpr']:.1f} %".lstrip("0") for run in clip}
     (others,) = {weak(loaded(f"merged-late-full-seed-{seed}")) for seed in (0, 2)}
     for said in (
         f"full experiment {weak(loaded('../smollm2-135m/seed-1'))} to {signs[0]}, a part",
-        f"on unseen kinds {signs[1]} |",
+        f"bf16-mixed; 75 % detected from {' instead of '.join(map(start, full_size))}; "
+        f"false alarms on unseen kinds {signs[1]} |",
         f"AUROC at 1e-6 {heard} to {unheard}), weak doses still are ({dither[0]});",
         f"on long texts, {dither[1]} |",
         f"false alarms {merged[1].lstrip('0')}, AUROC {merged[0]} |",
-        f"false alarms {late[1].lstrip('0')}, AUROC {late[0]} in one run, and [{others} in two others]",
+        f"false alarms {late[1].lstrip('0')}, AUROC {late[0]} in one run, {weak(other)} in another, "
+        f"and [{others} in two more]",
         f"75 % detected from {starts[0]}, before from {starts[1]}; false alarms {rate}, "
         f"AUROC {' and '.join(map(weak, clip))} |",
     ):
@@ -317,20 +321,23 @@ def test_what_is_said_of_clipping_less() -> None:
     stored, at_one = (
         " and ".join(f"{number:.2f}" for number in numbers) for numbers in zip(*map(thresholds, runs), strict=True)
     )
-    assert f"stored thresholds are {stored}, near those that 1 % of the clean texts exceed, {at_one}." in said
+    assert f"stored thresholds are {stored}; 1 % of the clean texts exceed {at_one}." in said
     points = {vectors: [weak_dose(run, vectors) for run in runs] for vectors in NAMES}
     missed = [" and ".join(f"{100 * (1 - point['tpr']):.0f}" for point in row) for row in points.values()]
     assert f"At .04, {missed[0]} % of the random vectors and {missed[1]} % of the concepts are not." in said
     coin = [pair(point["tpr"] + (1 - point["tpr"]) / 2 for point in row) for row in points.values()]
     areas = [pair(point["auroc"] for point in row) for row in points.values()]
     assert f"the AUROCs were {', '.join(coin)}: they are {', '.join(areas)}." in said
-    ends = [[" to ".join(pair([end], 2) for end in point["auroc_interval"]) for point in row] for row in points.values()]
-    assert f"are {ends[0][0]} and {ends[0][1]} (random), {ends[1][0]} and {ends[1][1]} (concepts)." in said
-    curves = [
-        pair(dict(zip(run["steps"], run["auroc"], strict=True))[step] for step in (1999, 3999))
-        for run in (row["evidence"]["training"] for row in (*runs, *before))
+    intervals = [
+        [" to ".join(pair([end], 2) for end in point["auroc_interval"]) for point in row] for row in points.values()
     ]
-    assert f"is {curves[0]} in seed 0, {curves[1]} in seed 2; in the section before {curves[2]}, {curves[3]}." in said
+    assert f"are {' and '.join(intervals[0])} (random), {' and '.join(intervals[1])} (concepts)." in said
+    curves = [[run["evidence"]["training"] for run in each] for each in (runs, before)]
+    early = [pair(run["auroc"][run["steps"].index(1999)] for run in each) for each in curves]
+    ends = [pair(run["auroc"][-1] for run in each) for each in curves]
+    assert f"after 2,000 steps has AUROCs of {early[0]}, in the section before {early[1]}." in said
+    assert f"after 4,000 steps, they are {ends[0]}; before, after 5,000, {ends[1]}." in said
+    assert [run["steps"][-1] for each in curves for run in each] == [3999, 3999, 4999, 4999]
 
 
 def test_the_check_list_counts_the_runs_that_do_not_hear_rounding() -> None:

@@ -12,6 +12,9 @@ from introspection_lit.evaluation.trial_table import TrialTable
 class FixedFpr:
     """The lowest threshold at which an observer's FPR over distinct clean inputs is at most a given one.
 
+    With fewer than 1 / fpr clean inputs it is the highest score, which resamples can only lower: intervals then count its
+    error upwards alone.
+
     Args:
         trials: Those whose clean inputs set the threshold.
         observer: Name of the scores to use.

@@ -60,7 +60,7 @@ def trainer_problems(trainer: Trainer) -> list[str]:
 
 
 def averaging_problems(trainer: Trainer) -> list[str]:
-    """Reject callbacks that average weights: a run with one trains, but cannot be resumed."""
+    """Reject callbacks that average weights: a run could not be resumed, with SWA once it has begun."""
     from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
     averaging = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -81,20 +83,42 @@ def test_intervals_of_rates_are_as_wide_as_rates_vary() -> None:
     assert np.mean(fixed) < 0.6 * spread(rates)
 
 
+STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+def log_width(fit: dict[str, Any]) -> float:
+    """The width of an interval of strengths, in nats."""
+    return float(np.ptp(np.log(fit["interval"])))
+
+
+def with_a_fixed_threshold(run: TrialTable) -> dict[str, Any]:
+    """The detection strength whose interval takes the threshold as given."""
+    at, dosed = FixedFpr(run, ADAPTER, FPR), run.where(run.steered)
+    hits = at.detected(dosed)
+    return detection_strength(dosed.strengths, lambda _: hits, FPR, dosed.clusters)
+
+
+def test_intervals_of_strengths_count_the_threshold() -> None:
+    """One is wider than with a fixed threshold, about the same strength."""
+    run = experiment(0, strengths=STRENGTHS)
+    found, fixed = detection_strengths(run, "random"), with_a_fixed_threshold(run)
+    assert found["strength"] == fixed["strength"]
+    assert log_width(found) > 1.2 * log_width(fixed)
+
+
 @pytest.mark.slow
 def test_intervals_of_strengths_are_as_wide_as_strengths_vary() -> None:
     """Likewise, with a psychometric function fitted in each resample."""
-    runs = [experiment(number, strengths=(0.05, 0.1, 0.2, 0.4, 0.8)) for number in range(60)]
+    runs = [experiment(number, strengths=STRENGTHS) for number in range(60)]
     found = [detection_strengths(run, "random") for run in runs[:4]]
-    widths = [np.ptp(np.log(fit["interval"])) for fit in found]
+    wider, narrower = (
+        np.mean([log_width(fit) for fit in fits]) for fits in (found, [with_a_fixed_threshold(run) for run in runs[:4]])
+    )
     strengths = []
     for run in runs:
         at, dosed = FixedFpr(run, ADAPTER, FPR), run.where(run.steered)
         strengths.append(np.log(fit_psychometric(dosed.strengths, at.detected(dosed), FPR).strength_at(0.75)))
     assert strengths[:4] == pytest.approx([np.log(fit["strength"]) for fit in found])
-    assert np.mean(widths) == pytest.approx(spread(strengths), rel=0.35)
-    fixed = [
-        detection_strength(dosed.strengths, lambda _, hits=at.detected(dosed): hits, FPR, dosed.clusters)["interval"]
-        for at, dosed in ((FixedFpr(run, ADAPTER, FPR), run.where(run.steered)) for run in runs[:4])
-    ]
-    assert np.mean(np.ptp(np.log(fixed), axis=1)) < 0.7 * spread(strengths)
+    assert wider == pytest.approx(spread(strengths), rel=0.35)
+    assert narrower < 0.7 * spread(strengths)
+    assert wider > 1.3 * narrower

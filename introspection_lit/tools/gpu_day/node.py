@@ -1,6 +1,6 @@
 """The steps of ``scripts/gpu_node.py``: DDP against FSDP against one GPU, on one node.
 
-The minutes are estimates: nothing has been measured on GPUs yet.
+The minutes are estimates: nothing has been measured on several GPUs yet.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def check_step(module: IntrospectionModule, scored: Sequence[Scored]) -> Tensor 
         scored: What this process's batches of the step have given.
 
     Returns:
-        The norm of the gradients before clipping, ``()`` float32; None under a gradient scaler.
+        The norm of this process's gradients before clipping, ``()`` float32, under FSDP of its shard; None under a gradient
+        scaler.
 
     Raises:
         RunError: A loss, score or gradient is NaN or infinite. The weights of before the step are kept.
